@@ -47,8 +47,9 @@ def download(
     answers = []
     code = Exit.OK
     with Client(api, key) as client:
-        ids = [client.job_id(job) for job in jobs]
-        for job_id in dict.fromkeys(ids):
+
+        def save(job_id: str) -> None:
+            nonlocal code
             job = watch(client, job_id, quiet=json_) if wait else client.job(job_id)
             status = str(job["status"])
             if status not in ENDED:
@@ -63,14 +64,17 @@ def download(
             if not saved:
                 code = ENDED[status] or code
             if json_:
-                continue
+                return
             for line in listed(saved):
                 console.print(line, markup=False)
             if status != "succeeded" or not saved:
                 what = f"{len(saved)} outputs" if saved else "no outputs"
                 stderr().print(f"job {job_id} {status}, with {what}", style="dim", markup=False)
+
+        ids = _each(client, jobs)
+        code = _with_all(ids, save) or code
     if json_:
-        print_json(answers[0] if len(answers) == 1 else {"jobs": answers})
+        print_json(answers[0] if len(ids) == 1 else {"jobs": answers})
     raise typer.Exit(code)
 
 
@@ -87,7 +91,8 @@ def remove(
     from comfy_fleet.cli.console import stdout
 
     with Client(api, key) as client:
-        for job_id in _each(client, jobs):
+
+        def remove_one(job_id: str) -> None:
             try:
                 client.delete(path_of("job", job_id), cancel="true" if cancel else "false")
             except Fail as error:
@@ -97,6 +102,9 @@ def remove(
                     ) from None
                 raise
             stdout().print(f"removed {job_id}", markup=False)
+
+        code = _with_all(_each(client, jobs), remove_one)
+    raise typer.Exit(code)
 
 
 def retry(
@@ -167,19 +175,49 @@ def keep(
 
     answers = []
     with Client(api, key) as client:
-        for job_id in _each(client, jobs):
+
+        def keep_one(job_id: str) -> None:
             path = path_of("job", job_id, "/keep")
             answers.append(client.delete(path) if off else client.put(path))
             if not json_:
                 until = f"goes after {answers[-1]['expires_at']}" if off else "kept until it is removed"
                 stdout().print(f"{job_id}  {until}", markup=False)
+
+        ids = _each(client, jobs)
+        code = _with_all(ids, keep_one)
     if json_:
-        print_json(answers[0] if len(answers) == 1 else {"jobs": answers})
+        print_json(answers[0] if len(ids) == 1 else {"jobs": answers})
+    raise typer.Exit(code)
 
 
 def _each(client: Any, jobs: Sequence[str]) -> list[str]:
     """Return the complete ids, each once; all are looked up before anything changes."""
     return list(dict.fromkeys(client.job_id(job) for job in jobs))
+
+
+def _with_all(ids: Sequence[str], change: Callable[[str], None]) -> Exit:
+    """Do something with each job; one that is refused is told, and keeps the others from nothing.
+
+    Returns:
+        The code to end with: that of the first one refused.
+
+    Raises:
+        Fail: It is the only job, or the fleet can't be reached.
+    """
+    from comfy_fleet.cli.console import stderr
+
+    code = Exit.OK
+    for job_id in ids:
+        try:
+            change(job_id)
+        except Fail as error:
+            if len(ids) == 1 or error.exit is Exit.UNREACHABLE or error.passing:
+                raise
+            stderr().print(f"error: {error.message}", markup=False)
+            if error.hint:
+                stderr().print(f"hint: {error.hint}", markup=False)
+            code = code or error.exit
+    return code
 
 
 @contextmanager

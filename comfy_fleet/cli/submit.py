@@ -206,9 +206,18 @@ def finish(
             hint=f"fleet job events {ids[0]}, or stop it: fleet job cancel {ids[0]}",
             code=Exit.INTERRUPTED,
         ) from None
-    shown = []
+    shown: list[dict[str, Any]] = []
     for job in ended:
-        saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
+        try:
+            saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
+        except Fail as error:  # the same command would make the jobs anew
+            left = [str(one["id"]) for one in ended[len(shown) :] if one["status"] == "succeeded"]
+            where = shlex.quote(str(out))
+            raise Fail(
+                error.message,
+                hint=f"the outputs are kept: fleet job download {' '.join(left)} --out {where}",
+                code=error.exit,
+            ) from None
         shown.append({**job, "files": [str(one.path) for one in saved]} if out else job)
         if not json_:
             say_end(job, saved)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PULLED = ".fleet-pulled"
 """Name of the file that says what was pulled."""
 FILES = ("workflow.json", "workflow.toml", "editor.json")
+_REMOVED = "somebody has removed it from the store since it was pulled; to publish it as new: --force"
+_LEFT = ("kept", "edited", "left out")
+"""What became of a workflow that a pull has not written."""
 MAX_EXPORT_BYTES = 64 * 1024 * 1024
 """Of an export, packed; and of each file in it."""
 
@@ -73,7 +76,7 @@ def pull(
     """Write all workflows of the fleet's store into a folder, as they are in production.
 
     What was edited in the folder since the last pull stays, unless --force is given. Exits with 1 if
-    something was left for that.
+    something was left for that, or can't be read now, as a workflow that is in two places.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.workflow_text import short
@@ -106,13 +109,30 @@ def pull(
                 rows.append(_row(name, "written", short(version)))
                 _note(folder, {**known, name: version})  # a pull that ends early has pulled this one
             known[name] = version
-        gone = sorted(set(known) - {one["name"] for one in listed} - set(answer["broken"]))
+        there = {one["name"] for one in listed}
+        rows += _left_out(client, {name: why for name, why in answer["broken"].items() if name not in there})
+        gone = sorted(set(known) - there - set(answer["broken"]))
     for name in gone:
         rows.append(_row(name, "gone", "no longer in the store; its files stay"))
         del known[name]
     _note(folder, known)
     _tell(rows, json_=json_, empty="the store has no workflows")
-    raise typer.Exit(Exit.FAILED if any(row["state"] in ("kept", "edited") for row in rows) else Exit.OK)
+    raise typer.Exit(Exit.FAILED if any(row["state"] in _LEFT for row in rows) else Exit.OK)
+
+
+def _left_out(client: "Client", broken: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a row for each workflow of the store that can't be used now, so that none is left out unseen."""
+    rows = []
+    for name, why in sorted(broken.items()):
+        try:
+            in_store = bool(client.get(path_of("workflow", name, "/history"))["history"])
+        except Fail as error:  # one of the operator's folder, which is no business of a pull
+            if error.exit not in (Exit.USAGE, Exit.REFUSED, Exit.NOT_FOUND, Exit.FAILED) or error.passing:
+                raise
+            in_store = False
+        if in_store:
+            rows.append(_row(name, "left out", why))
+    return rows
 
 
 def push(
@@ -185,7 +205,10 @@ def _push(
         why = error.message
         if error.answer.get("code") == "workflow_changed":
             details = error.answer.get("details") or {}
-            why = f"{short(details.get('production'))} of {who_and_when(details)} was not pulled: --force"
+            theirs = details.get("production")
+            why = (
+                f"{short(theirs)} of {who_and_when(details)} was not pulled: --force" if theirs else _REMOVED
+            )
         elif error.hint:
             why = f"{why} ({error.hint})"
         return _row(name, "refused", why)
@@ -193,6 +216,8 @@ def _push(
     overtaken = dry_run and not force and before not in (None, base, answer["version"])
     if overtaken:
         return _row(name, "refused", f"{short(before)} is in production, which was not pulled: --force")
+    if dry_run and not force and base and before is None:
+        return _row(name, "refused", _REMOVED)
     state = "unchanged" if not answer["changed"] else "published" if before else "new"
     if dry_run and answer["changed"]:
         state = f"would be {state}"

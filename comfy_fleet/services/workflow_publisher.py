@@ -41,6 +41,8 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_
 
 MOST_SHOWN = 100
 """Differences that a conflict's details list."""
+_TRIES = 10
+"""How often a change that was made from no version in particular is merged into what has come meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,18 @@ class WorkflowPublisher:
             FleetError: Everything that :meth:`publish` raises.
         """
         self._check_free(name)
+        for turn in range(_TRIES):
+            try:
+                return await self._changed(name, patch, author=author, base_version=base_version, note=note)
+            except WorkflowChanged:
+                # Who named no base has no part in what somebody else published meanwhile.
+                if base_version is not None or turn == _TRIES - 1:
+                    raise
+        raise AssertionError  # the last turn returns or raises
+
+    async def _changed(
+        self, name: str, patch: Mapping[str, Any], *, author: str, base_version: str | None, note: str
+    ) -> tuple[Prepared, Published]:
         reference = WorkflowReference(name=name, label=PRODUCTION)
         if (whole := await self._store.version(reference)) is None:
             raise self._missing(name)

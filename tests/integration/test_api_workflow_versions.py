@@ -331,6 +331,16 @@ async def test_of_two_who_go_back_at_once_neither_undoes_the_other(keyed: Api) -
     assert (await keyed.client.get(W, headers=key(ARTIST))).json()["version"] == third
 
 
+async def test_changes_of_one_manifest_at_once_are_all_kept(api: Api) -> None:
+    await publish(api, "a")
+    for turn in range(3):
+        changes = [{"title": f"T{turn}"}, {"description": f"D{turn}"}]
+        answers = await asyncio.gather(*(api.client.patch(f"{W}/manifest", json=one) for one in changes))
+        assert [answer.status_code for answer in answers] == [200, 200], [one.text for one in answers]
+        manifest = (await api.client.get(f"{W}/manifest")).json()["manifest"]
+        assert (manifest["title"], manifest["description"]) == (f"T{turn}", f"D{turn}")
+
+
 async def test_a_label_is_not_moved_unseen(api: Api) -> None:
     first = (await publish(api, "a"))["version"]
     second = (await publish(api, "b", first))["version"]

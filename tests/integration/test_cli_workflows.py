@@ -387,7 +387,8 @@ async def test_what_can_not_be_used_now_is_not_gone(api: Api, tmp_path: Path) ->
     await api.stores.workflows.publish(
         "a", NewVersion(content=later, author="ann"), expected=None, force=True
     )
-    assert states(await fleet(api, "workflow", "pull", here, "--json")) == {}
+    result = await fleet(api, "workflow", "pull", here, "--json")
+    assert (states(result), result.exit_code) == ({"a": "left out"}, 1)
     await said(api, "workflow", "rollback", "a")
     assert states(await fleet(api, "workflow", "pull", here, "--json")) == {"a": "unchanged"}
 
@@ -402,6 +403,34 @@ async def test_what_an_operator_keeps_in_the_folder_stays_there(api: Api, tmp_pa
     history = await fleet(api, "workflow", "history", "card")
     assert (history.exit_code, history.stdout) == (0, "")
     assert "has no history" in history.stderr
+
+
+async def test_a_pull_names_what_is_in_two_places_and_says_how_to_keep_both(api: Api, tmp_path: Path) -> None:
+    await said(api, "workflow", "add", write(tmp_path / "card.json", graph()))
+    kept = tmp_path / "kept" / "card"
+    write(kept / "workflow.json", graph(1))
+    write(tmp_path / "kept" / "bad" / "workflow.json", "{")  # the operator's own: no pull is for it
+    here = tmp_path / "here"
+    result = await fleet(api, "workflow", "pull", str(here), "--json")
+    assert (states(result), result.exit_code) == ({"card": "left out"}, 1)
+    (row,) = json.loads(result.stdout)["workflows"]
+    assert f"in two places, {kept}" in row["message"]
+    assert row["message"].index("export card") < row["message"].index("rm card")
+    kept.rename(tmp_path / "away")
+    await said(api, "workflow", "export", "card", "--out", str(here))
+    assert json.loads((here / "card" / "workflow.json").read_text()) == graph()
+
+
+async def test_a_push_says_beforehand_that_a_workflow_was_removed(api: Api, tmp_path: Path) -> None:
+    await said(api, "workflow", "add", write(tmp_path / "card.json", graph()))
+    here = str(tmp_path / "here")
+    await said(api, "workflow", "pull", here)
+    await said(api, "workflow", "rm", "card", "-y", key=OTHER)
+    for more in (("--dry-run",), ()):
+        result = await fleet(api, "workflow", "push", here, "--json", *more)
+        assert (states(result), result.exit_code) == ({"card": "refused"}, 1), more
+        assert "has removed it" in json.loads(result.stdout)["workflows"][0]["message"]
+    assert states(await fleet(api, "workflow", "push", here, "--json", "--force")) == {"card": "new"}
 
 
 async def test_a_workflow_is_removed_only_on_purpose(api: Api, tmp_path: Path) -> None:

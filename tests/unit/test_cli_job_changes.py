@@ -189,6 +189,26 @@ def test_files_beside_a_submit_have_the_jobs_id_in_their_names(canned: Canned, t
     assert names(tmp_path / "out") == sorted(one.path.name for one in saved)
 
 
+def test_one_job_that_is_gone_keeps_the_others_from_nothing(canned: Canned, tmp_path: Path) -> None:
+    gone = JOB[:-1] + "0"
+    serve(canned)
+    path = f"/api/v1/jobs/{gone}"
+    for method, where in (("GET", path), ("DELETE", path), ("PUT", f"{path}/keep")):
+        canned.on(method, where, error("not_found", f"no job {gone}"), 404)
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "outputs": [output()]})
+    canned.on("DELETE", f"/api/v1/jobs/{JOB}", b"", 204)
+    canned.on("PUT", f"/api/v1/jobs/{JOB}/keep", {"id": JOB, "kept": True})
+    for words, says in (
+        (("rm",), f"removed {JOB}"),
+        (("keep",), f"{JOB}  kept"),
+        (("download", "--out", str(tmp_path)), "card_00001_.png"),
+    ):
+        result = run(canned, "job", *words, gone, JOB)
+        assert result.exit_code == Exit.NOT_FOUND, words
+        assert says in result.stdout
+        assert gone in result.stderr
+
+
 # -- rm, retry, keep --------------------------------------------------------
 
 

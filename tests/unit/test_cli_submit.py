@@ -327,6 +327,16 @@ def test_each_graph_of_a_file_gets_a_seed_of_its_own(canned: Canned, tmp_path: P
     assert "has no seed" in result.exception.message
 
 
+def test_a_picture_that_cant_be_saved_is_downloaded_and_not_made_anew(canned: Canned, tmp_path: Path) -> None:
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", {"id": JOB, "status": "queued"}, 201)
+    canned.stream(f"/api/v2/jobs/{JOB}/events", b'event: status\ndata: {"status": "succeeded"}\n\n')
+    canned.on("GET", f"/api/v1/jobs/{JOB}", DONE)
+    (tmp_path / "7f3d2c1b-card.png").write_text("mine")
+    result = run(canned, "submit", "image_card", "--out", str(tmp_path))
+    assert isinstance(result.exception, Fail)
+    assert result.exception.hint == f"the outputs are kept: fleet job download {JOB} --out {tmp_path}"
+
+
 def test_waiting_for_several_shows_all_and_ends_with_the_worst(canned: Canned, tmp_path: Path) -> None:
     canned.on("GET", "/api/v1/workflows/w", {"parameters": SEEDED})
     several(canned, "/api/v1/workflows/w/jobs")

@@ -137,8 +137,9 @@ def same_id(name: str, editor_name: str, other: str) -> NameTaken:
 def in_both(name: str, folder: str) -> NameTaken:
     """Return the error for a name that is in the folder and in the store."""
     return NameTaken(
-        f"stored workflow {name} is in two places, {folder} and the fleet's store: remove one of them: move "
-        f"that folder away, or `fleet workflow rm {name}`",
+        f"stored workflow {name} is in two places, {folder} and the fleet's store: move that folder away, "
+        f"which leaves the store's; to keep the folder's, then `fleet workflow export {name}` (a removed one "
+        f"is gone for good), `fleet workflow rm {name}`, and put the folder back",
         details={"field": "workflow", "workflow": name, "places": [folder, "store"]},
     )
 
