@@ -381,16 +381,19 @@ class WorkflowPublisher:
         """Return the whole version that a base names; one that is no more stays as it was written."""
         if text is None:
             return None
-        reference = self._reference(name, text)
+        reference = self._reference(name, text, field="base_version")
         found = await self._store.find(reference)
         if found is None and not reference.version:
             raise NotFound(f"no version of {name} has the label {text!r}", details={"field": "base_version"})
         return found or f"sha256:{reference.version}"
 
-    def _reference(self, name: str, which: str) -> WorkflowReference:
-        reference = WorkflowReference.parse(f"{name}@{which}")
+    def _reference(self, name: str, which: str, *, field: str = "version") -> WorkflowReference:
+        try:
+            reference = WorkflowReference.parse(f"{name}@{which}")
+        except BadInput as error:
+            raise BadInput(error.message, details={"field": field}) from None
         if reference.draft:
-            raise BadInput("a draft is no version: publish it first", details={"field": "version"})
+            raise BadInput("a draft is no version: publish it first", details={"field": field})
         return reference
 
     def _check_free(self, name: str) -> None:

@@ -341,6 +341,17 @@ async def test_changes_of_one_manifest_at_once_are_all_kept(api: Api) -> None:
         assert (manifest["title"], manifest["description"]) == (f"T{turn}", f"D{turn}")
 
 
+@pytest.mark.parametrize("field", ["version", "base_version"])
+async def test_what_names_no_version_is_told_by_its_field(api: Api, field: str) -> None:
+    await publish(api, "a")
+    for path, method in ((f"{W}/rollback", "POST"), (f"{W}/labels/x", "PUT")):
+        for bad in ("", "\0", "☃"):
+            body = {"version": "production", field: bad}
+            answer = await api.client.request(method, path, json=body)
+            assert code(answer) == (400, "invalid_request")
+            assert answer.json()["error"]["details"]["field"] == field
+
+
 async def test_a_label_is_not_moved_unseen(api: Api) -> None:
     first = (await publish(api, "a"))["version"]
     second = (await publish(api, "b", first))["version"]
