@@ -489,6 +489,7 @@ async def test_names_of_the_editor_become_ids(api: Api) -> None:
     assert first.json()["name"] == "my_workflow", first.text
     listed = (await api.client.get("/api/v1/workflows/My%20Workflow/versions")).json()
     assert (listed["name"], listed["editor_name"]) == ("my_workflow", "My Workflow")
+    await api.stores.userdata.save("local", "workflows/My Workflow.json", b"{}", overwrite=True)
     taken = await api.client.put("/api/v1/workflows/my%20workflow", json={"graph": graph("b"), "force": True})
     assert code(taken) == (409, "workflow_name_taken")
     assert "'my workflow' and 'My Workflow'" in taken.json()["error"]["message"]

@@ -408,6 +408,7 @@ async def test_what_is_no_graph_is_no_draft(api: Api, body: dict[str, Any]) -> N
 
 async def test_two_names_of_one_id_are_reported(api: Api) -> None:
     await hand_over(api, ANN, name="My Flow")
+    await api.stores.userdata.save("ann", "workflows/My Flow.json", b"{}", overwrite=True)
     body = {"name": "my_flow!", "graph": GRAPH, "ui": ui()}
     answer = await api.client.post("/api/v1/drafts", json=body, headers=ANN)
     assert code(answer) == (409, "workflow_name_taken")

@@ -285,10 +285,13 @@ async def test_a_process_that_is_killed_leaves_whole_workflows(
             assert await store.version(at(name)) is not None
 
 
-async def test_a_removed_workflow_leaves_nothing(redis: FleetRedis, store: RedisWorkflowStore) -> None:
+async def test_a_removed_workflow_leaves_nothing_but_the_word_of_it(
+    redis: FleetRedis, store: RedisWorkflowStore
+) -> None:
     await many(store, 3)
     await store.label("w", "x", at("w"), author="ann")
     await store.save_draft("ann", "w", Draft(graph=new("2").content.graph))
     await store.remove("w", author="ann")
     await store.drop_draft("ann", "w")
-    assert set(await redis.keys("*")) <= {redis.keyspace.schema.encode()}
+    kept = {redis.keyspace.schema.encode(), redis.keyspace.workflows_removed.encode()}
+    assert set(await redis.keys("*")) <= kept
