@@ -27,6 +27,7 @@ from tests.acceptance.wire import (
     PLACE,
     Answer,
     ask,
+    console_of,
     converse,
     ends,
     graph,
@@ -114,8 +115,9 @@ BODIES = {
 def test_no_body_gets_through_or_breaks_anything(fleet: Up, name: str) -> None:
     error = refused(post_json(fleet, "/api/v2/jobs", BODIES[name]), 400, 422)
     assert "kkkk" not in error["message"]
-    for path in ("/api/v1/workflows/image_card/jobs", "/api/v1/generate", "/api/submit", "/api/v1/nodes"):
+    for path in ("/api/v1/workflows/image_card/jobs", "/api/v1/generate", "/api/submit"):
         refused(post_json(fleet, path, BODIES[name]), 400, 404, 413, 422)
+    refused(post_json(console_of(fleet), "/api/v1/nodes", BODIES[name]), 400, 404, 413, 422)
 
 
 @pytest.mark.parametrize(

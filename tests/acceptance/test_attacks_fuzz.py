@@ -96,13 +96,13 @@ def test_fuzzed_bodies(client: Callable[..., httpx.Response], body: Any) -> None
 
 @_CALM
 @given(st.binary(max_size=200))
-def test_fuzzed_bytes(client: Callable[..., httpx.Response], body: bytes) -> None:
+def test_fuzzed_bytes(fleet: Up, client: Callable[..., httpx.Response], body: bytes) -> None:
     for path in (
         "/api/v2/jobs",
         "/api/v1/generate",
         "/api/submit",
-        "/api/v1/nodes",
-        "/api/v1/nodes/sim-1/drainx",
+        f"{fleet.console}/api/v1/nodes",
+        f"{fleet.console}/api/v1/nodes/sim-1/drainx",
     ):
         assert client("POST", path, content=body).status_code in (400, 404, 422)
     form = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -132,12 +132,14 @@ def test_fuzzed_bytes(client: Callable[..., httpx.Response], body: bytes) -> Non
     st.text(max_size=30),
     st.sampled_from(["", "/content", "/events", "/workflow", "/jobs", "/check", "/outputs"]),
 )
-def test_fuzzed_paths(client: Callable[..., httpx.Response], root: str, name: str, tail: str) -> None:
+def test_fuzzed_paths(
+    fleet: Up, client: Callable[..., httpx.Response], root: str, name: str, tail: str
+) -> None:
     with contextlib.suppress(UnicodeEncodeError):
         quoted = quote(name, safe="")
         if quoted in ("", ".", ".."):
             return
-        answer = client("GET", f"{root}{quoted}{tail}")
+        answer = client("GET", f"{fleet.console}{root}{quoted}{tail}")
         assert answer.status_code in (400, 404, 405), (root, name, tail)
 
 

@@ -33,7 +33,7 @@ async def test_two_people_at_once_get_their_own_pictures(
 
 
 def test_the_relay_of_the_documents_is_the_one_that_is_tried() -> None:
-    shown = CONFIG.format(port=8189, key="KEY", fleet="fleet.example:8188")
+    shown = CONFIG.format(port=8288, key="KEY", fleet="fleet.example:8188")
     assert f"```haproxy\n{shown}```" in HOWTO.read_text()
 
 

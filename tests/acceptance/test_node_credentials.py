@@ -55,7 +55,7 @@ def with_password(proxy: Proxy, name: str) -> str:
 
 
 def fleet_says(up: Up, *arguments: str, stdin: str = "") -> str:
-    command = [sys.executable, "-m", "comfy_fleet", *arguments, "--api", up.url]
+    command = [sys.executable, "-m", "comfy_fleet", *arguments, "--api", up.console]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -163,7 +163,7 @@ ALLOWED = [
     ("GET", "/system_stats"),
 ]
 REFUSED = [
-    ("GET", "/"),
+    ("POST", "/"),
     ("GET", "/prompt"),
     ("DELETE", "/queue"),
     ("PUT", "/view"),

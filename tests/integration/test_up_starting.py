@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
@@ -395,9 +396,11 @@ def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
         )
         assert first, told
         assert f"The fleet is ready at {first[2]}" in told[1]
-        assert any(f"export FLEET_API_URL={first[2]};" in line for line in told)
+        exported = re.search(r"export FLEET_API_URL=(\S+);", "\n".join(told))
+        assert exported, told
+        assert httpx.get(f"{exported[1]}/api/v1/nodes").status_code == 200
         # Commands in the same place find it without being told.
-        assert first[2] in here("status").stdout
+        assert exported[1] in here("status").stdout
         assert here("submit", "image_card", "-p", "prompt=x", "--wait").returncode == 0
     with started() as again:
         assert again[0].startswith(f"the fleet stays at port {first[1]}, as at the last start")
