@@ -73,7 +73,7 @@ def check(empty: Empty = False, data: Data = None) -> None:
         for name, text in _texts(rendered).items():
             checked = text
             # The maps may not be in place yet, so the check reads those just rendered.
-            for live in (places.pools, places.vias):
+            for live in (places.pools, places.vias, places.no_editors):
                 checked = checked.replace(str(live), f"{folder}/{live.name}")
             (Path(folder) / name).write_text(checked)
         for name in ("broker.cfg", "edge.cfg"):
