@@ -11,7 +11,7 @@ from starlette.requests import Request
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.settings import Settings
 
-_NO_NUMBER = re.compile(r"NaN|Infinity")
+_NO_NUMBER = re.compile(r"NaN|-?Infinity")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -142,7 +142,12 @@ async def read_json(request: Request, limits: JsonLimits) -> Any:
     try:
         return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        raise HttpError(400, "invalid_request", f"the body is not JSON: {_why(body, error)}"[:300]) from None
+        raise not_json(body, error) from None
+
+
+def not_json(body: bytes, error: orjson.JSONDecodeError) -> HttpError:
+    """Return the error for a body that is not JSON."""
+    return HttpError(400, "invalid_request", f"the body is not JSON: {_why(body, error)}"[:300])
 
 
 def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
@@ -153,6 +158,8 @@ def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
         return f"it holds {found[0]} at character {error.pos}, which is not a number in JSON: leave it out"
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "it is UTF-16: send UTF-8"
+    if "infinity" in error.msg:
+        return f"the number at character {error.pos} is larger than any that is taken (1.8e308)"
     return str(error)
 
 

@@ -15,6 +15,7 @@ from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import FleetError, IdempotencyConflict, IdempotencyKeyReuse, StoreDown
 from comfy_fleet.domain.jobs.job import Job
+from comfy_fleet.domain.text import wrong_value
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 
 MAX_URL = 4096
@@ -76,7 +77,7 @@ def checked(body: dict[str, Any], model: type[M]) -> M:
 
 def _message(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] != "extra_forbidden":
-        return str(problem["msg"])
+        return wrong_value(problem["type"], problem["msg"])
     place = "; a parameter of the workflow goes into `params`" if "params" in model.model_fields else ""
     fields = ", ".join(sorted(model.model_fields)) if len(problem["loc"]) == 1 else ""
     return f"there is no such field{place}" + (f"; there are {fields}" if fields else "")

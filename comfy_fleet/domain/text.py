@@ -1,6 +1,8 @@
-"""Texts from nodes, shortened for records and lists, and names in their order."""
+"""Texts from nodes and validators as people are shown them, and names in their order."""
 
 import re
+
+_NOT_OBJECTS = frozenset({"dataclass_type", "dict_type", "is_instance_of", "model_attributes_type", "model_type"})
 
 
 def clean(text: str) -> str:
@@ -15,6 +17,16 @@ def clean(text: str) -> str:
 def clip(text: str, most: int) -> str:
     """Return at most this many characters of a text, cleaned; an ellipsis shows that it was cut."""
     return clean(text if len(text) <= most else f"{text[: most - 1]}…")
+
+
+def wrong_value(kind: str, message: str) -> str:
+    """Return what pydantic says of a value, without its words for programmers.
+
+    Args:
+        kind: The type of its error, such as ``model_type``, whose message names a class.
+        message: The error's message.
+    """
+    return "must be an object" if kind in _NOT_OBJECTS else message.removeprefix("Value error, ")
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

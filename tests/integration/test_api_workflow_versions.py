@@ -248,6 +248,8 @@ async def test_a_manifest_is_changed_by_itself(api: Api) -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"parameters": {"width": {"min": "x"}}}, "parameters.width.min"),
         ({"parameters": {"width": {"max": 1}}}, "parameters.width.default"),
+        ({"parameters": {"width": 5}}, "parameters.width: must be an object"),
+        ({"requires": []}, "requires: must be an object"),
     ):
         answer = await api.client.patch(f"{W}/manifest", json=patch)
         assert code(answer) == (422, "invalid_manifest")
@@ -559,6 +561,12 @@ async def test_a_file_is_published_as_it_is(api: Api, kind: str) -> None:
         (b"GIF89a", (422, "invalid_request"), "GIF"),
         (json.dumps({"graph": graph(), "extra": 1}).encode(), (422, "invalid_request"), "no such field"),
         (json.dumps({"graph": graph(), "note": "n" * 1001}).encode(), (422, "invalid_request"), "note"),
+        (b'{"graph": null}', (422, "invalid_request"), "graph: must be an object"),
+        (b'{"graph": 5, "note": "x"}', (422, "invalid_request"), "graph: must be an object"),
+        (b'{"graph": [1]}', (422, "invalid_request"), "graph: must be an object"),
+        (b'{"graph": {}, "note": NaN}', (400, "invalid_request"), "NaN at character 22"),
+        (b'{"graph": {}, "note": ' + b"1" * 400 + b"}", (400, "invalid_request"), "character 22 is larger"),
+        ('{"graph": {}}'.encode("utf-16"), (400, "invalid_request"), "send UTF-8"),
         (json.dumps({"graph": graph(), "thumbnail": "AAAA"}).encode(), (422, "invalid_request"), "WebP"),
         (b'{"a": [' + b"1," * 300_000 + b"1]}", (413, "payload_too_large"), "values"),
         (png(prompt='{"a": [' + "1," * 300_000 + "1]}"), (413, "payload_too_large"), "values"),

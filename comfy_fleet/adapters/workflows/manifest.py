@@ -27,6 +27,7 @@ from comfy_fleet.domain.graphs.workflow import (
     Workflow,
 )
 from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.text import wrong_value
 
 T = TypeVar("T")
 MAX_FILE_BYTES = 50 * 1024 * 1024
@@ -188,8 +189,9 @@ def _readable(error: ValidationError) -> list[str]:
         if location and location[-1] in _SCALARS and entry["type"] != "extra_forbidden":
             lines[".".join(location[:-1])] = "must be text, a number, true or false"
         else:
-            message = "is unknown" if entry["type"] == "extra_forbidden" else entry["msg"]
-            lines.setdefault(".".join(location), message.removeprefix("Value error, "))
+            unknown = entry["type"] == "extra_forbidden"
+            message = "is unknown" if unknown else wrong_value(entry["type"], entry["msg"])
+            lines.setdefault(".".join(location), message)
     return [f"{key or 'the manifest'}: {message}" for key, message in lines.items()]
 
 

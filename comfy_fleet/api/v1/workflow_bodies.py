@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from comfy_fleet.api.body import JsonLimits, graph_limits, has_more_values, json_taken, read_body
+from comfy_fleet.api.body import (
+    JsonLimits,
+    graph_limits,
+    has_more_values,
+    json_taken,
+    not_json,
+    read_body,
+)
 from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import checked
@@ -126,12 +134,18 @@ async def _read(request: Request, query: PublishQuery, size: int, why: str) -> U
     if not content:
         raise HttpError(400, "invalid_request", "the body is empty: send a graph in API format, or a picture")
     picture = content.startswith(_PICTURES)
+    problem: orjson.JSONDecodeError | None = None
     if not picture:
         if not json_taken(request):
             raise HttpError(415, "unsupported_media_type", "send the graph as application/json")
         _check_size(content, limits)
-        if (body := await asyncio.to_thread(_envelope, content)) is not None:
-            return _of_body(body, len(content))
+        try:
+            read = await asyncio.to_thread(orjson.loads, content.removeprefix(codecs.BOM_UTF8))
+        except orjson.JSONDecodeError as error:  # files may hold NaN, or be in another encoding
+            problem = error
+        else:
+            if _has_fields(read):
+                return _of_body(read, len(content))
     try:
         found = await asyncio.to_thread(
             read_graph_file, content, check=lambda text: _check_size(text, limits)
@@ -140,6 +154,8 @@ async def _read(request: Request, query: PublishQuery, size: int, why: str) -> U
         raise HttpError(
             422, error.code, f"the file {error}", details={"field": "body", **error.details}
         ) from None
+    if problem is not None and _has_fields(found.graph):
+        raise not_json(content, problem)  # only files are read leniently
     options = PublishBody.model_construct(
         graph={}, ui=None, manifest=None, thumbnail=None, **query.model_dump()
     )
@@ -159,14 +175,11 @@ def _check_size(text: bytes, limits: JsonLimits) -> None:
             raise HttpError(413, "payload_too_large", f"the graph {what} ({name})")
 
 
-def _envelope(content: bytes) -> dict[str, Any] | None:
-    """Return a body that has fields beside the graph; None if it is a graph by itself, or no such JSON."""
-    try:
-        read = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return None  # a file may be in another encoding, and its errors are explained
-    graph = read.get("graph") if isinstance(read, dict) else None
-    return read if isinstance(graph, dict) and "class_type" not in graph else None
+def _has_fields(read: object) -> bool:
+    """Return whether JSON has a graph in a field, and is not a graph with a node of that id."""
+    if not isinstance(read, dict) or "graph" not in read:
+        return False
+    return not (isinstance(read["graph"], dict) and "class_type" in read["graph"])
 
 
 def _of_body(body: dict[str, Any], size_bytes: int) -> UploadedGraph:
