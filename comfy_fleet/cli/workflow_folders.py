@@ -27,6 +27,7 @@ PULLED = ".fleet-pulled"
 """Name of the file that says what was pulled."""
 FILES = ("workflow.json", "workflow.toml", "editor.json")
 _REMOVED = "somebody has removed it from the store since it was pulled; to publish it as new: --force"
+_WHICH = "name a folder with a folder for each workflow, as `fleet workflow pull DIR` writes it"
 _LEFT = ("kept", "edited", "left out")
 """What became of a workflow that a pull has not written."""
 MAX_EXPORT_BYTES = 64 * 1024 * 1024
@@ -82,6 +83,8 @@ def pull(
     from comfy_fleet.cli.workflow_text import short
     from comfy_fleet.domain.graphs.workflow_names import NAME
 
+    if folder.exists() and not folder.is_dir():
+        raise Fail(f"{folder} is no folder", hint="name one, or one that is to be made", code=Exit.USAGE)
     known = _pulled(folder)
     rows: list[dict[str, Any]] = []
     with Client(api, key) as client:
@@ -148,7 +151,8 @@ def push(
 ) -> None:
     """Publish all workflows of a folder whose files differ from what is in production.
 
-    Nothing is published if a workflow in the folder can't be used. Exits with 1 if one was refused.
+    Nothing is published if a workflow in the folder can't be used. Folders without a workflow.json are passed
+    over. Exits with 1 if one was refused.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stderr
@@ -169,6 +173,7 @@ def push(
                 if dry_run:
                     print_differences(stderr(), row["differences"])
                 print_breaking(stderr(), row["breaking_changes"])
+    rows += _passed_over(folder, found)
     _tell(rows, json_=json_, empty=f"there are no workflows in {folder}")
     raise typer.Exit(Exit.FAILED if any(row["state"] == "refused" for row in rows) else Exit.OK)
 
@@ -280,11 +285,19 @@ def read_folder(folder: Path) -> "dict[str, FoundWorkflow]":
     from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
     from comfy_fleet.domain.errors import FleetError
 
-    catalog = WorkflowCatalog(folder)
+    catalog = WorkflowCatalog(folder, logged=False)
     try:
+        next(folder.iterdir(), None)
         problems = catalog.errors()
         names = catalog.names()
-    except (FleetError, OSError) as error:
+    except FileNotFoundError:
+        raise Fail(f"there is no folder {folder}", hint=_WHICH, code=Exit.USAGE) from None
+    except NotADirectoryError:
+        hint = f"to publish one file: fleet workflow add {folder}"
+        raise Fail(f"{folder} is no folder", hint=hint, code=Exit.USAGE) from None
+    except OSError as error:
+        raise Fail(f"can't read {folder}: {error.strerror}", hint=_WHICH, code=Exit.USAGE) from None
+    except FleetError as error:
         raise Fail(f"{folder} can't be read: {error}", code=Exit.USAGE) from None
     if problems:
         lines = "\n".join(f"  {name}: {why}" for name, why in problems.items())
@@ -293,13 +306,26 @@ def read_folder(folder: Path) -> "dict[str, FoundWorkflow]":
     return {name: one for name, one in found.items() if one is not None}
 
 
+def _passed_over(folder: Path, found: Mapping[str, "FoundWorkflow"]) -> list[dict[str, Any]]:
+    """Return a row for each folder that is no workflow's, so that none is left out unseen."""
+    rows = []
+    for path in sorted(folder.iterdir()):
+        if path.name in found or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            rows.append(_row(path.name, "passed over", f"there is no {FILES[0]} in it"))
+        elif path.is_symlink() and not path.exists():
+            rows.append(_row(path.name, "passed over", "a link that leads nowhere"))
+    return rows
+
+
 def _version_in(folder: Path, name: str) -> tuple[str | None, str | None]:
     """Return the version of a workflow's files here, None if there are none; and why they can't be used."""
     from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
     from comfy_fleet.domain.errors import FleetError
 
     try:
-        found = WorkflowCatalog(folder).find(name)
+        found = WorkflowCatalog(folder, logged=False).find(name)
     except FleetError as error:
         return None, str(error)
     return (None, None) if found is None else (found.content.version, None)

@@ -244,7 +244,16 @@ def diff(
 
     wanted, before, after = sides(name, a, b)
     with Client(api, key) as client:
-        found = client.get(path_of("workflow", wanted, "/diff"), a=before, b=after)
+        try:
+            found = client.get(path_of("workflow", wanted, "/diff"), a=before, b=after)
+        except Fail as error:
+            if before is not None or (error.answer.get("details") or {}).get("field") != "a":
+                raise
+            raise Fail(
+                f"nothing was in production before the present version of {wanted}",
+                hint=f"name what to compare it with: fleet workflow diff {wanted} VERSION, or draft",
+                code=error.exit,
+            ) from None
     if json_:
         print_json(found)
         return

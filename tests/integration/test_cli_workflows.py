@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import stat
 import sys
 from collections.abc import AsyncIterator
@@ -431,6 +432,50 @@ async def test_a_push_says_beforehand_that_a_workflow_was_removed(api: Api, tmp_
         assert (states(result), result.exit_code) == ({"card": "refused"}, 1), more
         assert "has removed it" in json.loads(result.stdout)["workflows"][0]["message"]
     assert states(await fleet(api, "workflow", "push", here, "--json", "--force")) == {"card": "new"}
+
+
+async def test_what_is_no_folder_of_workflows_is_told_with_the_way_out(api: Api, tmp_path: Path) -> None:
+    file = write(tmp_path / "card.json", graph())
+    for argv, message, hint in (
+        (("push", str(tmp_path / "gone")), f"there is no folder {tmp_path / 'gone'}", "fleet workflow pull DIR"),
+        (("push", file), f"{file} is no folder", f"fleet workflow add {file}"),
+        (("pull", file), f"{file} is no folder", "name one"),
+        (("pull", "/dev/null"), "/dev/null is no folder", "name one"),
+    ):
+        error = await refused(api, "workflow", *argv)
+        assert (error.message, error.exit) == (message, Exit.USAGE)
+        assert hint in str(error.hint)
+    await said(api, "workflow", "add", file)
+    error = await refused(api, "workflow", "diff", "card")
+    assert "a=VERSION" not in error.message and "fleet workflow diff card VERSION" in str(error.hint)
+
+
+async def test_a_push_names_what_it_passes_over(api: Api, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write(here / "card" / "workflow.json", graph())
+    (here / "empty").mkdir()
+    (here / ".git").mkdir()
+    (here / "loop").symlink_to(here / "loop")
+    result = await fleet(api, "workflow", "push", str(here), "--json")
+    assert states(result) == {"card": "new", "empty": "passed over", "loop": "passed over"}
+    assert result.exit_code == 0
+    (here / "pipe").mkdir()
+    os.mkfifo(here / "pipe" / "workflow.json")
+    error = await refused(api, "workflow", "push", str(here))
+    assert "nothing was published" in error.message and "pipe: its workflow.json is no file" in error.message
+
+
+async def test_a_folder_that_can_not_be_used_is_told_once(
+    api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await said(api, "workflow", "add", write(tmp_path / "card.json", graph()))
+    here = tmp_path / "here"
+    write(here / "card" / "workflow.json", "{")
+    assert "card: card/workflow.json is not JSON" in (
+        await refused(api, "workflow", "push", str(here))
+    ).message
+    assert states(await fleet(api, "workflow", "pull", str(here), "--json")) == {"card": "kept"}
+    assert not [one for one in caplog.messages if "stored workflow" in one]
 
 
 async def test_a_workflow_is_removed_only_on_purpose(api: Api, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ writes it: what App mode marks there declares parameters, too.
 
 import logging
 import math
+import os
 import threading
 import tomllib
 from collections.abc import Sequence
@@ -47,10 +48,15 @@ class WorkflowCatalog:
 
     After an edit that can't be used, the last good version stays in service and :meth:`errors` shows the
     problem: saving half a change stops nobody. Safe to use from several threads.
+
+    Args:
+        folder: Has a folder for each workflow.
+        logged: Whether problems go to the log, too: who serves them has nobody else to tell.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, logged: bool = True) -> None:
         self.folder = folder
+        self._logged = logged
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
 
@@ -134,6 +140,8 @@ class WorkflowCatalog:
                     "names of workflows are 1 to 63 of a-z 0-9 _ . - and start with a letter or digit: "
                     f"rename the folder, to {usable} for example"
                 )
+            elif os.path.lexists(path / GRAPH_FILE) and not (path / GRAPH_FILE).is_file():
+                found[name] = ConfigError(f"its {GRAPH_FILE} is no file, or a link to none")
             elif (path / MANIFEST_FILE).is_file() and not (path / GRAPH_FILE).is_file():
                 found[name] = ConfigError(f"there is no {GRAPH_FILE}: save ComfyUI's Export (API) there")
         return found
@@ -169,7 +177,7 @@ class WorkflowCatalog:
             except ConfigError as problem:
                 error = problem
                 found = known.found if known else None
-            if error:
+            if error and self._logged:
                 facts = {"workflow": name, "error": str(error), "serving": found is not None}
                 logger.error("stored workflow can't be used", extra=facts)
             entry = _Entry(stamp=stamp, found=found, error=error)
