@@ -199,9 +199,11 @@ def history(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = 
     for text, version in versions["labels"].items():
         named.setdefault(version, []).append(text)
     told: set[str] = set()
+    kept = {one["version"] for one in versions["versions"]}
     rows = []
     for one in found["history"]:
-        labels = [] if one["version"] in told else sorted(named.get(one["version"], []))
+        gone = [] if one["version"] in kept else ["not kept"]
+        labels = gone if one["version"] in told else sorted(named.get(one["version"], gone))
         told.add(one["version"])
         what = str(one["action"]).replace("_", " ")
         if one["label"] != "production":

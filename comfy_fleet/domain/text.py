@@ -2,7 +2,9 @@
 
 import re
 
-_NOT_OBJECTS = frozenset({"dataclass_type", "dict_type", "is_instance_of", "model_attributes_type", "model_type"})
+_NOT_OBJECTS = frozenset(
+    {"dataclass_type", "dict_type", "is_instance_of", "model_attributes_type", "model_type"}
+)
 
 
 def clean(text: str) -> str:

@@ -22,6 +22,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import FoundWorkflow, Resolver, WorkflowFolder
+from comfy_fleet.services.absent_versions import no_version
 from comfy_fleet.services.large_graphs import MANY_NODES, worked
 
 CACHE_BYTES = 32 * 1024 * 1024
@@ -227,13 +228,8 @@ class StoredWorkflows:
         return read() if size <= _SMALL else await asyncio.to_thread(read)
 
     async def _unknown(self, name: str, wanted: WorkflowReference | None = None) -> NotFound:
-        if wanted is not None and (record := await self._store.record(name)) is not None:
-            labels = ", ".join(sorted(record.labels))
-            return NotFound(
-                f"stored workflow {name} has no version {wanted.version or wanted.label}; its labels are "
-                f"{labels}, and `fleet workflow history {name}` lists its versions",
-                details={"field": "workflow", "labels": sorted(record.labels)},
-            )
+        if wanted is not None and await self._store.record(name) is not None:
+            return await no_version(self._store, wanted, field="workflow")
         have = sorted({*self._folder.names(), *await self._store.names()})
         usual = slug(name)
         meant = f"; did you mean {usual}?" if usual != name and usual in have else ""

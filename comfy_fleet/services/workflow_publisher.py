@@ -25,6 +25,7 @@ from comfy_fleet.domain.graphs.stored import (
     WorkflowAction,
     WorkflowChanged,
     WorkflowContent,
+    no_such_base,
 )
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference, differences
@@ -37,6 +38,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.absent_versions import in_history, never_was, no_version
 from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_inputs, worked
 
 MOST_SHOWN = 100
@@ -133,11 +135,12 @@ class WorkflowPublisher:
 
         Raises:
             WorkflowChanged: Another version is in production; details have who made it, when, ``theirs``
-                (what it changed of the base) and ``differences`` (what this one would change of it).
+                (what it changed of the base) and ``differences`` (what this one would change of it). Or the
+                base is no version that the workflow ever had.
             FleetError: Everything that :meth:`prepare` and the store's ``publish`` raise.
         """
         made = await self.prepare(name, wanted)
-        expected = await self._base(name, wanted.base_version)
+        expected = await self._base(name, wanted.base_version, known=not wanted.force)
         new = NewVersion(
             content=made.content,
             ui=wanted.ui,
@@ -227,10 +230,7 @@ class WorkflowPublisher:
             expected, to = await self._before(name, base_version)
         else:
             expected = await self._base(name, base_version)
-        reference = self._reference(name, to)
-        return await self._store.label(
-            name, PRODUCTION, reference, author=author, note=note, expected=expected
-        )
+        return await self._labeled(name, PRODUCTION, to, author=author, note=note, expected=expected)
 
     async def _before(self, name: str, base_version: str | None) -> tuple[str, str]:
         """Return the version that is to be replaced, and the one that was in production before it."""
@@ -292,8 +292,18 @@ class WorkflowPublisher:
         """
         self._check_free(name)
         expected = "" if new else await self._base(name, base_version)
+        return await self._labeled(name, label, to, author=author, note=note, expected=expected)
+
+    async def _labeled(
+        self, name: str, label: str, to: str, *, author: str, note: str, expected: str | None
+    ) -> HistoryEntry:
         reference = self._reference(name, to)
-        return await self._store.label(name, label, reference, author=author, note=note, expected=expected)
+        try:
+            return await self._store.label(
+                name, label, reference, author=author, note=note, expected=expected
+            )
+        except NotFound:
+            raise await no_version(self._store, reference, field="version") from None
 
     async def diff(
         self, name: str, before: str, after: str, *, owner: str
@@ -309,11 +319,35 @@ class WorkflowPublisher:
         Raises:
             FleetError: Everything that the catalog's ``get`` raises.
         """
-        old = await self._catalog.get(f"{name}@{before}", owner)
-        new = await self._catalog.get(f"{name}@{after}", owner)
+        old = await self._side(name, before, owner, field="a")
+        new = await self._side(name, after, owner, field="b")
         large = len(old.graph) + len(new.graph) > MANY_NODES
         found = await worked(large, lambda: differences(old, new))
         return old, new, found, breaking_changes(old, new)
+
+    async def _side(self, name: str, which: str, owner: str, *, field: str) -> Workflow:
+        try:
+            return await self._catalog.get(f"{name}@{which}", owner)
+        except (BadInput, NotFound) as error:
+            if "workflows" not in error.details:  # which lists them if there is no such workflow at all
+                error.details["field"] = field
+            raise
+
+    async def base(self, name: str, text: str | None) -> str | None:
+        """Return the whole version that a draft is said to be based on; it need not be kept any more.
+
+        Raises:
+            NotFound: The workflow never had it.
+            BadInput: It is no version.
+        """
+        if text is None:
+            return None
+        reference = self._reference(name, text, field="base_version")
+        if found := await self._store.find(reference) or await in_history(self._store, reference):
+            return found
+        error = await no_version(self._store, reference, field="base_version")
+        error.details["field"] = "base_version"  # also if there is no such workflow
+        raise error
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -377,15 +411,31 @@ class WorkflowPublisher:
             )
         return found
 
-    async def _base(self, name: str, text: str | None) -> str | None:
-        """Return the whole version that a base names; one that is no more stays as it was written."""
+    async def _base(self, name: str, text: str | None, *, known: bool = True) -> str | None:
+        """Return the whole version that a base names; one that is no more stays as it was written.
+
+        Args:
+            name: The workflow.
+            text: What its caller calls it.
+            known: Refuse one that the workflow never had: nothing can have been made from it.
+        """
         if text is None:
             return None
         reference = self._reference(name, text, field="base_version")
-        found = await self._store.find(reference)
-        if found is None and not reference.version:
+        if found := await self._store.find(reference):
+            return found
+        if not reference.version:
             raise NotFound(f"no version of {name} has the label {text!r}", details={"field": "base_version"})
-        return found or f"sha256:{reference.version}"
+        if known and await never_was(self._store, reference):
+            await self._refuse_base(name, reference)
+        return await in_history(self._store, reference) or f"sha256:{reference.version}"
+
+    async def _refuse_base(self, name: str, reference: WorkflowReference) -> None:
+        if (record := await self._store.record(name)) is None:
+            return  # removed, which is told as that
+        raise no_such_base(
+            name, record.production, by=record.changed_by, at=record.changed_at, base=reference.version
+        )
 
     def _reference(self, name: str, which: str, *, field: str = "version") -> WorkflowReference:
         try:

@@ -354,6 +354,60 @@ async def test_what_names_no_version_is_told_by_its_field(api: Api, field: str) 
             assert answer.json()["error"]["details"]["field"] == field
 
 
+async def test_a_version_that_is_no_longer_kept_is_told_as_that(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.adapters.redis.workflow_store.MAX_VERSIONS", 2)
+    made: list[str] = []
+    for text in "abc":
+        made.append((await publish(api, text, made[-1] if made else None))["version"])
+    first, digits = made[0], made[0].removeprefix("sha256:")
+    assert first not in {one["version"] for one in (await api.client.get(f"{W}/versions")).json()["versions"]}
+    for method, path, body, field in (
+        ("POST", f"{W}/rollback", {"version": digits[:12]}, "version"),
+        ("PUT", f"{W}/labels/x", {"version": first}, "version"),
+        ("POST", f"{W}@{digits}/jobs", {}, "workflow"),
+        ("GET", f"{W}/diff?a={digits}", None, "a"),
+        ("GET", f"{W}/diff?a=production&b={digits}", None, "b"),
+    ):
+        answer = await api.client.request(method, path, json=body)
+        assert code(answer) == (404, "not_found"), path
+        error = answer.json()["error"]
+        assert f"version {digits[:12]} of w is no longer kept" in error["message"]
+        assert error["details"]["field"] == field
+    # As the base of something newer it is still one.
+    late = await api.client.put(W, json={"graph": graph("d"), "base_version": digits[:9]})
+    assert code(late) == (409, "workflow_changed")
+    assert late.json()["error"]["details"]["base_version"] == first
+    draft = await api.client.put(f"{W}/draft", json={"graph": graph("d"), "base_version": digits[:9]})
+    assert draft.json()["base_version"] == first
+
+
+async def test_a_base_that_never_was_is_refused_also_for_the_same_graph(api: Api) -> None:
+    version = (await publish(api, "a"))["version"]
+    for base in ("0" * 7, "sha256:" + "0" * 64):
+        answer = await api.client.put(W, json={"graph": graph("a"), "base_version": base})
+        assert code(answer) == (409, "workflow_changed")
+        error = answer.json()["error"]
+        assert "has never had a version 0000000" in error["message"]
+        assert (error["details"]["field"], error["details"]["production"]) == ("base_version", version)
+        forced = {"graph": graph("a"), "base_version": base, "force": True}
+        assert (await api.client.put(W, json=forced)).json()["changed"] is False
+        draft = await api.client.put(f"{W}/draft", json={"graph": graph("a"), "base_version": base})
+        assert code(draft) == (404, "not_found")
+        assert draft.json()["error"]["details"]["field"] == "base_version"
+    for _ in range(2):  # the same again, from where it was made
+        assert (await publish(api, "a", version))["changed"] is False
+    for side in ("a", "b"):
+        bad = await api.client.get(f"{W}/diff", params={"a": "production", side: "\0"})
+        assert (code(bad), bad.json()["error"]["details"]["field"]) == ((400, "invalid_request"), side)
+    bad = await api.client.put(f"{W}/draft", json={"graph": graph("a"), "base_version": ""})
+    assert (code(bad), bad.json()["error"]["details"]["field"]) == (
+        (400, "invalid_request"),
+        "base_version",
+    )
+
+
 async def test_a_label_is_not_moved_unseen(api: Api) -> None:
     first = (await publish(api, "a"))["version"]
     second = (await publish(api, "b", first))["version"]

@@ -150,6 +150,18 @@ async def test_a_second_rollback_undoes_nothing(api: Api, tmp_path: Path) -> Non
     assert (await said(api, "workflow", "label", "card", new, "x")) == f"card@x  is {new}, was {old}\n"
 
 
+async def test_the_history_says_which_versions_are_not_kept(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.adapters.redis.workflow_store.MAX_VERSIONS", 1)
+    for color in (1, 2):
+        await said(api, "workflow", "add", write(tmp_path / "card.json", graph(color)), "--force")
+    rows = (await said(api, "workflow", "history", "card")).splitlines()[1:]
+    assert rows[0].endswith("production") and rows[1].endswith("not kept")
+    error = await refused(api, "workflow", "rollback", "card", rows[1].split()[3])
+    assert "is no longer kept" in error.message and error.exit is Exit.NOT_FOUND
+
+
 async def test_nobody_replaces_unseen_what_somebody_else_has_made(api: Api, tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", graph())
     first = (await said(api, "workflow", "add", file, "--name", "card")).split()[1]
@@ -437,7 +449,11 @@ async def test_a_push_says_beforehand_that_a_workflow_was_removed(api: Api, tmp_
 async def test_what_is_no_folder_of_workflows_is_told_with_the_way_out(api: Api, tmp_path: Path) -> None:
     file = write(tmp_path / "card.json", graph())
     for argv, message, hint in (
-        (("push", str(tmp_path / "gone")), f"there is no folder {tmp_path / 'gone'}", "fleet workflow pull DIR"),
+        (
+            ("push", str(tmp_path / "gone")),
+            f"there is no folder {tmp_path / 'gone'}",
+            "fleet workflow pull DIR",
+        ),
         (("push", file), f"{file} is no folder", f"fleet workflow add {file}"),
         (("pull", file), f"{file} is no folder", "name one"),
         (("pull", "/dev/null"), "/dev/null is no folder", "name one"),
@@ -471,9 +487,9 @@ async def test_a_folder_that_can_not_be_used_is_told_once(
     await said(api, "workflow", "add", write(tmp_path / "card.json", graph()))
     here = tmp_path / "here"
     write(here / "card" / "workflow.json", "{")
-    assert "card: card/workflow.json is not JSON" in (
-        await refused(api, "workflow", "push", str(here))
-    ).message
+    assert (
+        "card: card/workflow.json is not JSON" in (await refused(api, "workflow", "push", str(here))).message
+    )
     assert states(await fleet(api, "workflow", "pull", str(here), "--json")) == {"card": "kept"}
     assert not [one for one in caplog.messages if "stored workflow" in one]
 

@@ -18,7 +18,6 @@ from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.stored import Draft
 from comfy_fleet.domain.graphs.workflow import Parameter
-from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.services.drafts import run_it_once
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 
@@ -43,11 +42,7 @@ async def put_draft(request: Request) -> Response:
     upload = await read_upload(request, read_query(request, PublishQuery))
     name, editor_name = named(request, upload.options.editor_name)
     graph = await worked(upload.size_bytes > LARGE_BYTES, lambda: check(upload.graph))
-    base = upload.options.base_version
-    if base is not None:
-        base = await d.workflows.find(WorkflowReference.parse(f"{name}@{base}"))
-        if base is None:
-            raise NotFound(f"{name} has no such version", details={"field": "base_version"})
+    base = await d.publisher.base(name, upload.options.base_version)
     draft = Draft(
         graph=graph,
         ui=upload.ui,

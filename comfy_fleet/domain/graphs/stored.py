@@ -249,6 +249,27 @@ def changed_meanwhile(name: str, *, production: str, by: str, at: float, base: s
             f"stored workflow {name} is there already, in version {short(production)} of {by}: say which "
             "version yours is based on (base_version), or publish over it with force"
         )
+    return _changed(message, name, production=production, by=by, at=at, base=base)
+
+
+def no_such_base(name: str, production: str, *, by: str, at: float, base: str) -> WorkflowChanged:
+    """Return the error for a change of what was never there.
+
+    Args:
+        name: The workflow.
+        production: The version in production.
+        by: Who put it there.
+        at: When, in Unix seconds.
+        base: The version that its author names.
+    """
+    message = (
+        f"{name} has never had a version {short(base)}: say which one yours is based on; {short(production)} "
+        f"of {by} is in production"
+    )
+    return _changed(message, name, production=production, by=by, at=at, base=base)
+
+
+def _changed(message: str, name: str, *, production: str, by: str, at: float, base: str) -> WorkflowChanged:
     return WorkflowChanged(
         message,
         details={
