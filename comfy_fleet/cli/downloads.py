@@ -26,6 +26,7 @@ TRIES = 5
 """How often a transfer is begun before the command gives up."""
 _MOST_NAME = 180  # bytes: with a job's id, a number and ".part", file systems take it
 _PIECE = 1024 * 1024
+_ELSEWHERE = "choose another folder, or replace what is there with --force"
 
 Show = Callable[[int], None]
 """Is called with the number of bytes that have come."""
@@ -134,7 +135,7 @@ def save_outputs(
         names = ", ".join(path.name for path in others[:3]) + (", ..." if len(others) > 3 else "")
         raise Fail(
             f"other files with these names are in {folder}: {names}",
-            hint="choose another folder, or replace them with --force",
+            hint=_ELSEWHERE,
         )
     saved: list[Saved] = []
     for path, output in zip(paths, outputs, strict=True):
@@ -209,14 +210,19 @@ def _is(file: BinaryIO, output: Mapping[str, Any]) -> bool:
 
 
 def _same(path: Path, output: Mapping[str, Any]) -> bool | None:
-    """Return whether a file is this output; None if there is no such file."""
+    """Return whether a file is this output; None if there is nothing of this name, not even a link."""
     try:
+        if not path.is_file():
+            if path.exists():
+                what = "a folder" if path.is_dir() else "no file"
+                raise Fail(f"{path} is {what}", hint="move it away, or choose another folder: --out DIR")
+            return False if path.is_symlink() else None
         with path.open("rb") as file:
             return isinstance(output.get("hash"), str) and _is(file, output)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Fail(f"can't read {path}: {error.strerror}") from error
+        raise Fail(f"can't read {path}: {error.strerror}", hint=_ELSEWHERE) from error
 
 
 @contextlib.contextmanager
@@ -245,12 +251,11 @@ def _place(part: Path, target: Path) -> None:
     """Give a complete file its name, if no other file has got it meanwhile."""
     try:
         os.link(part, target)
-    except FileExistsError:
-        raise Fail(f"another file {target.name} is in {target.parent} now") from None
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise Fail(f"another file {target.name} is in {target.parent} now") from None
-        part.replace(target)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or os.path.lexists(target):
+            part.unlink()
+            raise Fail(f"another file {target.name} is in {target.parent} now", hint=_ELSEWHERE) from None
+        part.replace(target)  # a file system without hard links
     else:
         part.unlink()
 

@@ -86,7 +86,9 @@ def list_(
     if not jobs:
         stderr().print("[dim]no jobs[/]")
     if following := page.get("next_cursor"):
-        stderr().print(f"[dim]more:[/] --cursor {following}")
+        console, option = stderr(), f"--cursor {following}"
+        fits = not console.is_terminal or len(f"more: {option}") <= console.width
+        console.print(f"[dim]more:[/] {option}" if fits else f"[dim]more, with --cursor:[/]\n{following}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The HTTP client of the command line, and the commands on it, against a small server with canned answers."""
 
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -269,6 +270,22 @@ def test_job_ls_asks_for_what_was_wanted(canned: Canned) -> None:
     assert "--cursor c2" in result.stderr
     assert "status=queued%2Crunning" in asked[0]
     assert "metadata%5Bwho%5D=me" in asked[0]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_next_page_of_jobs_fits_the_terminal(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cursor = "c" * 72
+    canned.on("GET", "/api/v1/jobs", {"jobs": [DONE], "next_cursor": cursor})
+    result = run(canned, "job", "ls")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in result.stderr.splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert [line for line in lines if cursor in line]
+    assert "--cursor" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,46 @@ def test_no_other_file_is_overwritten_unless_asked_to(canned: Canned, tmp_path: 
     assert (tmp_path / "card_00001_.png").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("what", ["folder", "dangling link", "link to itself"])
+def test_what_is_no_file_is_neither_replaced_nor_downloaded_for_nothing(
+    canned: Canned, tmp_path: Path, what: str
+) -> None:
+    target = tmp_path / "card_00001_.png"
+    if what == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to("gone" if what == "dangling link" else target)
+    serve(canned)
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "outputs": [output()]})
+    result = run(canned, "job", "download", JOB, "--out", str(tmp_path))
+    assert isinstance(result.exception, Fail)
+    assert ("another folder" in str(result.exception.hint), asked_ranges(canned)) == (True, [])
+    assert names(tmp_path) == [target.name]
+    forced = run(canned, "job", "download", JOB, "--out", str(tmp_path), "--force")
+    assert forced.exit_code == (Exit.FAILED if what == "folder" else Exit.OK)
+    assert names(tmp_path) == [target.name]
+    assert target.is_dir() if what == "folder" else target.read_bytes() == CONTENT
+
+
+def test_a_file_that_appears_meanwhile_stays_and_nothing_is_left_beside_it(
+    canned: Canned, tmp_path: Path
+) -> None:
+    target = tmp_path / "card_00001_.png"
+    serve(canned)
+    whole = canned.answers["GET", "/files/a"]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        target.symlink_to("gone")
+        whole(handler)
+
+    canned.answers["GET", "/files/a"] = answer
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "outputs": [output()]})
+    result = run(canned, "job", "download", JOB, "--out", str(tmp_path))
+    assert isinstance(result.exception, Fail)
+    assert "--force" in str(result.exception.hint)
+    assert names(tmp_path) == [target.name] and target.is_symlink()
+
+
 def test_two_commands_do_not_write_one_file(canned: Canned, tmp_path: Path) -> None:
     canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "outputs": [output()]})
     with (tmp_path / "card_00001_.png.part").open("ab") as other:
