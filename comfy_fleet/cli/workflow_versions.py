@@ -82,10 +82,14 @@ def add(
         try:
             answer = publish(client, known, body, base=base, force=force, dry_run=dry_run)
         except Fail as error:
-            if error.answer.get("code") not in ("invalid_workflow", "invalid_manifest"):
+            code = error.answer.get("code")
+            if code not in ("invalid_workflow", "invalid_manifest"):
                 raise
-            place = manifest if manifest and error.answer["code"] == "invalid_manifest" else file
-            raise Fail(f"{place}: {error.message}", hint=error.hint or EXPORT, code=error.exit) from None
+            place = manifest if manifest and code == "invalid_manifest" else file
+            usual = EXPORT
+            if code == "invalid_manifest":
+                usual = f"mend {manifest}" if manifest else "--manifest FILE replaces the one in production"
+            raise Fail(f"{place}: {error.message}", hint=error.hint or usual, code=error.exit) from None
     tell(known, answer, json_=json_)
 
 

@@ -43,6 +43,7 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_
 
 MOST_SHOWN = 100
 """Differences that a conflict's details list."""
+_ABOUT = "the manifest: "
 _TRIES = 10
 """How often a change that was made from no version in particular is merged into what has come meanwhile."""
 
@@ -126,9 +127,17 @@ class WorkflowPublisher:
             marked = await worked(large, lambda: marked_inputs(ui, graph))
         else:
             marked = _still_there(before.marked, graph) if before else ()
-        return await self._prepared(
-            name, WorkflowContent(graph=graph, manifest=manifest, marked=marked), before, large=large
-        )
+        content = WorkflowContent(graph=graph, manifest=manifest, marked=marked)
+        try:
+            return await self._prepared(name, content, before, large=large)
+        except InvalidManifest as error:
+            if wanted.manifest is not None or before is None:
+                raise
+            raise InvalidManifest(
+                f"the manifest of the version in production is kept, and does not fit this graph: "
+                f"{error.message.removeprefix(_ABOUT)}; to change it, too, send `manifest` along",
+                details=error.details,
+            ) from None
 
     async def publish(self, name: str, wanted: Publication) -> tuple[Prepared, Published]:
         """Publish a version.
@@ -358,7 +367,7 @@ class WorkflowPublisher:
             workflow = await worked(large, lambda: self._catalog.resolved(name, content))
         except ConfigError as error:
             raise InvalidManifest(
-                f"the manifest: {error}", details={"field": "manifest", **error.details}
+                f"{_ABOUT}{error}", details={"field": "manifest", **error.details}
             ) from None
         current: Workflow | None = None
         if before is not None:

@@ -201,7 +201,7 @@ async def test_without_a_base_an_existing_workflow_is_not_replaced(api: Api) -> 
 
 
 async def test_a_new_graph_keeps_limits_choices_and_roles(api: Api) -> None:
-    manifest = {
+    manifest: dict[str, Any] = {
         "title": "Wide",
         "parameters": {
             "width": {"min": 16, "max": 256, "description": "Pixels"},
@@ -222,7 +222,12 @@ async def test_a_new_graph_keeps_limits_choices_and_roles(api: Api) -> None:
     gone["1"]["_meta"]["title"] = "no more"
     refused = await api.client.put(W, json={"graph": gone, "base_version": second["version"]})
     assert code(refused) == (422, "invalid_manifest")
-    assert "parameters.width" in refused.json()["error"]["details"]["problems"][0]
+    error = refused.json()["error"]
+    assert error["details"]["problems"][0].startswith("parameters.width: the graph has no node titled '$width'")
+    assert "in production is kept" in error["message"] and "send `manifest` along" in error["message"]
+    narrow = {"parameters": {"filename_prefix": manifest["parameters"]["filename_prefix"]}}
+    mended = {"graph": gone, "base_version": second["version"], "manifest": narrow}
+    assert (await api.client.put(W, json=mended)).json()["parameters"] == ["filename_prefix"]
 
 
 async def test_a_manifest_is_changed_by_itself(api: Api) -> None:

@@ -274,6 +274,10 @@ async def test_a_manifest_that_does_not_fit_is_told_by_its_file(api: Api, tmp_pa
         assert says in error.message
         assert "m.toml" in error.message
     assert (await refused(api, "workflow", "add", file, "--name", "My Card")).hint == "--name my_card"
+    await said(api, "workflow", "add", file, "--manifest", write(tmp_path / "m.toml", MANIFEST))
+    lost = await refused(api, "workflow", "add", write(tmp_path / "g.json", graph(title="no more")), "--force")
+    assert "the graph has no node titled '$width' (any more)" in lost.message
+    assert lost.hint == "--manifest FILE replaces the one in production"
 
 
 async def test_what_was_saved_and_never_run_is_said(api: Api) -> None:

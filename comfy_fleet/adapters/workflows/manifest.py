@@ -261,7 +261,10 @@ class _Resolver:
             )
         type_ = ParameterType(read.type) if read.type else base.type if base else None
         if type_ is None:
-            self.problems.append(f"{key}: it has no target, so its type must be given")
+            self.problems.append(
+                f"{key}: the graph has no node titled '${name}' (any more): title one, give the parameter a "
+                "target, or leave it out"
+            )
             return None
         choices = self.choices(key, read)
         parameter = self.build(name, type_, targets, read, base, choices)
