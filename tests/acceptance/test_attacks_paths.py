@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(90)
 
 # -- paths and methods -------------------------------------------------------
 
-CLOSED = ["userdata/a%2F..%2Fb.json", "userdata/%2Fetc%2Fx", "internal/logs", "internal/folder_paths",
+CLOSED = ["userdata/a%2F..%2Fb.json", "internal/logs", "internal/folder_paths",
           "manager/reboot", "assets/../queue",
           "view/..%2f..%2fsecret.key"]  # fmt: skip
 """ComfyUI's routes that a fleet does not have."""
@@ -71,6 +71,12 @@ def test_nothing_but_the_api_answers(fleet: Up, path: str) -> None:
     where = console_of(fleet) if "/nodes/" in path else fleet
     assert refused(ask(where, "GET", path), 404)["code"] == "not_found"
     assert refused(ask(where, "POST", path, body=b"{}"), 404, 405)
+
+
+@pytest.mark.parametrize("path", ["/userdata/%2Fetc%2Fx", "/api/userdata/%2Fetc%2Fx"])
+def test_an_absolute_path_is_no_name_of_a_file(fleet: Up, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert refused(ask(fleet, method, path, body=b"{}"), 400)["code"] == "invalid_request"
 
 
 def test_the_page_at_the_root_runs_nothing_and_tells_nothing(fleet: Up) -> None:

@@ -168,16 +168,38 @@ STOP = [
     "/userdata/a%2F..%2F..%2Fb",
     "/userdata/a%2f..",
     "/userdata/..",
-    "/userdata/%2Fetc%2Fpasswd",
-    "/userdata/a%2F%2Fb",
     "/userdata/a%2F.%2Fb",
     "/userdata/%2e%2e%2fb",
     "/userdata/a%5c..%5cb",
-    "/userdata/a%00b",
     "/userdata/a/move/..%2Fb",
     "/userdata/a/move/b/c",
     "/api/userdata/..%2Fb",
+    "/api/v1/workflows/..%2Fb",
+    "/api/v1/workflows/a%2F..%2F..%2Fmetrics",
+    "/api/v1/workflows/a%5c..%5cb",
 ]
+ODD_NAMES = {
+    "workflow": (
+        422,
+        [
+            "/api/v1/workflows/a%2Fb",
+            "/api/v1/workflows/a%2fb/draft",
+            "/api/v1/workflows/%3Cb%3Ex%3C%2Fb%3E",
+            "/api/v1/workflows/a%5Cb",
+            "/api/v1/workflows/a%00b/versions",
+        ],
+    ),
+    "file": (
+        400,
+        [
+            "/userdata/a%5Cb",
+            "/userdata/a%00b",
+            "/userdata/a%2F%2Fb",
+            "/userdata/%2Fetc%2Fpasswd",
+            "/api/userdata/a/move/b%5Cc",
+        ],
+    ),
+}
 
 
 def native() -> list[str]:
@@ -192,6 +214,19 @@ async def test_only_whole_public_paths_pass(edge: Edge, front: str) -> None:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == front + path
     for path in STOP:
         assert error_of(await edge.raw(front + path)) == (404, "not_found"), path
+
+
+@pytest.mark.parametrize("front", ["", "/k/ann-key-0123456789"])
+@pytest.mark.parametrize("field", ODD_NAMES)
+async def test_a_name_that_can_not_be_is_told_by_its_field(edge: Edge, front: str, field: str) -> None:
+    status, paths = ODD_NAMES[field]
+    for path in paths:
+        for method in ("GET", "PUT"):
+            reply = await edge.http.request(method, front + path)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"]) == (status, "invalid_request"), path
+            assert error["details"] == {"field": field}
+    assert edge.api.requests == []
 
 
 async def test_a_key_stands_in_front_once_and_is_one_segment(edge: Edge) -> None:

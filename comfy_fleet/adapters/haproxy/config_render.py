@@ -303,6 +303,16 @@ def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> 
             for status, code, message, retry_after_s in _ERRORS
         ],
         "not_found": envelope("not_found", NOTHING_HERE, WHERE_INSTEAD),
+        "bad_workflow_name": envelope(
+            "invalid_request",
+            "A workflow's name has no slash, backslash or null character: use 1 to 63 of a-z 0-9 _ . -",
+            {"field": "workflow"},
+        ),
+        "bad_file_name": envelope(
+            "invalid_request",
+            "A file's name has no backslash and no null character, and none of its folders' names is empty.",
+            {"field": "file"},
+        ),
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
