@@ -16,6 +16,7 @@ from comfy_fleet.domain.graphs.publish_check import (
     DraftChanged,
     NotChecked,
     PublishCheck,
+    SavedSince,
     sealed,
 )
 from comfy_fleet.domain.graphs.stored import (
@@ -103,6 +104,7 @@ class Publishing:
         over: str | None = None,
         note: str = "",
         breaking: bool = False,
+        unrun: bool = False,
     ) -> Published:
         """Publish a draft.
 
@@ -114,10 +116,12 @@ class Publishing:
                 the draft was made from, or one of the owner's own. Empty: there is none, also not any more.
             note: What has changed.
             breaking: Whether callers may break.
+            unrun: Whether what was saved since the draft, and not run, may be left out.
 
         Raises:
             DraftChanged: The draft is not the one that was checked.
             NotChecked: A step has not passed.
+            SavedSince: Something was saved since, and nobody said that it may be left out.
             BreaksCallers: It would break callers, and that was not allowed.
             WorkflowChanged: Somebody else has put another version into production, or removed the workflow.
             FleetError: As :meth:`check`.
@@ -134,6 +138,12 @@ class Publishing:
                 f"{name} can't be published yet: "
                 + "; ".join(f"{step.name.replace('_', ' ')}: {step.message}" for step in missing),
                 details={"field": "draft", "workflow": name, "checks": [step.name for step in missing]},
+            )
+        if check.unrun and not unrun:
+            raise SavedSince(
+                f"{check.unrun} was saved since your draft of {name}: run it once to make it the draft; or "
+                "publish the draft from before with `unrun`",
+                details={"field": "unrun", "workflow": name, "file": check.unrun},
             )
         if over is None and check.overtaken:
             raise changed_meanwhile(

@@ -223,7 +223,9 @@ async def test_a_new_graph_keeps_limits_choices_and_roles(api: Api) -> None:
     refused = await api.client.put(W, json={"graph": gone, "base_version": second["version"]})
     assert code(refused) == (422, "invalid_manifest")
     error = refused.json()["error"]
-    assert error["details"]["problems"][0].startswith("parameters.width: the graph has no node titled '$width'")
+    assert error["details"]["problems"][0].startswith(
+        "parameters.width: the graph has no node titled '$width'"
+    )
     assert "in production is kept" in error["message"] and "send `manifest` along" in error["message"]
     narrow = {"parameters": {"filename_prefix": manifest["parameters"]["filename_prefix"]}}
     mended = {"graph": gone, "base_version": second["version"], "manifest": narrow}

@@ -275,7 +275,9 @@ async def test_a_manifest_that_does_not_fit_is_told_by_its_file(api: Api, tmp_pa
         assert "m.toml" in error.message
     assert (await refused(api, "workflow", "add", file, "--name", "My Card")).hint == "--name my_card"
     await said(api, "workflow", "add", file, "--manifest", write(tmp_path / "m.toml", MANIFEST))
-    lost = await refused(api, "workflow", "add", write(tmp_path / "g.json", graph(title="no more")), "--force")
+    lost = await refused(
+        api, "workflow", "add", write(tmp_path / "g.json", graph(title="no more")), "--force"
+    )
     assert "the graph has no node titled '$width' (any more)" in lost.message
     assert lost.hint == "--manifest FILE replaces the one in production"
 

@@ -280,6 +280,26 @@ async def test_breaking_changes_are_named_and_must_be_allowed(api: Api) -> None:
     assert (await publish(api, ANN, found, breaking=True)).status_code == 200
 
 
+async def test_what_was_saved_since_is_left_out_only_on_purpose(api: Api) -> None:
+    await hand_over(api, ANN)
+    found = await made_ready(api, ANN)
+    saved = await api.client.post("/userdata/workflows%2FMy%20Flow.json", json=ui(7), headers=ANN)
+    assert saved.status_code == 200
+    refused = await publish(api, ANN, found)
+    assert code(refused) == (409, "saved_since")
+    error = refused.json()["error"]
+    assert (error["details"]["field"], error["details"]["file"]) == ("unrun", "My Flow.json")
+    sent = {"do": "publish", "draft": found["draft"], "over": ""}
+    page = await api.client.post("/publish/my_flow", data=sent, headers=ANN)
+    assert page.status_code == 409 and 'name="unrun" value="yes" required' in page.text
+    assert await production(api) is None
+    done = await publish(api, ANN, found, unrun=True)
+    assert done.status_code == 200, done.text
+    sent |= {"unrun": "yes", "over": done.json()["version"]}
+    again = await api.client.post("/publish/my_flow", data=sent, headers=ANN)
+    assert again.status_code == 303, again.text
+
+
 async def test_what_nodes_lack_is_said_and_nothing_is_run(api: Api) -> None:
     odd = graph()
     odd["2"]["class_type"] = "SaveSomewhere"

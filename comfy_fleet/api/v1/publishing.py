@@ -63,6 +63,9 @@ class PublishDraftBody(BaseModel):
     )
     note: str = Field("", description="What has changed.", max_length=MAX_NOTE)
     breaking: bool = Field(False, description="Whether callers may break.")
+    unrun: bool = Field(
+        False, description="Whether a file that was saved since the draft, and not run, may be left out."
+    )
 
 
 def publish_url(request: Request, name: str) -> str:
@@ -148,7 +151,13 @@ async def publish(request: Request) -> Response:
     body = await read(request, PublishDraftBody)
     name = workflow_alone(request)
     done = await d.publishing.publish(
-        who, name, draft=body.draft, over=body.over, note=body.note, breaking=body.breaking
+        who,
+        name,
+        draft=body.draft,
+        over=body.over,
+        note=body.note,
+        breaking=body.breaking,
+        unrun=body.unrun,
     )
     return json_response(
         {

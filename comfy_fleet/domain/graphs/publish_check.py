@@ -127,6 +127,12 @@ class NotChecked(Conflict):
     code = "not_checked"
 
 
+class SavedSince(Conflict):
+    """A file was saved since the draft, and not run; ``details["file"]`` is its name."""
+
+    code = "saved_since"
+
+
 class BreaksCallers(Conflict):
     """Publishing would break callers, and nobody said that it may; ``details["breaking"]`` says how."""
 
