@@ -63,6 +63,19 @@ class UserFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What has another path now.
+
+    Attributes:
+        path: Where it is: what is moved onto a folder comes into it.
+        file: Its new record; None for a folder.
+    """
+
+    path: str
+    file: UserFile | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class UserTree:
     """All files and folders of a person.
 

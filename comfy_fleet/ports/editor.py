@@ -51,6 +51,14 @@ class EditorSaves(Protocol):
             to: The path that it has now.
         """
 
+    async def folder_moved(self, owner: str, files: Mapping[str, str]) -> None:
+        """Take note of files that moved with their folder; never raises. Those with a draft count as saved.
+
+        Args:
+            owner: Whose editor it is.
+            files: The path that each has now below ``workflows/``, by the one that it had; empty: elsewhere.
+        """
+
     async def deleted(self, owner: str, name: str) -> None:
         """Take note of a file that is no more; never raises.
 

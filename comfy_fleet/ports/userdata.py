@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from comfy_fleet.domain.user_data import UserFile, UserTree
+from comfy_fleet.domain.user_data import Moved, UserFile, UserTree
 
 
 class UserData(Protocol):
@@ -46,13 +46,10 @@ class UserData(Protocol):
             BadUserPath: It can't have this path: there is a folder, or the path goes through a file.
         """
 
-    async def move(self, owner: str, source: str, dest: str, *, overwrite: bool = True) -> UserFile | None:
+    async def move(self, owner: str, source: str, dest: str, *, overwrite: bool = True) -> Moved:
         """Give a file, or a folder with all that is in it, another path.
 
         If there is a folder at that path, it moves into the folder.
-
-        Returns:
-            The file's new record; None for a folder.
 
         Raises:
             NotFound: There is no source.

@@ -121,6 +121,21 @@ class Drafts:
         except Exception:  # the move itself is none of its business
             logger.exception("draft has not followed", extra={"owner": owner, "file": name})
 
+    async def folder_moved(self, owner: str, files: Mapping[str, str]) -> None:
+        """See :meth:`comfy_fleet.ports.editor.EditorSaves.folder_moved`."""
+        try:
+            drafts = await self._store.drafts(owner)
+            saves = {one.file for one in await self._seen.saves(owner)}
+        except FleetError as error:
+            extra = {"owner": owner, "files": len(files), "error": str(error)}
+            logger.warning("drafts have not followed", extra=extra)
+            return
+        for name, to in files.items():
+            if name not in saves and _workflow_of(name) not in drafts:
+                continue  # of up to 10,000 files only these few are known here
+            await self.moved(owner, name, to)
+            await self.saved(owner, to)
+
     async def deleted(self, owner: str, name: str) -> None:
         """See :meth:`comfy_fleet.ports.editor.EditorSaves.deleted`."""
         if not (workflow := _workflow_of(name)):

@@ -173,6 +173,28 @@ async def test_a_file_that_is_renamed_within_its_id_takes_its_draft_along(api: A
     assert taken.status_code == 409, taken.text  # while "red fox" is there
 
 
+async def test_a_folder_that_is_moved_takes_its_drafts_along(api: Api) -> None:
+    await run(api, OLD["run"])
+    for file in ("cats/red.json", "cats/deep/blue.json", "cats/away.json"):
+        answer = await api.client.post(f"/userdata/workflows%2F{quote(file, '')}", json=OLD["saved"])
+        assert answer.status_code == 200
+    await api.client.post("/userdata/workflows%2Fdogs%2Fplain.json", json={})
+    await api.deps.drafts.settled()
+    assert set(await api.stores.workflows.drafts("local")) == {"cats_red", "cats_deep_blue", "cats_away"}
+    moved = await api.client.post("/userdata/workflows%2Fcats%2Faway.json/move/elsewhere%2Faway.json")
+    assert moved.status_code == 200
+    moved = await api.client.post("/userdata/workflows%2Fcats/move/workflows%2Fdogs")  # there is one already
+    assert moved.status_code == 200, moved.text
+    await api.deps.drafts.settled()
+    assert set(await api.stores.workflows.drafts("local")) == {"dogs_cats_red", "dogs_cats_deep_blue"}
+    draft = await api.stores.workflows.draft("local", "dogs_cats_red")
+    assert draft is not None and draft.editor_name == "dogs/cats/red"
+    assert [one.file for one in await api.deps.drafts.all_unrun("local")] == ["dogs/plain.json"]
+    await api.client.post("/userdata/workflows%2Fdogs/move/backup")
+    await api.deps.drafts.settled()
+    assert set(await api.stores.workflows.drafts("local")) == set()
+
+
 async def test_a_renamed_file_takes_its_draft_to_another_id_and_a_deleted_one_leaves_none(api: Api) -> None:
     await save(api, "cat.json", OLD["saved"])
     await run(api, OLD["saved"])

@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from comfy_fleet.domain.user_data import (
     MOST_FILE_BYTES,
     MOST_FILES,
     BadUserPath,
+    Moved,
     UserDataFull,
     UserFile,
     UserFileExists,
@@ -114,7 +116,7 @@ async def test_a_move_takes_content_and_times_along(redis: FleetRedis, store: Re
     await store.save("ann", "b", b"long")
     with pytest.raises(UserFileExists):
         await store.move("ann", "a", "b", overwrite=False)
-    moved = await store.move("ann", "a", "b")
+    moved = (await store.move("ann", "a", "b")).file
     assert moved is not None
     assert (moved.created, moved.modified, moved.size_bytes) == (written.created, written.modified, 1)
     assert await consistent(redis, store) == {"b": b"x"}
@@ -127,8 +129,8 @@ async def test_a_move_takes_content_and_times_along(redis: FleetRedis, store: Re
 async def test_folders_move_whole_and_go_when_they_are_empty(redis: FleetRedis, store: RedisUserData) -> None:
     for path in ("a/1", "a/b/2", "ab/3", "c/4"):
         await store.save("ann", path, path.encode())
-    assert await store.move("ann", "a", "x/y") is None
-    assert await store.move("ann", "ab", "c") is None
+    assert await store.move("ann", "a", "x/y") == Moved(path="x/y", file=None)
+    assert await store.move("ann", "ab", "c") == Moved(path="c/ab", file=None)
     tree = await store.tree("ann")
     assert set(tree.files) == {"x/y/1", "x/y/b/2", "c/ab/3", "c/4"}
     assert tree.folders == {"x", "x/y", "x/y/b", "c", "c/ab"}
@@ -329,6 +331,9 @@ class Told:
     async def deleted(self, owner: str, name: str) -> None:
         self.gone.append((owner, name))
 
+    async def folder_moved(self, owner: str, files: Mapping[str, str]) -> None:
+        self.gone += [(owner, *names) for names in files.items()]
+
 
 async def test_graphs_that_are_saved_or_renamed_are_told(store: RedisUserData) -> None:
     told = Told()
@@ -345,9 +350,19 @@ async def test_graphs_that_are_saved_or_renamed_are_told(store: RedisUserData) -
     await files.move("ann", "workflows/new.json", "elsewhere.json", overwrite=False)
     await files.delete("ann", "workflows/p/c.json")
     assert not await files.delete("ann", "workflows/p/c.json")
+    await files.save("ann", "workflows/q/d.json", b"", overwrite=True)
+    await files.move("ann", "workflows/q", "workflows/r", overwrite=False)
     await files.move("ann", "workflows", "old", overwrite=False)
-    assert told.gone == [("ann", "a b.json", "new.json"), ("ann", "new.json"), ("ann", "p/c.json")]
-    assert told.saves == [("ann", "a b.json"), ("ann", "p/c.json"), ("ann", "new.json")]
+    await files.move("ann", "old", "workflows", overwrite=False)
+    assert told.gone == [
+        ("ann", "a b.json", "new.json"),
+        ("ann", "new.json"),
+        ("ann", "p/c.json"),
+        ("ann", "q/d.json", "r/d.json"),
+        ("ann", "r/d.json", ""),
+    ]
+    saves = ["a b.json", "p/c.json", "new.json", "q/d.json", "r/d.json"]
+    assert told.saves == [("ann", name) for name in saves]
 
 
 @pytest.mark.parametrize(

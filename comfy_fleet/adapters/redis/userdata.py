@@ -22,6 +22,7 @@ from comfy_fleet.domain.user_data import (
     MOST_FILE_BYTES,
     MOST_FILES,
     BadUserPath,
+    Moved,
     UserDataFull,
     UserFile,
     UserFileChanged,
@@ -112,7 +113,7 @@ class RedisUserData:
         self._refuse(outcome, rest, path)
         return _load(path, rest[0])
 
-    async def move(self, owner: str, source: str, dest: str, *, overwrite: bool = True) -> UserFile | None:
+    async def move(self, owner: str, source: str, dest: str, *, overwrite: bool = True) -> Moved:
         """See :meth:`comfy_fleet.ports.userdata.UserData.move`."""
         check_user_path(source)
         check_user_path(dest)
@@ -129,7 +130,8 @@ class RedisUserData:
             most_path=MAX_PATH_BYTES,
         )
         self._refuse(outcome, rest, dest)
-        return _load(rest[0].decode(), rest[1]) if len(rest) == 2 else None
+        path = rest[0].decode()
+        return Moved(path=path, file=_load(path, rest[1]) if len(rest) == 2 else None)
 
     async def delete(self, owner: str, path: str) -> bool:
         """See :meth:`comfy_fleet.ports.userdata.UserData.delete`."""

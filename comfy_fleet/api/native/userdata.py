@@ -161,8 +161,8 @@ async def move_file(request: Request) -> Response:
     d, who = deps(request), owner(request)
     source, dest = (_path(name) for name in _moved(request))
     overwrite = _first(request, "overwrite") != "false"
-    file = await d.user_files.move(who, source, dest, overwrite=overwrite)
-    return _written(request, file, dest)
+    moved = await d.user_files.move(who, source, dest, overwrite=overwrite)
+    return _written(request, moved.file, dest)
 
 
 async def post_file(request: Request) -> Response:

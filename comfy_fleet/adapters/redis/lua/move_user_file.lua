@@ -1,6 +1,6 @@
 -- Give a person's file or folder another path.  args: owner, source, name (the last part of it), dest, folders (those
 -- that the new path goes through), version (a new one), absent (it must replace none), most_files, most_path (bytes).
--- Returns {'ok', path, record} of a file | {'ok'} of a folder | {'none'} | {'exists'} | {'inside'}
+-- Returns {'ok', path, record} of a file | {'ok', path} of a folder | {'none'} | {'exists'} | {'inside'}
 -- | {'file', what is in a folder's place} | {'files', how many there are} | {'long', path}.
 local owner, dest = args.owner, args.dest
 local record, text = user_file(owner, args.source)
@@ -53,4 +53,4 @@ for _, names in ipairs(moving) do
   redis.call('HSET', files, names[2], redis.call('HGET', files, names[1]))
   redis.call('HDEL', files, names[1])
 end
-return { 'ok' }
+return { 'ok', dest }
