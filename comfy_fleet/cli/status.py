@@ -34,20 +34,34 @@ def status(
 
     with Client(api, key) as client:
         why, notes = wait_until_ready(client, timeout if wait else 0)
+        places = client.get("/api/v1/health")
+        fleet, console_url = places.get("url") or client.url, places.get("console_url")
         nodes = nodes_of(client.get("/api/v1/nodes"))
         counts = {
             "queued": client.get("/api/v1/queue")["queued"],
             "running": sum(bool(node.get("run")) for node in nodes),
         }
     if json_:
-        print_json({"ready": why is None, "why": why, "notes": notes, "jobs": counts, "nodes": nodes})
+        print_json(
+            {
+                "url": fleet,
+                "console_url": console_url,
+                "ready": why is None,
+                "why": why,
+                "notes": notes,
+                "jobs": counts,
+                "nodes": nodes,
+            }
+        )
     else:
         console = stdout()
         verdicts = Counter("drain" if node.get("cordoned") else node.get("verdict") for node in nodes)
         words = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
         simulated = sum(bool(node.get("simulated")) for node in nodes)
         pairs: dict[str, Any] = {
-            "fleet": client.url,
+            "fleet": fleet,
+            "console": console_url,
+            "asked": client.url if client.url not in (fleet, console_url) else None,
             "ready": "yes" if why is None else f"no: {why}",
             "queue": f"{counts['queued']} queued, {counts['running']} running",
             "nodes": words or "none; add one: fleet node add NAME URL",

@@ -487,6 +487,11 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
         for path in ("/health", "/api/v1/health", "/api/v2/health"):
             alive = await api.client.get(path)
             assert (alive.status_code, alive.json()["status"]) == (200, "healthy")
+        for host, name in (("fleet.example:9000", "fleet.example"), ("[::1]:9000", "[::1]")):
+            told = (await api.client.get("/api/v1/health", headers={"Host": host})).json()
+            assert (told["url"], told["console_url"]) == (f"http://{name}:8188", f"http://{name}:8189")
+        odd = (await api.client.get("/api/v1/health", headers={"Host": "a b"})).json()
+        assert (odd["status"], odd["url"], odd["console_url"]) == ("healthy", None, None)
 
         async def missing() -> list[str]:
             answer = await api.client.get("/api/v1/ready")

@@ -305,10 +305,18 @@ def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
     canned.on(
         "GET", "/api/v1/nodes", {"nodes": [{"name": "a", "verdict": "down", "why": "no answer", "run": None}]}
     )
+    console = "http://fleet:8189"
+    canned.on("GET", "/api/v1/health", {"url": "http://fleet:8188", "console_url": console})
     result = run(canned, "status")
     assert result.exit_code == 1, result.output
     assert "no: nodes: no node is up" in result.stdout
     assert "3 queued" in result.stdout
+    told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[:3])
+    assert told == {"fleet": "http://fleet:8188", "console": console, "asked": canned.url}
+    canned.on("GET", "/api/v1/health", {"url": "http://fleet:8188", "console_url": canned.url})
+    assert "asked" not in run(canned, "status").stdout
+    canned.on("GET", "/api/v1/health", {})  # of an earlier version
+    assert run(canned, "status").stdout.splitlines()[0].split() == ["fleet", canned.url]
 
 
 def test_app_is_a_typer() -> None:

@@ -372,6 +372,8 @@ class ApiHealthAnswer(TypedDict):
     status: str
     name: str
     version: str
+    url: Annotated[str | None, Field(description="The fleet, where ComfyUI's clients and the editor go.")]
+    console_url: Annotated[str | None, Field(description="The console, for operators and publishing.")]
 
 
 class ReasonAnswer(TypedDict):

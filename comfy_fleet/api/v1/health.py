@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -9,9 +10,12 @@ from starlette.responses import Response
 
 import comfy_fleet
 from comfy_fleet.api.deps import ApiDeps, Probe, deps
+from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.origins import console_base, editor_base
 from comfy_fleet.domain.about import NAME
 from comfy_fleet.ports.nodes import NodeRegistry
+from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -19,8 +23,24 @@ _PATIENCE_S = 2.0
 
 
 async def health(request: Request) -> Response:
-    """Always 200 while the process serves requests."""
-    return json_response({"status": "healthy", "name": NAME, "version": comfy_fleet.__version__})
+    """Always 200 while the process serves requests; with both addresses, as the client can reach them."""
+    return json_response(
+        {
+            "status": "healthy",
+            "name": NAME,
+            "version": comfy_fleet.__version__,
+            "url": _place(request, editor_base),
+            "console_url": _place(request, console_base),
+        }
+    )
+
+
+def _place(request: Request, base: Callable[[Request, Settings], str]) -> str | None:
+    """Return an address; None if the request's host is malformed, which says nothing of it."""
+    try:
+        return base(request, deps(request).settings)
+    except HttpError:
+        return None
 
 
 async def ready(request: Request) -> Response:
