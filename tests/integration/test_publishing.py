@@ -426,6 +426,24 @@ async def test_what_is_no_graph_is_no_draft(api: Api, body: dict[str, Any]) -> N
     assert await api.stores.workflows.drafts("ann") == {}
 
 
+async def test_two_formats_without_a_common_node_are_of_two_graphs(api: Api) -> None:
+    other = ui()
+    other["nodes"] = [{**node, "id": node["id"] + 10} for node in other["nodes"]]
+    for wrong in (other, {**other, "nodes": []}, {**other, "nodes": [{"id": 1, "type": "Other"}]}):
+        body = {"name": "x", "graph": graph(), "ui": wrong}
+        answer = await api.client.post("/api/v1/drafts", json=body, headers=ANN)
+        assert code(answer) == (400, "invalid_request")
+        assert answer.json()["error"]["details"]["field"] == "ui"
+    inner = {f"11:{node_id}": node for node_id, node in graph().items()}
+    for link in (value for node in inner.values() for value in node["inputs"].values()):
+        if isinstance(link, list):
+            link[0] = f"11:{link[0]}"
+    answer = await api.client.post(
+        "/api/v1/drafts", json={"name": "x", "graph": inner, "ui": other}, headers=ANN
+    )
+    assert answer.status_code == 201, answer.text
+
+
 async def test_two_names_of_one_id_are_reported(api: Api) -> None:
     await hand_over(api, ANN, name="My Flow")
     await api.stores.userdata.save("ann", "workflows/My Flow.json", b"{}", overwrite=True)

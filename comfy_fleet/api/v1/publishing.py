@@ -15,10 +15,15 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.origins import console_base
 from comfy_fleet.api.typed_bodies import read, read_optional
 from comfy_fleet.domain.errors import BadInput, NotFound
-from comfy_fleet.domain.graphs.editor_graph import check_editor_graph, opened_from, stamped
-from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.graphs.editor_graph import (
+    check_editor_graph,
+    check_same_graph,
+    opened_from,
+    stamped,
+)
+from comfy_fleet.domain.graphs.graph import Graph, check
 from comfy_fleet.domain.graphs.publish_check import PublishCheck
-from comfy_fleet.domain.graphs.stored import MAX_NOTE, Draft
+from comfy_fleet.domain.graphs.stored import MAX_NOTE, Draft, EditorGraph
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, WorkflowReference, slug
 from comfy_fleet.services.draft_checks import TrialRun
 from comfy_fleet.services.drafts import run_it_once
@@ -80,13 +85,19 @@ async def save_editor_draft(request: Request) -> Response:
     name = slug(body.name)
     if not NAME.fullmatch(name):
         raise BadInput("name: give the workflow a name with letters or digits", details={"field": "name"})
-    graph, ui = await asyncio.to_thread(lambda: (check(body.graph), check_editor_graph(body.ui)))
+    graph, ui = await asyncio.to_thread(_both, body)
     workflow, version = opened_from(ui)
     base = version if workflow == name else ""
     await d.workflows.save_draft(
         who, name, Draft(graph=graph, ui=ui, base_version=base, editor_name=body.name.strip())
     )
     return json_response({"workflow": name, "publish_url": publish_url(request, name)}, 201)
+
+
+def _both(body: EditorDraftBody) -> tuple[Graph, EditorGraph]:
+    graph, ui = check(body.graph), check_editor_graph(body.ui)
+    check_same_graph(graph, ui)
+    return graph, ui
 
 
 async def list_drafts(request: Request) -> Response:

@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.stored import EditorGraph
 
 STAMP = "comfy_fleet"
@@ -52,6 +53,27 @@ def signature(graph: object) -> str:
     except RecursionError:
         raise _unusable("is nested too deeply") from None
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_same_graph(graph: Graph, ui: EditorGraph) -> None:
+    """Refuse two formats that are certainly not of one graph: they have no node in common.
+
+    Values say nothing: the editor and its extensions write other ones into what they run, such as a drawn
+    wildcard, and they add and leave out nodes.
+
+    Raises:
+        BadInput: As said.
+    """
+    types = {str(node["id"]): _text(node, "type") for node in ui["nodes"]}
+    for node_id, node in graph.items():
+        outer, inside, _ = node_id.partition(":")  # a node in a subgraph is called by the path to it
+        if outer in types and (inside or types[outer] == node["class_type"]):
+            return
+    raise BadInput(
+        "graph and ui are not of one graph, for they have no node in common: send both as the editor's "
+        "app.graphToPrompt() returns them",
+        details={"field": "ui"},
+    )
 
 
 def stamped(graph: EditorGraph, workflow: str, version: str) -> dict[str, Any]:
