@@ -87,6 +87,28 @@ async function openNamed() {
   }
 }
 
+// Says after a save, once for each workflow, that a draft of it needs a run. Whatever goes wrong here, the save is
+// the editor's own: it has the same answer, and a frontend that saves in another way is left alone.
+function watchSaves() {
+  const store = api.storeUserData;
+  if (typeof store !== "function") return;
+  const told = new Set();
+  api.storeUserData = async function (file, ...more) {
+    const response = await store.call(this, file, ...more);
+    void tellOfSave(file, told).catch(() => undefined);
+    return response;
+  };
+}
+
+async function tellOfSave(file, told) {
+  const toasts = app.extensionManager?.toast;
+  if (!toasts || typeof file !== "string" || !/^workflows\/.+\.json$/i.test(file) || told.has(file)) return;
+  const { unrun } = await answered(await api.fetchApi("/v1/drafts")); // which waits until the save was looked at
+  if (told.has(file) || !unrun.some((one) => `workflows/${one.file}` === file)) return;
+  told.add(file);
+  toasts.add({ severity: "info", summary: "Saved", detail: "Run it once to make a draft that can be published.", life: 8_000 });
+}
+
 app.registerExtension({
   name: "comfy_fleet.publish",
   commands: [
@@ -95,6 +117,7 @@ app.registerExtension({
   ],
   menuCommands: [{ path: ["File"], commands: ["comfy_fleet.publish", "comfy_fleet.stored"] }],
   setup() {
+    watchSaves();
     void openNamed(); // the editor goes on without it
   },
 });

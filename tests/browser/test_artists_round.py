@@ -111,3 +111,38 @@ def whole_round(
 
 def test_an_artists_whole_round(browser: Chromium, up: Up, tmp_path: Path) -> None:
     whole_round(browser, up, tmp_path)
+
+
+RECORD_TOASTS = """(() => {
+  const toasts = window.app.extensionManager.toast, add = toasts.add;
+  window.__told = [];
+  toasts.add = (toast) => { window.__told.push(toast.detail ?? ""); return add.call(toasts, toast); };
+  return true;
+})()"""
+NEEDS_RUN = "Run it once to make a draft that can be published."
+
+
+def test_a_save_that_was_never_run_says_once_that_it_needs_a_run(
+    browser: Chromium, up: Up, tmp_path: Path
+) -> None:
+    with editor(browser, up.url, signing_in(up.url, ANN)) as page:
+        page.page.evaluate(RECORD_TOASTS)
+
+        def told() -> int:
+            said: list[str] = page.page.evaluate("window.__told")
+            return said.count(NEEDS_RUN)
+
+        page.load(card(TEAL).write(tmp_path / "ran.json"))
+        page.run()
+        page.wait_for_color(2, TEAL)
+        page.save_as("Was run")
+        page.load(card(AMBER - 1).write(tmp_path / "plain.json"))
+        page.save_as("Never run")
+        page.page.see(".p-toast", NEEDS_RUN)
+        page.set_widget(1, "color", AMBER - 3)
+        page.save()
+        page.wait_until_saved("Never run")
+        page.load(card(AMBER - 2).write(tmp_path / "other.json"))
+        page.save_as("Never run either")
+        page.page.wait(lambda: told() >= 2, what="the other one is told of")
+        assert told() == 2
