@@ -18,6 +18,7 @@ READY = """
 STORES = 'document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s'
 
 
+FIELD = ".graphdialog input"
 MINIMAP_CLOSER = "[data-testid=close-minmap-button], [data-testid=close-minimap-button]"  # old, new
 
 
@@ -123,7 +124,7 @@ class Editor:
         return self.page.evaluate(f"{_WIDGET % (node, json.dumps(name))}.value")
 
     def set_widget(self, node: int, name: str, value: Any) -> None:
-        """Change a widget by its own input field: a double click, the value, Enter."""
+        """Change a widget by its own input field: a click, the value, Enter."""
         widget = _WIDGET % (node, json.dumps(name))
         where = self.page.evaluate(f"""(() => {{
           const node = window.app.graph.getNodeById({node}), widget = {widget}, canvas = window.app.canvas;
@@ -131,8 +132,9 @@ class Editor:
           const [x, y] = canvas.ds.convertOffsetToCanvas(place), box = canvas.canvas.getBoundingClientRect();
           return [box.x + x, box.y + y];
         }})()""")
-        self.page.click_at(*where, times=2)
-        self.page.see(".graphdialog input")
+        # One click: the field comes up under the mouse, and a second one would take the keyboard from it.
+        self.page.click_at(*where)
+        self.page.until(f"document.activeElement?.matches({json.dumps(FIELD)})", what=f"{name} can be typed")
         self.page.press("a", modifiers=CONTROL)
         self.page.type(str(value))
         self.page.press("Enter")
