@@ -44,6 +44,19 @@ def free_port() -> int:
     return port
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the limit of a test beside a real ComfyUI count from its first line.
+
+    The first test of a file waits until several ComfyUIs and a fleet have started, each with a limit of its
+    own; on a busy machine nothing would be left for the test.
+    """
+    for item in items:
+        if item.get_closest_marker("comfyui"):
+            limit = item.get_closest_marker("timeout")
+            seconds = limit.args[0] if limit else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def valid_runs() -> Iterator[None]:
     """Check every run of this process after each event."""
