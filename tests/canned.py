@@ -125,4 +125,4 @@ def error(code: str, message: str, **details: Any) -> dict[str, Any]:
 
 
 def run(canned: Canned, *argv: str) -> Any:
-    return CliRunner().invoke(build(), [*argv, "--api", canned.url])
+    return CliRunner().invoke(build(argv), [*argv, "--api", canned.url])

@@ -3,13 +3,17 @@
 import logging
 import os
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
 import redis as sync_redis
 
@@ -69,6 +73,20 @@ def valid_runs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "handle", checked)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loaded_authorities() -> Iterator[None]:
+    """Load the public certificate authorities once: each client of httpx does, and most tests have some."""
+    create = ssl.create_default_context
+    public = cache(lambda: create(cafile=certifi.where()))
+
+    def known(*args: Any, **options: Any) -> ssl.SSLContext:
+        return public() if (args, options) == ((), {"cafile": certifi.where()}) else create(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", known)
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
@@ -107,7 +108,10 @@ class ApiClient:
         """Send heartbeats until canceled."""
         failures = 0
         async with httpx.AsyncClient(
-            headers=self._headers, timeout=_TIMEOUT_S, transport=self._transport
+            headers=self._headers,
+            timeout=_TIMEOUT_S,
+            transport=self._transport,
+            verify=authorities(self._url),
         ) as client:
             while True:
                 try:

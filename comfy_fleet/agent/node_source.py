@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
@@ -57,7 +58,10 @@ class HttpNodes:
         trouble = ""
         failures = 0
         async with httpx.AsyncClient(
-            headers=self._headers, timeout=_TIMEOUT_S, transport=self._transport
+            headers=self._headers,
+            timeout=_TIMEOUT_S,
+            transport=self._transport,
+            verify=authorities(self._url),
         ) as client:
             while True:
                 try:

@@ -1,37 +1,47 @@
 """The tree of commands."""
 
+import copy
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from comfy_fleet.cli import (
-    agent,
-    demo,
-    doctor,
-    haproxy,
-    health,
-    hosts,
-    job_changes,
-    jobs,
-    logs,
-    missing,
-    nodes,
-    pools,
-    processes,
-    sim,
-    status,
-    submit,
-    workflow_folders,
-    workflow_publish,
-    workflow_versions,
-    workflows,
-)
 from comfy_fleet.cli.exits import MEANING
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {words.split(';')[0]}" for code, words in MEANING.items())
 
 HEADINGS = ("Fleet", "Jobs", "Single processes")
+
+# Which module has which commands, so that a command need not wait for all others.
+_COMMANDS = {
+    "processes": ("up", "down", "api", "dispatch"),
+    "logs": ("logs",),
+    "agent": ("agent",),
+    "status": ("status",),
+    "demo": ("demo",),
+    "doctor": ("doctor",),
+    "submit": ("submit",),
+    "sim": ("sim",),
+    "health": ("health",),
+}
+# For each group its heading, the module that has it, and those that add to it.
+_GROUPS = {
+    "node": ("Fleet", "nodes"),
+    "pool": ("Fleet", "pools"),
+    "host": ("Fleet", "hosts"),
+    "job": ("Jobs", "jobs", "job_changes"),
+    "workflow": (
+        "Jobs",
+        "workflows",
+        "missing",
+        "workflow_versions",
+        "workflow_publish",
+        "workflow_folders",
+    ),
+    "haproxy": ("Single processes", "haproxy"),
+}
 
 
 class Command(TyperCommand):
@@ -79,8 +89,14 @@ def _write(formatter: Any, sections: dict[str, list[tuple[str, str]]]) -> None:
                 formatter.write_dl(rows)
 
 
-def build() -> typer.Typer:
-    """Return the ``fleet`` command."""
+def build(line: Sequence[str] = ()) -> typer.Typer:
+    """Return the ``fleet`` command.
+
+    Args:
+        line: The words after ``fleet``. If the first one names a command or a group, only that is there: to
+            make all of them takes longer than most commands. Otherwise (help, completion, a wrong name) the
+            whole tree is there.
+    """
     app = typer.Typer(
         name="fleet",
         cls=Group,
@@ -94,20 +110,29 @@ def build() -> typer.Typer:
     )
     app.callback()(root)
     app.command("version", hidden=True)(version)
-    for module in (processes, logs, agent, status, demo, doctor, submit, sim, health):
-        module.register(app)
-    app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
-    app.add_typer(pools.app, name="pool", rich_help_panel="Fleet")
-    app.add_typer(hosts.app, name="host", rich_help_panel="Fleet")
-    job_changes.register(jobs.app)
-    missing.register(workflows.app)
-    app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
-    for part in (workflow_versions, workflow_publish, workflow_folders):
-        part.register(workflows.app)
-    app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")
-    app.add_typer(haproxy.app, name="haproxy", rich_help_panel="Single processes")
+    first = line[0] if line else ""
+    known = first in _GROUPS or any(first in names for names in _COMMANDS.values())
+    for module, names in _COMMANDS.items():
+        if not known or first in names:
+            _part(module).register(app)
+    for name, (heading, module, *more) in _GROUPS.items():
+        if not known or first == name:
+            app.add_typer(_group(module, more), name=name, rich_help_panel=heading)
     _plain(app)
     return app
+
+
+def _part(module: str) -> Any:
+    return import_module(f"comfy_fleet.cli.{module}")
+
+
+def _group(module: str, more: Sequence[str]) -> typer.Typer:
+    """Return a group of its own: what others add must not be in it twice, if this is called twice."""
+    group: typer.Typer = copy.copy(_part(module).app)
+    group.registered_commands = list(group.registered_commands)
+    for part in more:
+        _part(part).register(group)
+    return group
 
 
 def _plain(app: typer.Typer) -> None:

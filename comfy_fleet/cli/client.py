@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.up.lock import running
@@ -90,6 +91,7 @@ class Client:
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
+            verify=authorities(self.url),
             # No proxy from the environment between this machine and its own fleet.
             trust_env=host not in ("127.0.0.1", "localhost", "::1"),
         )

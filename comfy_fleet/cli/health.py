@@ -67,10 +67,11 @@ async def _api(settings: "Settings") -> str | None:
     import httpx
 
     from comfy_fleet.adapters.haproxy.server_lines import join
+    from comfy_fleet.adapters.system.authorities import authorities
     from comfy_fleet.cli.up import ports
 
     url = f"http://{join(ports.asked(settings.api_host), settings.api_port)}/api/v1/health"
-    async with httpx.AsyncClient(trust_env=False, timeout=_PATIENCE_S) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=_PATIENCE_S, verify=authorities(url)) as client:
         try:
             answer = await client.get(url)
         except httpx.HTTPError as error:
@@ -82,11 +83,12 @@ async def _haproxy(settings: "Settings") -> str | None:
     import httpx
 
     from comfy_fleet.adapters.haproxy.config_render import files
+    from comfy_fleet.adapters.system.authorities import authorities
 
     places = files(settings)
     for name, socket in (("broker", places.broker_monitor), ("edge", places.edge_monitor)):
-        transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, timeout=_PATIENCE_S) as client:
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=authorities("http://haproxy"))
+        async with httpx.AsyncClient(transport=transport, timeout=_PATIENCE_S, trust_env=False) as client:
             try:
                 answer = await client.get("http://haproxy/health")
             except httpx.HTTPError as error:

@@ -27,7 +27,7 @@ def main() -> NoReturn:
     if not is_service(sys.argv[1:]):
         warn_on_terminal()
     try:
-        build()(prog_name="fleet")
+        build(sys.argv[1:])(prog_name="fleet")
     except Fail as error:
         _end(error.message, error.hint, error.exit)
     except FleetError as error:

@@ -57,7 +57,7 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
 
 async def fleet(api: Api, *argv: str, key: str = ARTIST, answer: str | None = None) -> Any:
     def call() -> Any:
-        return CliRunner().invoke(build(), [*argv, "--api", api.url, "--key", key], input=answer)
+        return CliRunner().invoke(build(argv), [*argv, "--api", api.url, "--key", key], input=answer)
 
     return await asyncio.to_thread(call)
 

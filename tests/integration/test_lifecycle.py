@@ -41,7 +41,7 @@ class Operated:
 
     async def cli(self, *argv: str) -> Result:
         """Run ``fleet ...`` beside the fleet."""
-        return await asyncio.to_thread(CliRunner().invoke, build(), [*argv, "--api", self.url])
+        return await asyncio.to_thread(CliRunner().invoke, build(argv), [*argv, "--api", self.url])
 
 
 @asynccontextmanager
@@ -218,7 +218,7 @@ async def test_agents_restart_what_they_run_in_turn(redis_port: int, tmp_path: P
             await host.is_up(name)
         before = {name: (await host.report(name))["pid"] for name in names}
         rolled = await asyncio.to_thread(
-            CliRunner().invoke, build(), ["node", "roll", "--timeout", "30", "--api", host.api.url]
+            CliRunner().invoke, build(["node"]), ["node", "roll", "--timeout", "30", "--api", host.api.url]
         )
         assert rolled.exit_code == 0, (rolled.output, rolled.exception)
         assert rolled.stdout.splitlines() == ["restarted h1-cpu0-0 (1 of 2)", "restarted h1-cpu0-1 (2 of 2)"]

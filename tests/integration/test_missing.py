@@ -148,7 +148,7 @@ async def test_a_picture_that_is_submitted_says_where_its_parts_are_from(api: Ap
     info.add_text("workflow", json.dumps(PACKAGE["extra_pnginfo"]["workflow"]))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     argv = ["submit", str(tmp_path / "a.png"), "--api", api.url, "--key", ANN]
-    result = await asyncio.to_thread(lambda: CliRunner().invoke(build(), argv))
+    result = await asyncio.to_thread(lambda: CliRunner().invoke(build(argv), argv))
     assert isinstance(result.exception, Fail), result.output
     assert "it is in the package fancy-nodes 1.2.0; missing on gpu1, gpu2" in result.exception.message
 

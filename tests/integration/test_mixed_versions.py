@@ -365,7 +365,7 @@ async def test_fleet_status_says_that_an_older_process_is_held_back(
 ) -> None:
     async def status(url: str) -> tuple[int, str]:
         ran = await asyncio.to_thread(
-            CliRunner().invoke, build_cli(), ["status", "--api", url], env={"COLUMNS": "300"}
+            CliRunner().invoke, build_cli(["status"]), ["status", "--api", url], env={"COLUMNS": "300"}
         )
         return ran.exit_code, ran.output
 

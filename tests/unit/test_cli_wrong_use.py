@@ -34,13 +34,13 @@ BESIDE = (*AGENT, "--node", "g1=http://127.0.0.1:1")
     ],
 )
 def test_it_is_told_before_anything_is_begun(line: tuple[str, ...], words: str) -> None:
-    refused = CliRunner().invoke(build(), line)
+    refused = CliRunner().invoke(build(line), line)
     assert isinstance(refused.exception, Fail), refused.exception
     assert (refused.exception.exit, words in str(refused.exception)) == (Exit.USAGE, True)
 
 
 def test_a_pool_s_name_is_looked_at_before_the_api_is_asked() -> None:
-    refused = CliRunner().invoke(build(), [*BESIDE, "--pool", "Big One"])
+    refused = CliRunner().invoke(build(BESIDE), [*BESIDE, "--pool", "Big One"])
     assert isinstance(refused.exception, BadInput)
     assert "pool 'Big One'" in str(refused.exception)
 
@@ -63,7 +63,7 @@ def test_a_pool_s_name_is_looked_at_before_the_api_is_asked() -> None:
 def test_no_time_is_less_than_none(line: tuple[str, ...], seconds: str) -> None:
     if not line[-1].startswith("--drain"):
         line = (*line, "--timeout")
-    refused = CliRunner().invoke(build(), [*line, seconds], env={"FLEET_API_URL": "http://127.0.0.1:1"})
+    refused = CliRunner().invoke(build(line), [*line, seconds], env={"FLEET_API_URL": "http://127.0.0.1:1"})
     assert (refused.exit_code, f"'{line[-1]}'" in refused.output) == (Exit.USAGE, True)
 
 

@@ -12,6 +12,7 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
+from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.adapters.system.child_processes import LogFile
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
@@ -211,7 +212,10 @@ class Fleet:
         path = "/api/v1/ready" if wanted.nodes or wanted.joining else "/api/v1/health"
         deadline = time.monotonic() + self._options.ready_timeout_s
         why = "nothing answers yet"
-        async with httpx.AsyncClient(base_url=self.plan.console_url, timeout=5, trust_env=False) as client:
+        url = self.plan.console_url
+        async with httpx.AsyncClient(
+            base_url=url, timeout=5, trust_env=False, verify=authorities(url)
+        ) as client:
             while True:
                 try:
                     answer = await client.get(path)
