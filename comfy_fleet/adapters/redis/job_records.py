@@ -341,6 +341,7 @@ def load_job(
         prompt_id=text("prompt_id") or job_id,
         client_id=record["client_id"].decode() if "client_id" in record else None,
         number=float(record.get("number", 0)),
+        history_number=float(record["history_number"]) if "history_number" in record else None,
         targets=tuple(map(str, orjson.loads(record.get("targets", b"[]")))),
         output_nodes=tuple(map(str, orjson.loads(record.get("output_nodes", b"[]")))),
         hidden=record.get("hidden") == b"1",

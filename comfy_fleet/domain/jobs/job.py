@@ -341,6 +341,7 @@ class Job:
         prompt_id: What its client calls it in ComfyUI's own interface: its id, or what the client chose.
         client_id: Whose websockets are told of it; None: nobody's.
         number: Its number there: counts up per owner, unless the client chose one.
+        history_number: Its number in the history, if it ended after jobs with higher numbers: above theirs.
         targets: The output nodes that are to run; empty: all.
         output_nodes: The graph's nodes that are to return outputs; empty in lists, and for older jobs.
         hidden: Whether its owner has deleted it from ComfyUI's history.
@@ -388,6 +389,7 @@ class Job:
     prompt_id: str = ""
     client_id: str | None = None
     number: float = 0.0
+    history_number: float | None = None
     targets: tuple[str, ...] = ()
     output_nodes: tuple[str, ...] = ()
     hidden: bool = False

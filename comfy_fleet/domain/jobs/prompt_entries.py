@@ -85,8 +85,9 @@ def history_entry(
         outputs: The output nodes that it was to run.
         ui: What its nodes returned for the user interface, with its client's names.
     """
+    number = job.number if job.history_number is None else job.history_number
     return {
-        "prompt": [shown_number(job.number), job.prompt_id, graph, extra_data, list(outputs)],
+        "prompt": [shown_number(number), job.prompt_id, graph, extra_data, list(outputs)],
         "outputs": ui,
         "status": execution_status(job),
         "meta": {

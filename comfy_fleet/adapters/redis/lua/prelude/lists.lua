@@ -34,6 +34,24 @@ local function unlist_job(id, owner)
   redis.call('ZREM', history_key(owner), id)
 end
 
+-- Editors list a prompt that has ended only if its number in the history is above those that they list already.  So one that
+-- ends after prompts with higher numbers, on another node, gets a number there that is just above theirs.
+local function number_in_history(id, owner)
+  local f = fields(job_key(id), 'number', 'history_number')
+  if f[2] then return end
+  for _, other in ipairs(redis.call('ZREVRANGE', history_key(owner), 0, 1)) do
+    if other ~= id then
+      local its = fields(job_key(other), 'number', 'history_number')
+      local highest = tonumber(its[2] or its[1] or '')
+      if highest and highest >= (tonumber(f[1] or '') or 0) then
+        local above = highest + math.max(2 ^ -10, math.abs(highest) * 2 ^ -50)  -- a step that doubles can hold
+        redis.call('HSET', job_key(id), 'history_number', string.format('%.17g', above))
+      end
+      return
+    end
+  end
+end
+
 -- Put a job into the list of its state; return which, if any: one that never ran and was canceled is forgotten there.
 local function list_job(id)
   local f = fields(job_key(id), 'owner', 'status', 'created', 'started', 'completed', 'hidden')
@@ -45,7 +63,7 @@ local function list_job(id)
   if f[6] or (f[2] == 'canceled' and not f[4]) then return end
   redis.call('ZADD', listed_key(f[1], list), num(created), id)
   local ended = tonumber(f[5] or '')
-  if ended then redis.call('ZADD', history_key(f[1]), num(ended), id) end
+  if ended and redis.call('ZADD', history_key(f[1]), num(ended), id) == 1 then number_in_history(id, f[1]) end
   return list
 end
 
