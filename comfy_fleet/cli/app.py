@@ -111,7 +111,7 @@ def build(line: Sequence[str] = ()) -> typer.Typer:
     app.callback()(root)
     app.command("version", hidden=True)(version)
     first = line[0] if line else ""
-    known = first in _GROUPS or any(first in names for names in _COMMANDS.values())
+    known = first == "version" or first in _GROUPS or any(first in names for names in _COMMANDS.values())
     for module, names in _COMMANDS.items():
         if not known or first in names:
             _part(module).register(app)

@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +176,8 @@ def _not_converted(path: Path, why: str) -> Fail:
 @contextlib.contextmanager
 def _object_info(client: "Client") -> Iterator[int]:
     """Serve the fleet's ``/object_info`` on a port of this machine that the kernel chose, and yield that."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
     info = client.fetch("/object_info", most_bytes=_MAX_INFO_BYTES)
 
     class Handler(BaseHTTPRequestHandler):

@@ -37,11 +37,11 @@ def sentences() -> Iterator[str]:
 
 def warn_on_terminal() -> None:
     """Warn on stderr."""
-    from comfy_fleet.cli.console import stderr
-
     if "_FLEET_COMPLETE" in os.environ:  # a shell asks for completions
         return
     for sentence in sentences():
+        from comfy_fleet.cli.console import stderr
+
         console = stderr()
         console.print("[bold yellow]warning:[/]", end=" ")
         console.print(sentence, markup=False)

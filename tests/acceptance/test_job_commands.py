@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from comfy_fleet.cli.exits import Exit
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 
 pytestmark = pytest.mark.timeout(240)
@@ -53,9 +55,11 @@ def test_several_jobs_are_made_downloaded_kept_and_removed(fleet: Up, tmp_path: 
 
     # The third is forgotten after its retention; the others stay as long as they are kept.
     deadline = time.monotonic() + 100
-    while run(fleet, "job", "show", third).returncode == 0:
+    assert run(fleet, "job", "show", third).returncode == 0
+    while httpx.get(f"{fleet.console}/api/v1/jobs/{third}").status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    assert run(fleet, "job", "show", third).returncode == Exit.NOT_FOUND
     again = said(fleet, "job", "retry", first, "--wait", "--json")
     assert json.loads(again)["params"] == jobs[0]["params"]
     listed = json.loads(said(fleet, "job", "ls", "--kept", "--json"))["jobs"]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.children import mortal
 from tests.conftest import free_port
 
@@ -87,6 +89,12 @@ class Up:
         told = self.cli(*argv, "--json")
         assert told.returncode == 0, told.stderr
         return json.loads(told.stdout)
+
+    def get(self, path: str) -> Any:
+        """What the console's API answers: to ask again and again by command line costs half a second each."""
+        answer = httpx.get(f"{self.console}/api/v1/{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
     def child(self, name: str) -> int:
         """The process id of `fleet NAME`."""

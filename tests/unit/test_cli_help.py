@@ -50,6 +50,45 @@ def test_a_process_loads_no_http_client_that_it_does_not_use(module: str, heavy:
     assert told.stdout.strip() == "False"
 
 
+def test_a_command_loads_neither_other_commands_nor_what_only_they_need() -> None:
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules));"
+        "from comfy_fleet.cli import main; main()"
+    )
+    argv = [sys.executable, "-c", code, "node", "ls", "--api", "http://127.0.0.1:1"]
+    told = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert told.returncode == Exit.UNREACHABLE
+    loaded = set(told.stdout.split())
+    assert {"comfy_fleet.cli.nodes", "httpx"} <= loaded
+    others = {"comfy_fleet.cli.workflows", "comfy_fleet.cli.processes", "http.server", "pygments"}
+    assert others & loaded == set()
+
+
+def test_a_command_is_the_same_alone_as_in_the_whole_tree() -> None:
+    def helps(root: Any, *words: str) -> dict[tuple[str, ...], str]:
+        told = {words: str(CliRunner().invoke(root, [*words, "--help"]).output)}
+        command = root
+        for word in words:
+            command = command.commands[word]
+        for name in getattr(command, "commands", {}):
+            told |= helps(root, *words, name)
+        return told
+
+    whole: Any = typer.main.get_command(build())
+    for name in whole.commands:
+        alone: Any = typer.main.get_command(build([name, "--help"]))
+        assert helps(alone, name) == helps(whole, name)
+        assert len(alone.commands) < len(whole.commands) / 2
+
+
+def test_to_build_it_twice_adds_nothing() -> None:
+    typer.main.get_command(build())
+    again: Any = build()
+    (jobs,) = (group for group in again.registered_groups if group.name == "job")
+    names = [one.name or one.callback.__name__ for one in jobs.typer_instance.registered_commands]
+    assert len(names) == len(set(names))
+
+
 def test_help_names_every_command_and_the_exit_codes() -> None:
     told = fleet("--help")
     assert told.returncode == 0
