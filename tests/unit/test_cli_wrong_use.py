@@ -39,6 +39,14 @@ def test_it_is_told_before_anything_is_begun(line: tuple[str, ...], words: str) 
     assert (refused.exception.exit, words in str(refused.exception)) == (Exit.USAGE, True)
 
 
+@pytest.mark.parametrize("line", [("api",), ("dispatch",), ("doctor",), ("up", "--data", "/nowhere")])
+@pytest.mark.parametrize("value", ["a:b", "blue\nflushall", "rq", "A B", "*", ""])
+def test_a_namespace_that_is_no_name_is_refused_by_every_command(line: tuple[str, ...], value: str) -> None:
+    refused = CliRunner().invoke(build(line), line, env={"FLEET_NAMESPACE": value})
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert (refused.exception.exit, "FLEET_NAMESPACE: " in str(refused.exception)) == (Exit.USAGE, True)
+
+
 def test_a_pool_s_name_is_looked_at_before_the_api_is_asked() -> None:
     refused = CliRunner().invoke(build(BESIDE), [*BESIDE, "--pool", "Big One"])
     assert isinstance(refused.exception, BadInput)

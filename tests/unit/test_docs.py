@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -92,12 +93,17 @@ def test_there_is_something_to_look_at() -> None:
     assert len(set(re.findall(SETTING, text))) > 20
 
 
+@cache
+def whole() -> Any:
+    """Return the tree of commands."""
+    return typer.main.get_command(build())
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_and_option_exists(path: Path) -> None:
-    root: Any = typer.main.get_command(build())
     for line in commands(path.read_text()):
         words = shlex.split(line.replace("...", " "), comments=True)[1:]
-        command = root
+        command = whole()
         while hasattr(command, "commands") and words and re.fullmatch(r"[a-z-]+", words[0]):
             name = words.pop(0)
             assert name in command.commands, line
