@@ -89,6 +89,17 @@ def no_tour(url: str, **headers: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
+def leave_idle(url: str) -> None:
+    """End what a test that failed has left at work: the next one would wait for it."""
+    deadline = time.monotonic() + KNOWN_S
+    httpx.post(f"{url}/queue", json={"clear": True}, timeout=30).raise_for_status()
+    while running := httpx.get(f"{url}/queue", timeout=30).json()["queue_running"]:
+        assert time.monotonic() < deadline, f"{len(running)} jobs can't be interrupted"
+        for _, prompt, *_ in running:
+            httpx.post(f"{url}/interrupt", json={"prompt_id": prompt}, timeout=30)
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
     """One browser for a file of tests."""

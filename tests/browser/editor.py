@@ -211,6 +211,10 @@ class Editor:
         running, pending, ended = (int(self.store(f"queue.{name}.length")) for name in names)
         return running, pending, ended
 
+    def ended(self) -> set[str]:
+        """Return the prompts that have ended, as the editor lists them."""
+        return set(self.store("queue.historyTasks.map((task) => task.promptId ?? task.jobId)"))
+
     def idle(self, *, patience_s: float = 60) -> None:
         """Wait until nothing runs or waits."""
         self.page.wait(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.browser import graphs
 from tests.browser.chromium import Chromium
-from tests.browser.conftest import Place
+from tests.browser.conftest import Place, leave_idle
 from tests.browser.editor import MINIMAP_CLOSER, Editor, editor
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
@@ -20,6 +20,7 @@ SAVER = 3  # the node that saves, in a graph of three
 def page(browser: Chromium, place: Place) -> Iterator[Editor]:
     with editor(browser, place.url) as opened:
         yield opened
+    leave_idle(place.url)
 
 
 def wait_until_run(page: Editor, count: int) -> None:
@@ -76,6 +77,17 @@ def test_the_list_of_jobs_and_the_graph_of_one_that_has_finished(page: Editor, t
     page.wait_for_nodes(["EmptyImage", "SaveImage"])
     assert page.widget(1, "color") == color
     assert page.widget(2, "filename_prefix") == "listed"
+
+
+def test_a_job_that_ends_after_a_later_one_is_listed_too(page: Editor, tmp_path: Path) -> None:
+    page.load(graphs.steps("slow", steps=2, seconds=6).write(tmp_path / "slow.json"))
+    page.run()
+    page.page.until("document.title.includes('FleetSteps')", what="it runs")
+    page.load(graphs.steps("quick", steps=2, seconds=0.1).write(tmp_path / "quick.json"))
+    page.run()
+    page.page.wait(lambda: len(page.shown()["ends"]) == 2, what="both have ended")
+    prompts = {prompt for prompt, _ in page.shown()["ends"]}
+    page.page.wait(lambda: prompts <= page.ended(), what="both are listed")
 
 
 def test_the_assets_panel_shows_what_was_made_and_sent(page: Editor, tmp_path: Path) -> None:
