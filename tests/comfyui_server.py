@@ -28,6 +28,8 @@ START_CPU_S = 90.0
 STILL_S = 60.0
 """For how long a ComfyUI that starts may do nothing (less than ``STILL_CPU_S`` of processor time)."""
 STILL_CPU_S = 0.1
+ANSWER_S = 30.0
+"""For one answer of a ComfyUI: httpx's own 5 s are not enough where others want the processor, too."""
 Pack: TypeAlias = Callable[[Path], Path]
 """Writes custom nodes below a folder; returns what ComfyUI takes as a folder of custom nodes."""
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from comfy_fleet.sim.versions import VERSIONS
-from tests.comfyui_server import ComfyServer
+from tests.comfyui_server import ANSWER_S, ComfyServer
 from tests.contract.live_graphs import (
     CYCLE,
     EARLY_GRAPHS,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.comfyui
 @pytest.fixture
 async def version(comfyui_server: ComfyServer) -> str:
     """The real server's version; a test is skipped if there is no simulated node of it."""
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         system = (await http.get(f"{comfyui_server.url}/system_stats")).json()["system"]
     name = str(system["comfyui_version"])
     if name not in VERSIONS:
@@ -54,7 +54,7 @@ async def both(comfyui_server: ComfyServer, version: str, tmp_path: Path) -> Asy
     for folder in (tmp_path, comfyui_server.folder):
         (folder / "input" / "3d").mkdir(parents=True, exist_ok=True)
         (folder / "input" / "3d" / "m.glb").write_bytes(GLB)
-    async with SimNode(options) as sim, httpx.AsyncClient() as http:
+    async with SimNode(options) as sim, httpx.AsyncClient(timeout=ANSWER_S) as http:
         await http.post(f"{comfyui_server.url}/history", json={"clear": True})
         # Both begin with an empty cache: the real one acts on the flag before the next prompt.
         await http.post(f"{comfyui_server.url}/free", json={"free_memory": True})
@@ -118,7 +118,7 @@ async def test_a_refusal_looks_the_same(name: str, both: tuple[str, str]) -> Non
 
 async def the_refusals_are_equal(graph: Graph, both: tuple[str, str], **more: Any) -> None:
     answers = []
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         for url in both:
             answer = await http.post(f"{url}/prompt", json={"prompt": graph, **more})
             answers.append((answer.status_code, normal(without_texts(answer.json()))))
@@ -138,7 +138,7 @@ async def test_ids_that_are_no_uuids_get_the_same_answer(
     if version != OLD:
         await the_refusals_are_equal(GRAPHS["one picture"], both, prompt_id=wrong)
         return
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         for url in both:
             answer = await http.post(
                 f"{url}/prompt", json={"prompt": GRAPHS["one picture"], "prompt_id": wrong}
@@ -209,7 +209,7 @@ async def test_a_partly_valid_graph_is_taken_with_errors(both: tuple[str, str]) 
 async def test_odd_requests_get_the_same_answer(
     method: str, path: str, body: bytes, both: tuple[str, str]
 ) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         real, sim = [await http.request(method, f"{url}{path}", content=body) for url in both]
     assert sim.status_code == real.status_code
     if (
@@ -237,7 +237,7 @@ async def test_odd_requests_get_the_same_answer(
 async def test_posts_to_the_later_parts_of_the_api_get_the_same_answer(
     path: str, body: bytes, both: tuple[str, str], version: str
 ) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         real, sim = [await http.post(f"{url}{path}", content=body) for url in both]
     if version == OLD:  # which answers 405 to a POST anywhere
         assert (real.status_code, sim.status_code) == (405, 404)
@@ -279,7 +279,7 @@ async def test_files_are_listed_and_shown_with_the_same_headers(
     for folder in (tmp_path, comfyui_server.folder):
         for name in names:
             (folder / "output" / name).write_bytes(b"x")
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         for name in names:
             real, sim = [await http.get(f"{url}/view?filename={name}") for url in both]
             for header in ("content-type", "content-disposition", "x-content-type-options"):
@@ -291,14 +291,14 @@ async def test_files_are_listed_and_shown_with_the_same_headers(
 
 @pytest.mark.parametrize("site", ["same-origin", "same-site", "none", "cross-site"])
 async def test_requests_from_other_sites_get_the_same_answer(site: str, both: tuple[str, str]) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         real, sim = [await http.get(f"{url}/queue", headers={"Sec-Fetch-Site": site}) for url in both]
     assert sim.status_code == real.status_code
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "http://127.0.0.1"])
 async def test_foreign_origins_get_the_same_answer(origin: str, both: tuple[str, str]) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         real, sim = [await http.get(f"{url}/queue", headers={"Origin": origin}) for url in both]
     assert sim.status_code == real.status_code
 
@@ -329,7 +329,7 @@ async def test_an_upload_is_loaded_and_its_pixels_are_worked_on(both: tuple[str,
 
 
 async def test_classes_agree_with_the_live_object_info(both: tuple[str, str]) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=ANSWER_S) as http:
         real, sim = [(await http.get(f"{url}/object_info")).json() for url in both]
     for name in set(sim) & set(real):
         for category in ("required", "optional"):

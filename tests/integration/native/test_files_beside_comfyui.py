@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from redis.asyncio import Redis
 
-from tests.comfyui_server import ComfyServer
+from tests.comfyui_server import ANSWER_S, ComfyServer
 from tests.integration.api_kit import Api, running
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(180)]
@@ -161,7 +161,7 @@ async def test_files_are_shown_alike(both: Both, prefix: str) -> None:
 async def test_what_a_browser_may_run_is_a_download(
     both: Both, prefix: str, comfyui_server: ComfyServer
 ) -> None:
-    async with httpx.AsyncClient(base_url=comfyui_server.url) as client:
+    async with httpx.AsyncClient(base_url=comfyui_server.url, timeout=ANSWER_S) as client:
         version = (await client.get("/system_stats")).json()["system"]["comfyui_version"]
     for name in ("a.html", "a.js", "a.css", "a.svg", "a.xml"):
         await both.upload(b"<x/>", name, subfolder=prefix)

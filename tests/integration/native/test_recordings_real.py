@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.nodes.node import Node
-from tests.comfyui_server import ComfyServer
+from tests.comfyui_server import ANSWER_S, ComfyServer
 from tests.contract.test_sim_recordings import GAP, GLB, LISTS, NEW, OLD, ORDER, read, replay
 from tests.factories import picture
 from tests.integration.native.clients_at_once import Editor, Script, copy_of
@@ -31,7 +31,7 @@ SLEEPS = ("sleep_progress", "flags", "interrupted", "expansion")
 
 @pytest.fixture
 async def version(comfyui_server: ComfyServer) -> str:
-    async with httpx.AsyncClient(base_url=comfyui_server.url) as http:
+    async with httpx.AsyncClient(base_url=comfyui_server.url, timeout=ANSWER_S) as http:
         told = (await http.get("/system_stats")).json()["system"]["comfyui_version"]
     return OLD if str(told).startswith("0.3.") else NEW
 
