@@ -27,6 +27,7 @@ from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
+from comfy_fleet.memory import COLLECT_AFTER
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
@@ -185,4 +186,4 @@ def calm_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(*COLLECT_AFTER)

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 
+COLLECT_AFTER = (20_000, 20, 50)
+"""The garbage collector's thresholds where nearly everything is freed without it, or is never freed."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 

@@ -85,7 +85,7 @@ async def act(request: Request) -> Response:
             over=form.get("over", ""),
             note=form.get("note", ""),
             breaking=form.get("breaking") == "yes",
-            unrun=form.get("unrun") == "yes",
+            leave_out_unrun=form.get("leave_out_unrun") == "yes",
         )
     except (BadInput, Conflict) as error:
         return await _page(request, who, name, problem=error, form=form)
@@ -243,7 +243,8 @@ def _confirm(found: PublishCheck, form: dict[str, str]) -> str:
             by = "Publish it as a new workflow all the same."
         ask += _ASK.format(name="replace", label=by)
     if found.unrun:
-        ask += _ASK.format(name="unrun", label=f"Leave out what was saved as {said(found.unrun)} since.")
+        label = f"Leave out what was saved as {said(found.unrun)} since."
+        ask += _ASK.format(name="leave_out_unrun", label=label)
     if found.breaking:
         ask += _ASK.format(name="breaking", label="Callers may break.")
     now = (

@@ -253,8 +253,10 @@ def _place(part: Path, target: Path) -> None:
         os.link(part, target)
     except OSError as error:
         if isinstance(error, FileExistsError) or os.path.lexists(target):
-            part.unlink()
-            raise Fail(f"another file {target.name} is in {target.parent} now", hint=_ELSEWHERE) from None
+            raise Fail(
+                f"another file {target.name} is in {target.parent} now; what has come is {part.name}",
+                hint=_ELSEWHERE,
+            ) from None
         part.replace(target)  # a file system without hard links
     else:
         part.unlink()

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.domain.errors import BadInput, Busy, Conflict, FleetError, NotFound
+from comfy_fleet.memory import COLLECT_AFTER
 
 _BY_ERROR: tuple[tuple[type[FleetError], Exit], ...] = (
     (BadInput, Exit.USAGE),
@@ -67,8 +68,8 @@ def _open_standard_streams() -> None:
 
 
 def _start_quickly() -> None:
-    """Spare imports what no command needs."""
-    gc.set_threshold(20_000, 20, 50)  # what they make stays
+    """Collect garbage less often, for imports leave hardly any, and spare one that no command needs."""
+    gc.set_threshold(*COLLECT_AFTER)
     # httpx imports a command line of its own, if what it needs for that is there: as long as all else of it.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # this is how Python lets an import fail
 

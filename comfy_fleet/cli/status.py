@@ -61,7 +61,7 @@ def status(
         pairs: dict[str, Any] = {
             "fleet": fleet,
             "console": console_url,
-            "asked": client.url if client.url not in (fleet, console_url) else None,
+            "asked at": client.url if client.url not in (fleet, console_url) else None,
             "ready": "yes" if why is None else f"no: {why}",
             "queue": f"{counts['queued']} queued, {counts['running']} running",
             "nodes": words or "none; add one: fleet node add NAME URL",

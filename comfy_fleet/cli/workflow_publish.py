@@ -77,8 +77,8 @@ def publish(
             "note": note,
             "breaking": bool(found["breaking"]),
         }
-        if found.get("unrun"):  # an older API knows no such field
-            body["unrun"] = True
+        if found.get("unrun"):
+            body["leave_out_unrun"] = True
         answer = client.post(path_of("workflow", name, "/publish"), body)
     if json_:
         print_json(answer)

@@ -95,14 +95,14 @@ function watchSaves() {
   const told = new Set();
   api.storeUserData = async function (file, ...more) {
     const response = await store.call(this, file, ...more);
-    void tellOfSave(file, told).catch(() => undefined);
+    if (response?.ok) void tellOfSave(file, told).catch(() => undefined);
     return response;
   };
 }
 
 async function tellOfSave(file, told) {
   const toasts = app.extensionManager?.toast;
-  if (!toasts || typeof file !== "string" || !/^workflows\/.+\.json$/i.test(file) || told.has(file)) return;
+  if (!toasts || typeof file !== "string" || !/^workflows\/(?!(.*\/)?\.).+\.json$/i.test(file) || told.has(file)) return;
   const { unrun } = await answered(await api.fetchApi("/v1/drafts")); // which waits until the save was looked at
   if (told.has(file) || !unrun.some((one) => `workflows/${one.file}` === file)) return;
   told.add(file);

@@ -41,7 +41,10 @@ async def in_history(store: WorkflowStore, wanted: WorkflowReference) -> str:
     return ""
 
 
-async def never_was(store: WorkflowStore, wanted: WorkflowReference) -> bool:
-    """Return whether a workflow has certainly never had a version that begins like this."""
+async def unknown_to_history(store: WorkflowStore, wanted: WorkflowReference) -> bool:
+    """Return whether no version in a workflow's whole history begins like this.
+
+    A history begins anew after a removal, and one that is cut off says nothing.
+    """
     history = await store.history(wanted.name)
     return 0 < len(history) < MAX_HISTORY and not await in_history(store, wanted)

@@ -185,9 +185,11 @@ class Drafts:
             await asyncio.wait(list(self._runs))
 
     async def ready(self, owner: str) -> None:
-        """Wait for what an owner has saved and is being looked at, but not long."""
+        """Wait for what an owner has saved and run and is being looked at, but not long."""
         await self._look_at_unread(owner)
         await self._saves.settled(owner, patience_s=UNRUN_S)
+        if own := [task for task, whose in self._runs.items() if whose == owner]:
+            await asyncio.wait(own, timeout=UNRUN_S)
 
     async def unrun(self, owner: str, workflow: str) -> SavedGraph | None:
         """Return the newest save of a stored workflow if that very graph has made no draft yet.
@@ -207,9 +209,11 @@ class Drafts:
         return newest
 
     async def all_unrun(self, owner: str) -> list[SavedGraph]:
-        """Return the same of all stored workflows, the newest first; at most :data:`MOST_UNRUN`."""
-        await self._look_at_unread(owner)
-        await self._saves.settled(owner, patience_s=UNRUN_S)
+        """Return the same of all stored workflows, the newest first; at most :data:`MOST_UNRUN`.
+
+        What is still being looked at is left out: it may well have been run.
+        """
+        await self.ready(owner)
         drafts = await self._store.drafts(owner)
         newest: dict[str, SavedGraph] = {}
         for one in await self._seen.saves(owner):
@@ -218,6 +222,8 @@ class Drafts:
         for workflow, one in newest.items():
             if len(found) >= MOST_UNRUN:
                 break
+            if one.signature == UNREAD:
+                continue
             at = drafts.get(workflow)
             if at is None or (one.saved_at > at and await self.unrun(owner, workflow) is not None):
                 found.append(one)

@@ -104,7 +104,7 @@ class Publishing:
         over: str | None = None,
         note: str = "",
         breaking: bool = False,
-        unrun: bool = False,
+        leave_out_unrun: bool = False,
     ) -> Published:
         """Publish a draft.
 
@@ -116,7 +116,7 @@ class Publishing:
                 the draft was made from, or one of the owner's own. Empty: there is none, also not any more.
             note: What has changed.
             breaking: Whether callers may break.
-            unrun: Whether what was saved since the draft, and not run, may be left out.
+            leave_out_unrun: Whether what was saved since the draft, and not run, may be left out.
 
         Raises:
             DraftChanged: The draft is not the one that was checked.
@@ -139,11 +139,11 @@ class Publishing:
                 + "; ".join(f"{step.name.replace('_', ' ')}: {step.message}" for step in missing),
                 details={"field": "draft", "workflow": name, "checks": [step.name for step in missing]},
             )
-        if check.unrun and not unrun:
+        if check.unrun and not leave_out_unrun:
             raise SavedSince(
-                f"{check.unrun} was saved since your draft of {name}: run it once to make it the draft; or "
-                "publish the draft from before with `unrun`",
-                details={"field": "unrun", "workflow": name, "file": check.unrun},
+                f"{check.unrun} was saved since your draft of {name}: run it once to make it the draft (if "
+                "you have just run it, try again in a moment), or say that it may be left out",
+                details={"field": "leave_out_unrun", "workflow": name, "file": check.unrun},
             )
         if over is None and check.overtaken:
             raise changed_meanwhile(

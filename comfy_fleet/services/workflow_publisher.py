@@ -38,7 +38,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
-from comfy_fleet.services.absent_versions import in_history, never_was, no_version
+from comfy_fleet.services.absent_versions import in_history, no_version, unknown_to_history
 from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_inputs, worked
 
 MOST_SHOWN = 100
@@ -238,7 +238,7 @@ class WorkflowPublisher:
         if to is None:
             expected, to = await self._before(name, base_version)
         else:
-            expected = await self._base(name, base_version)
+            expected = await self._base(name, base_version, known=False)
         return await self._labeled(name, PRODUCTION, to, author=author, note=note, expected=expected)
 
     async def _before(self, name: str, base_version: str | None) -> tuple[str, str]:
@@ -300,7 +300,7 @@ class WorkflowPublisher:
             WorkflowChanged: The label names another version.
         """
         self._check_free(name)
-        expected = "" if new else await self._base(name, base_version)
+        expected = "" if new else await self._base(name, base_version, known=False)
         return await self._labeled(name, label, to, author=author, note=note, expected=expected)
 
     async def _labeled(
@@ -435,7 +435,7 @@ class WorkflowPublisher:
             return found
         if not reference.version:
             raise NotFound(f"no version of {name} has the label {text!r}", details={"field": "base_version"})
-        if known and await never_was(self._store, reference):
+        if known and await unknown_to_history(self._store, reference):
             await self._refuse_base(name, reference)
         return await in_history(self._store, reference) or f"sha256:{reference.version}"
 

@@ -224,7 +224,7 @@ async def test_a_new_graph_keeps_limits_choices_and_roles(api: Api) -> None:
     assert code(refused) == (422, "invalid_manifest")
     error = refused.json()["error"]
     assert error["details"]["problems"][0].startswith(
-        "parameters.width: the graph has no node titled '$width'"
+        "parameters.width: no node of the graph is titled '$width'"
     )
     assert "in production is kept" in error["message"] and "send `manifest` along" in error["message"]
     narrow = {"parameters": {"filename_prefix": manifest["parameters"]["filename_prefix"]}}
@@ -390,13 +390,13 @@ async def test_a_version_that_is_no_longer_kept_is_told_as_that(
     assert draft.json()["base_version"] == first
 
 
-async def test_a_base_that_never_was_is_refused_also_for_the_same_graph(api: Api) -> None:
+async def test_a_base_that_unknown_to_history_is_refused_also_for_the_same_graph(api: Api) -> None:
     version = (await publish(api, "a"))["version"]
     for base in ("0" * 7, "sha256:" + "0" * 64):
         answer = await api.client.put(W, json={"graph": graph("a"), "base_version": base})
         assert code(answer) == (409, "workflow_changed")
         error = answer.json()["error"]
-        assert "has never had a version 0000000" in error["message"]
+        assert "has no version 0000000" in error["message"]
         assert (error["details"]["field"], error["details"]["production"]) == ("base_version", version)
         forced = {"graph": graph("a"), "base_version": base, "force": True}
         assert (await api.client.put(W, json=forced)).json()["changed"] is False

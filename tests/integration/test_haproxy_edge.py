@@ -177,6 +177,8 @@ STOP = [
     "/api/v1/workflows/..%2Fb",
     "/api/v1/workflows/a%2F..%2F..%2Fmetrics",
     "/api/v1/workflows/a%5c..%5cb",
+    "/api/v1/workflows/card/labels/a%2Fb",  # the workflow's name is right
+    "/api/v1/workflows/card/versions/x%5Cy/thumbnail",
 ]
 ODD_NAMES = {
     "workflow": (
@@ -187,6 +189,7 @@ ODD_NAMES = {
             "/api/v1/workflows/%3Cb%3Ex%3C%2Fb%3E",
             "/api/v1/workflows/a%5Cb",
             "/api/v1/workflows/a%00b/versions",
+            "/api/v1/workflows//versions",
         ],
     ),
     "file": (

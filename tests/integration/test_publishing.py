@@ -288,14 +288,14 @@ async def test_what_was_saved_since_is_left_out_only_on_purpose(api: Api) -> Non
     refused = await publish(api, ANN, found)
     assert code(refused) == (409, "saved_since")
     error = refused.json()["error"]
-    assert (error["details"]["field"], error["details"]["file"]) == ("unrun", "My Flow.json")
+    assert (error["details"]["field"], error["details"]["file"]) == ("leave_out_unrun", "My Flow.json")
     sent = {"do": "publish", "draft": found["draft"], "over": ""}
     page = await api.client.post("/publish/my_flow", data=sent, headers=ANN)
-    assert page.status_code == 409 and 'name="unrun" value="yes" required' in page.text
+    assert page.status_code == 409 and 'name="leave_out_unrun" value="yes" required' in page.text
     assert await production(api) is None
-    done = await publish(api, ANN, found, unrun=True)
+    done = await publish(api, ANN, found, leave_out_unrun=True)
     assert done.status_code == 200, done.text
-    sent |= {"unrun": "yes", "over": done.json()["version"]}
+    sent |= {"leave_out_unrun": "yes", "over": done.json()["version"]}
     again = await api.client.post("/publish/my_flow", data=sent, headers=ANN)
     assert again.status_code == 303, again.text
 

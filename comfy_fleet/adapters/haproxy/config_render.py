@@ -305,7 +305,7 @@ def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> 
         "not_found": envelope("not_found", NOTHING_HERE, WHERE_INSTEAD),
         "bad_workflow_name": envelope(
             "invalid_request",
-            "A workflow's name has no slash, backslash or null character: use 1 to 63 of a-z 0-9 _ . -",
+            "A workflow's name has 1 to 63 of a-z 0-9 _ . - and starts with a letter or digit.",
             {"field": "workflow"},
         ),
         "bad_file_name": envelope(

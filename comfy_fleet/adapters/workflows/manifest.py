@@ -262,8 +262,8 @@ class _Resolver:
         type_ = ParameterType(read.type) if read.type else base.type if base else None
         if type_ is None:
             self.problems.append(
-                f"{key}: the graph has no node titled '${name}' (any more): title one, give it a target, or "
-                "a type if its choices act by themselves, or leave it out"
+                f"{key}: no node of the graph is titled '${name}', and it has no target: title a node, give "
+                "it a target, or leave it out (one with choices that set inputs needs only a type)"
             )
             return None
         choices = self.choices(key, read)

@@ -68,7 +68,7 @@ class PublishDraftBody(BaseModel):
     )
     note: str = Field("", description="What has changed.", max_length=MAX_NOTE)
     breaking: bool = Field(False, description="Whether callers may break.")
-    unrun: bool = Field(
+    leave_out_unrun: bool = Field(
         False, description="Whether a file that was saved since the draft, and not run, may be left out."
     )
 
@@ -168,7 +168,7 @@ async def publish(request: Request) -> Response:
         over=body.over,
         note=body.note,
         breaking=body.breaking,
-        unrun=body.unrun,
+        leave_out_unrun=body.leave_out_unrun,
     )
     return json_response(
         {

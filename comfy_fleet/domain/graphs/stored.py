@@ -253,7 +253,7 @@ def changed_meanwhile(name: str, *, production: str, by: str, at: float, base: s
 
 
 def no_such_base(name: str, production: str, *, by: str, at: float, base: str) -> WorkflowChanged:
-    """Return the error for a change of what was never there.
+    """Return the error for a change of what the history does not have.
 
     Args:
         name: The workflow.
@@ -263,8 +263,8 @@ def no_such_base(name: str, production: str, *, by: str, at: float, base: str) -
         base: The version that its author names.
     """
     message = (
-        f"{name} has never had a version {short(base)}: say which one yours is based on; {short(production)} "
-        f"of {by} is in production"
+        f"the history of {name} has no version {short(base)}: say which one yours is based on; "
+        f"{short(production)} of {by} is in production"
     )
     return _changed(message, name, production=production, by=by, at=at, base=base)
 
