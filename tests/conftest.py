@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ from comfy_fleet.domain.jobs.run_messages import Action, Event
 from comfy_fleet.settings import Settings
 from tests.children import mortal
 from tests.comfyui_server import comfyui_server
+from tests.time_limits import limited
 
 __all__ = ["comfyui_server"]  # a fixture
 
 
+FIXTURES_S = 900.0
+"""For all fixtures of a test beside a real ComfyUI, and again for their ends, on a busy machine."""
+_ORDER = {"acceptance": 0, "browser": 0, "unit": 2}  # the folders; all others lie between
 _HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but the system
 
 
@@ -49,16 +54,36 @@ def free_port() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the limit of a test beside a real ComfyUI count from its first line.
+    """Begin with the longest tests, and let the limit of one beside a real ComfyUI count from its first line.
 
-    The first test of a file waits until several ComfyUIs and a fleet have started, each with a limit of its
-    own; on a busy machine nothing would be left for the test.
+    The first test of a file waits until several ComfyUIs and a fleet have started; on a busy machine nothing
+    would be left for the test. Its fixtures and their ends have ``FIXTURES_S``.
     """
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: _ORDER.get(item.path.relative_to(tests).parts[0], 1))
     for item in items:
         if item.get_closest_marker("comfyui"):
             limit = item.get_closest_marker("timeout")
             seconds = limit.args[0] if limit else float(config.getini("timeout"))
             item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Limit the fixtures of a test beside a real ComfyUI."""
+    with _fixtures_limited(item, "what the test needs"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Limit their ends, too."""
+    with _fixtures_limited(item, "ending what the test needed"):
+        return (yield)
+
+
+def _fixtures_limited(item: pytest.Item, what: str) -> AbstractContextManager[None]:
+    return limited(FIXTURES_S, what) if item.get_closest_marker("comfyui") else nullcontext()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -56,7 +56,7 @@ def test_several_jobs_are_made_downloaded_kept_and_removed(fleet: Up, tmp_path: 
     # The third is forgotten after its retention; the others stay as long as they are kept.
     deadline = time.monotonic() + 100
     assert run(fleet, "job", "show", third).returncode == 0
-    while httpx.get(f"{fleet.console}/api/v1/jobs/{third}").status_code == 200:
+    while httpx.get(f"{fleet.console}/api/v1/jobs/{third}", timeout=30).status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert run(fleet, "job", "show", third).returncode == Exit.NOT_FOUND

@@ -16,9 +16,7 @@ READY = """
   && STORES.get("execution").clientId
 """
 STORES = 'document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s'
-
-
-FIELD = ".graphdialog input"
+FIELD = ".graphdialog input"  # a widget's value, while it is edited
 MINIMAP_CLOSER = "[data-testid=close-minmap-button], [data-testid=close-minimap-button]"  # old, new
 
 

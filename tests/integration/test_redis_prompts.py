@@ -138,36 +138,6 @@ async def test_only_final_jobs_of_ones_own_leave_the_history(stores: Stores) -> 
     )
 
 
-async def test_numbers_in_the_history_rise_in_the_order_in_which_jobs_ended(stores: Stores) -> None:
-    """An editor lists only what is above what it lists already."""
-    await add_nodes(stores, "g1", "g2", "g3")
-    for name in ("a", "b", "c"):
-        await posted(stores, prompt_id=name)
-    runs = [await claim(stores, node) for node in ("g1", "g2", "g3")]
-    await posted(stores, owner="ada")
-    for run in (runs[0], runs[2], runs[1]):
-        await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=None)
-    await posted(stores, prompt_id="front", front=True)
-    await posted(stores, prompt_id="huge", number=2.0**53)
-    await posted(stores, prompt_id="last")
-    await order(stores, 4)  # ada's is one of them
-    ended = await stores.prompts.load(await stores.prompts.history("local", 0, -1))
-    shown = [(job.prompt_id, job.number, job.history_number) for job in ended]
-    step = 2.0**-10
-    assert shown == [
-        ("a", 1, None),
-        ("c", 3, None),
-        ("b", 2, 3 + step),
-        ("front", -4, 3 + 2 * step),
-        ("huge", 2.0**53, None),
-        ("last", 6, 2.0**53 + 8),
-    ]
-    numbers = [job.number if job.history_number is None else job.history_number for job in ended]
-    assert numbers == sorted(set(numbers))
-    (hers,) = await stores.prompts.load(await stores.prompts.history("ada", 0, -1))
-    assert (hers.number, hers.history_number) == (1, None)
-
-
 async def test_what_may_be_read_of_extra_data_lasts_as_long_as_the_job(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     extra = {"extra_pnginfo": {"workflow": {"nodes": ["x" * 5000]}}, "preview_method": "auto"}

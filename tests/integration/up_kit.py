@@ -92,7 +92,7 @@ class Up:
 
     def get(self, path: str) -> Any:
         """What the console's API answers: to ask again and again by command line costs half a second each."""
-        answer = httpx.get(f"{self.console}/api/v1/{path}")
+        answer = httpx.get(f"{self.console}/api/v1/{path}", timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

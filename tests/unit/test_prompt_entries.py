@@ -78,7 +78,7 @@ def test_times_and_numbers_are_written_as_comfyui_does() -> None:
     assert "workflow_id" not in made and "execution_error" not in made
     assert prompt_entries.shown_number(-2.0) == -2
     assert prompt_entries.shown_number(1.5) == 1.5
-    for job, number in ((JOB, 3), (replace(JOB, history_number=4.5), 4.5)):
+    for job, number in ((JOB, 3), (replace(JOB, history_number=5.0), 5)):
         entry = prompt_entries.history_entry(job, graph={}, extra_data={}, outputs=[], ui={})
         assert entry["prompt"][0] == number
     extra = prompt_entries.shown_extra_data({"create_time": 1}, client_id=None, created_at=2.5)

@@ -67,7 +67,9 @@ class Keyspace:
     listed = _Each(
         "listed:OWNER:STATE"
     )  # zset: ID -> created: the owner's jobs by ComfyUI's word for their state
-    history = _Each("history:OWNER")  # zset: ID -> when it ended: ComfyUI's history, without what was deleted
+    history = _Each(
+        "history:OWNER"
+    )  # zset: ID -> when it ended, or just above the one before: ComfyUI's history, without what was deleted
     listed_owners = _One(
         "listed"
     )  # set: whose jobs are all in these lists; those of earlier versions were not

@@ -341,7 +341,8 @@ class Job:
         prompt_id: What its client calls it in ComfyUI's own interface: its id, or what the client chose.
         client_id: Whose websockets are told of it; None: nobody's.
         number: Its number there: counts up per owner, unless the client chose one.
-        history_number: Its number in the history, if it ended after jobs with higher numbers: above theirs.
+        history_number: Its number in the history: its own, or the next one after those that ended before it.
+            None: it has not ended, a version without such numbers listed it, or a list of jobs left it out.
         targets: The output nodes that are to run; empty: all.
         output_nodes: The graph's nodes that are to return outputs; empty in lists, and for older jobs.
         hidden: Whether its owner has deleted it from ComfyUI's history.

@@ -34,26 +34,32 @@ local function unlist_job(id, owner)
   redis.call('ZREM', history_key(owner), id)
 end
 
--- Editors list a prompt that has ended only if its number in the history is above those that they list already.  So one that
--- ends after prompts with higher numbers, on another node, gets a number there that is just above theirs.
-local function number_in_history(id, owner)
-  local f = fields(job_key(id), 'number', 'history_number')
-  if f[2] then return end
-  for _, other in ipairs(redis.call('ZREVRANGE', history_key(owner), 0, 1)) do
-    if other ~= id then
-      local its = fields(job_key(other), 'number', 'history_number')
-      local highest = tonumber(its[2] or its[1] or '')
-      if highest and highest >= (tonumber(f[1] or '') or 0) then
-        local above = highest + math.max(2 ^ -10, math.abs(highest) * 2 ^ -50)  -- a step that doubles can hold
-        redis.call('HSET', job_key(id), 'history_number', string.format('%.17g', above))
-      end
-      return
-    end
+local EDITOR_SHOWS = 64  -- entries of the history that ComfyUI's older editor asks for
+
+-- Put a job that has ended on top of its owner's history, whose order is the order of entry.
+-- The editor of ComfyUI 0.3 takes from it only what has a number above all that it shows, and at least 0.  So a job
+-- whose own number is too low, as others ended before it, gets the next one there.  It is whole, because clients read
+-- it into an integer.
+local function enter_history(id, owner, ended)
+  local key = history_key(owner)
+  if redis.call('ZSCORE', key, id) then return end
+  local highest = -1
+  local newest = redis.call('ZREVRANGE', key, 0, EDITOR_SHOWS - 1, 'WITHSCORES')
+  for i = 1, #newest, 2 do
+    local f = fields(job_key(newest[i]), 'number', 'history_number')
+    highest = math.max(highest, tonumber(f[2] or f[1] or '') or -1)
+    if f[2] then break end  -- it is above all before it; what other versions listed may be in any order
   end
+  local above = math.floor(highest) + math.max(1, highest * 2 ^ -52)  -- a step that a double can hold
+  local own = tonumber(fields(job_key(id), 'number')[1] or '') or 0
+  redis.call('HSET', job_key(id), 'history_number', string.format('%.17g', math.max(math.ceil(own), above)))
+  if newest[2] then ended = math.max(ended, tonumber(newest[2]) + 0.000001) end
+  redis.call('ZADD', key, num(ended), id)
 end
 
 -- Put a job into the list of its state; return which, if any: one that never ran and was canceled is forgotten there.
-local function list_job(id)
+-- early: nobody has seen the owner's history yet, so a job that has ended belongs where its end was.
+local function list_job(id, early)
   local f = fields(job_key(id), 'owner', 'status', 'created', 'started', 'completed', 'hidden')
   local list, created = LIST_OF[f[2] or ''], tonumber(f[3] or '')
   if not f[1] or not list or not created then return end
@@ -63,7 +69,11 @@ local function list_job(id)
   if f[6] or (f[2] == 'canceled' and not f[4]) then return end
   redis.call('ZADD', listed_key(f[1], list), num(created), id)
   local ended = tonumber(f[5] or '')
-  if ended and redis.call('ZADD', history_key(f[1]), num(ended), id) == 1 then number_in_history(id, f[1]) end
+  if ended and early then
+    redis.call('ZADD', history_key(f[1]), 'NX', num(ended), id)
+  elseif ended then
+    enter_history(id, f[1], ended)
+  end
   return list
 end
 
@@ -106,8 +116,8 @@ local function publish_owner(id, status, run)
 end
 
 -- Make the lists agree with a job's record, which a version without such lists may have changed.  If it had, tell who follows
--- the owner, unless quiet.  Returns the job's list, if any, and whether it had.
-local function mend_job(id, owner, quiet)
+-- the owner, unless nobody has seen these lists yet (early).  Returns the job's list, if any, and whether it had.
+local function mend_job(id, owner, early)
   local f = fields(job_key(id), 'owner', 'status', 'run', 'number')
   if f[1] ~= owner then  -- it was forgotten
     redis.call('ZREM', live_key(owner), id)
@@ -121,14 +131,14 @@ local function mend_job(id, owner, quiet)
   for _, one in ipairs({ 'pending', 'in_progress' }) do
     if redis.call('ZSCORE', listed_key(owner, one), id) then was = one end
   end
-  local shown = list_job(id)
+  local shown = list_job(id, early)
   local changed
   if is_live then
     changed = redis.call('ZADD', live_key(owner), 'NX', tonumber(f[4] or '') or 0, id) == 1 or was ~= list
   else
     changed = redis.call('ZREM', live_key(owner), id) == 1 or was
   end
-  if changed and not quiet then publish_owner(id, f[2], f[3]) end
+  if changed and not early then publish_owner(id, f[2], f[3]) end
   return shown, changed
 end
 
