@@ -9,6 +9,9 @@ KEPT_S = 86_400.0
 MOST_SEEN = 100
 """Saves, and runs, of one owner that are remembered; the oldest is forgotten for the next."""
 
+MOST_MOVES = 100
+"""Moves of one owner's files that wait to be followed; the oldest is forgotten for the next."""
+
 UNREAD = "?"
 """The signature of what was not looked at yet."""
 
@@ -31,6 +34,45 @@ class SavedGraph:
     saved_at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A file or a folder of a person's has another path, and their drafts have not followed yet.
+
+    Attributes:
+        source: The path that it had, e.g. ``workflows/cats``.
+        dest: The path that it has now.
+        folder: Whether it is a folder.
+        at: When it was moved, in Unix seconds.
+        new: Paths of files that may be graphs which nobody was told of; at most :data:`MOST_MOVES`.
+        word: What the store knows it by.
+    """
+
+    source: str
+    dest: str
+    folder: bool
+    at: float
+    new: Sequence[str]
+    word: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renames:
+    """What becomes of an owner's saves and drafts by a move.
+
+    Attributes:
+        saves: For each file that is known, its path now and its stored workflow; both empty: it is no graph
+            of the editor's any more.
+        drafts: For each stored workflow with a draft of a file that was moved: the file's name in the editor
+            before, the stored workflow that it is a draft of now, and its name now; these two may be empty,
+            as above. Those saved last come first.
+        new: Graphs that may be known to nobody, with their stored workflows and names.
+    """
+
+    saves: Mapping[str, tuple[str, str]]
+    drafts: Mapping[str, tuple[str, str, str]]
+    new: Mapping[str, tuple[str, str]]
+
+
 class EditorSaves(Protocol):
     """Who is told of files that the editor saves below ``workflows/``."""
 
@@ -42,21 +84,14 @@ class EditorSaves(Protocol):
             name: The file's path below ``workflows/``: ``My Workflow.json``.
         """
 
-    async def moved(self, owner: str, name: str, to: str) -> None:
-        """Take note of a file that was renamed, before it counts as saved; never raises.
+    async def moved(self, owner: str) -> None:
+        """Let drafts follow files that were moved; never raises.
+
+        A move is no save: what is known of a file keeps its time. What was moved is left as a word beside the
+        files until it is done: who dies before leaves it to the next one.
 
         Args:
             owner: Whose editor it is.
-            name: The path that it had below ``workflows/``.
-            to: The path that it has now.
-        """
-
-    async def folder_moved(self, owner: str, files: Mapping[str, str]) -> None:
-        """Take note of files that moved with their folder; never raises. Those with a draft count as saved.
-
-        Args:
-            owner: Whose editor it is.
-            files: The path that each has now below ``workflows/``, by the one that it had; empty: elsewhere.
         """
 
     async def deleted(self, owner: str, name: str) -> None:
@@ -106,3 +141,22 @@ class SeenGraphs(Protocol):
 
     async def saves(self, owner: str) -> Sequence[SavedGraph]:
         """Return what is remembered of the owner's files, the newest save first."""
+
+    async def moves(self, owner: str) -> Sequence[Move]:
+        """Return the owner's moves that nobody has followed yet, in their order."""
+
+    async def draft_names(self, owner: str) -> Mapping[str, str]:
+        """Return what the owner's drafts are called in the editor, by stored workflow; saved last first."""
+
+    async def follow(self, owner: str, move: Move, renames: Renames) -> bool:
+        """Rename saves and drafts in one step with the end of the move's word.
+
+        A save or draft whose file is there again stays as it is, and so does one that was saved at the new
+        path after the move. A draft that becomes one of another workflow is based on that one's version in
+        production, or on what the draft was based on whose place it takes. A draft of another file that is
+        there keeps its place. New graphs are remembered as :data:`UNREAD`; those of a folder only while
+        there is room.
+
+        Returns:
+            Whether it was still to be done.
+        """

@@ -165,25 +165,6 @@ class WorkflowStore(Protocol):
             Whether it was still there.
         """
 
-    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
-        """Let a draft follow its file, which was renamed.
-
-        A draft that becomes one of another workflow is based on that one's version in production, or on what
-        the draft was based on whose place it takes.
-
-        Args:
-            owner: Whose.
-            name: The stored workflow that it is a draft of.
-            editor_name: The file's name before, without its ending; a draft of another one is left alone, and
-                so is all if there is such a file.
-            to: The stored workflow that it becomes a draft of; may be the same. A draft of another file that
-                is there stays, and this one, too.
-            new_name: The file's name now.
-
-        Returns:
-            Whether it has followed.
-        """
-
     async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
         """Forget a draft whose file was deleted, but for :data:`BASE_KEPT_S` not what it was based on.
 

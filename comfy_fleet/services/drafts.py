@@ -15,12 +15,13 @@ import orjson
 from comfy_fleet.domain.errors import BadInput, FleetError, NotFound
 from comfy_fleet.domain.graphs.editor_graph import opened_from, signature
 from comfy_fleet.domain.graphs.stored import Draft, EditorGraph
-from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, slug
+from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME
 from comfy_fleet.domain.user_data import WORKFLOWS
-from comfy_fleet.ports.editor import MOST_SEEN, UNREAD, SavedGraph, SeenGraphs
+from comfy_fleet.ports.editor import MOST_SEEN, UNREAD, Renames, SavedGraph, SeenGraphs
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.userdata import UserData
 from comfy_fleet.ports.workflow_store import WorkflowStore
+from comfy_fleet.services.draft_names import editor_name, renames, workflow_of
 from comfy_fleet.services.fair_work import FairWork
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.tasks import start
@@ -40,15 +41,6 @@ UNRUN_S = 2.0
 MOST_UNRUN = 20
 """Saves without a run that are told of at once."""
 _AT_ONCE = 2
-_ENDINGS = (".app.json", ".json")
-
-
-def editor_name(file: str) -> str:
-    """Return what the editor calls the graph in a file; empty if it is no graph's file."""
-    for ending in _ENDINGS:
-        if file.lower().endswith(ending):
-            return file[: -len(ending)]
-    return ""
 
 
 def run_it_once(file: str, workflow: str) -> str:
@@ -92,9 +84,10 @@ class Drafts:
         has to pass it over, the draft before is not taken for what was saved, and the file is looked at when
         the owner runs something or asks for the draft.
         """
-        workflow = _workflow_of(name)
+        workflow = workflow_of(name)
         if not workflow:
             return
+        await self.moved(owner)
         saved = SavedGraph(file=name, workflow=workflow, signature=UNREAD, saved_at=self._clock())
         try:
             await self._seen.save(owner, saved)
@@ -105,41 +98,23 @@ class Drafts:
             logger.exception("save not remembered", extra={"owner": owner, "file": name})
         self._saves.add(owner, name)
 
-    async def moved(self, owner: str, name: str, to: str) -> None:
+    async def moved(self, owner: str) -> None:
         """See :meth:`comfy_fleet.ports.editor.EditorSaves.moved`."""
-        before, now = _workflow_of(name), _workflow_of(to)
-        if not before or not now:
-            await self.deleted(owner, name)
-            return
         try:
-            await self._seen.forget_save(owner, name)
-            await self._store.move_draft(owner, before, editor_name(name), to=now, new_name=editor_name(to))
+            for move in await self._seen.moves(owner):
+                found = renames(move, await self._seen.saves(owner), await self._seen.draft_names(owner))
+                if await self._seen.follow(owner, move, found):
+                    await self._look_at_moved(owner, found)
         except FleetError as error:
-            logger.warning(
-                "draft has not followed", extra={"owner": owner, "file": name, "error": str(error)}
-            )
+            logger.warning("drafts have not followed", extra={"owner": owner, "error": str(error)})
         except Exception:  # the move itself is none of its business
-            logger.exception("draft has not followed", extra={"owner": owner, "file": name})
-
-    async def folder_moved(self, owner: str, files: Mapping[str, str]) -> None:
-        """See :meth:`comfy_fleet.ports.editor.EditorSaves.folder_moved`."""
-        try:
-            drafts = await self._store.drafts(owner)
-            saves = {one.file for one in await self._seen.saves(owner)}
-        except FleetError as error:
-            extra = {"owner": owner, "files": len(files), "error": str(error)}
-            logger.warning("drafts have not followed", extra=extra)
-            return
-        for name, to in files.items():
-            if name not in saves and _workflow_of(name) not in drafts:
-                continue  # of up to 10,000 files only these few are known here
-            await self.moved(owner, name, to)
-            await self.saved(owner, to)
+            logger.exception("drafts have not followed", extra={"owner": owner})
 
     async def deleted(self, owner: str, name: str) -> None:
         """See :meth:`comfy_fleet.ports.editor.EditorSaves.deleted`."""
-        if not (workflow := _workflow_of(name)):
+        if not (workflow := workflow_of(name)):
             return
+        await self.moved(owner)  # what has not followed yet would come back
         try:
             await self._seen.forget_save(owner, name)
             await self._store.forget_draft(owner, workflow, editor_name(name))
@@ -186,6 +161,7 @@ class Drafts:
 
     async def ready(self, owner: str) -> None:
         """Wait for what an owner has saved and run and is being looked at, but not long."""
+        await self.moved(owner)
         await self._look_at_unread(owner)
         await self._saves.settled(owner, patience_s=UNRUN_S)
         if own := [task for task, whose in self._runs.items() if whose == owner]:
@@ -239,6 +215,14 @@ class Drafts:
 
     # ------------------------------------------------------------------------------------------------------
 
+    async def _look_at_moved(self, owner: str, moved: Renames) -> None:
+        """Have files looked at that have no draft where they are now: there, their run may make one."""
+        drafts = await self._seen.draft_names(owner)
+        for file, workflow in moved.saves.values():
+            if workflow and drafts.get(workflow) != editor_name(file):
+                self._saves.add(owner, file)
+        await self._look_at_unread(owner)
+
     async def _look_at_unread(self, owner: str) -> None:
         """Have saves looked at that no process has: it ended meanwhile, or too many waited."""
         for one in await self._seen.saves(owner):
@@ -252,7 +236,7 @@ class Drafts:
             await self.look_at(owner, name, found[1])
 
     async def _saved(self, owner: str, file: str, content: bytes) -> None:
-        workflow = _workflow_of(file)
+        workflow = workflow_of(file)
         if not workflow:
             return
         ui: EditorGraph | None = None
@@ -261,7 +245,10 @@ class Drafts:
             ui, found = await self._read(owner, content)
         except BadInput as error:
             logger.info("save is no graph", extra={"owner": owner, "file": file, "error": str(error)})
-        saved = SavedGraph(file=file, workflow=workflow, signature=found, saved_at=self._clock())
+        known = next((one for one in await self._seen.saves(owner) if one.file == file), None)
+        same = known is not None and known.signature in (UNREAD, found)
+        at = known.saved_at if known is not None and same else self._clock()  # of the save, not of the look
+        saved = SavedGraph(file=file, workflow=workflow, signature=found, saved_at=at)
         job_id = await self._seen.save(owner, saved)
         if ui is not None and job_id is not None:
             await self._make(owner, saved, ui, job_id)
@@ -270,6 +257,7 @@ class Drafts:
         try:
             async with self._turns.of(owner):
                 found = await asyncio.to_thread(signature, ui)
+            await self.moved(owner)
             for saved in await self._seen.run(owner, found, job_id, self._clock()):
                 await self._make(owner, saved, ui, job_id)
             await self._look_at_unread(owner)
@@ -302,14 +290,6 @@ class Drafts:
             raise BadInput(f"the file is larger than {MAX_EDITOR_BYTES} bytes")
         async with self._turns.of(owner):
             return await worked(len(content) > LARGE_BYTES, lambda: _parsed(content))
-
-
-def _workflow_of(file: str) -> str:
-    """Return the stored workflow that a file is a draft of; empty if it is of none."""
-    name = editor_name(file)
-    workflow = slug(name)
-    fits = name and len(file) <= MAX_EDITOR_NAME and file.isprintable() and NAME.fullmatch(workflow)
-    return workflow if fits else ""
 
 
 def _parsed(content: bytes) -> tuple[EditorGraph, str]:

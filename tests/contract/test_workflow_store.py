@@ -240,28 +240,6 @@ async def test_names_of_one_owner_become_one_id_only_while_both_files_are_there(
         await store.save_draft("ben", "my_w", replace(draft, editor_name="MY W"))
 
 
-async def test_a_draft_follows_its_file(store: WorkflowStore, files_of: FilesOf) -> None:
-    first = await store.publish("a", new(), expected=None)
-    other = await store.publish("b", new("b"), expected=None)
-    await store.save_draft("ann", "a", Draft(graph=content("x").graph, editor_name="A"))
-    await files_of("ann", "A")
-    assert not await store.move_draft("ann", "a", "A", to="a", new_name="a")  # the file is there again
-    await files_of("ann", "a", "B")
-    assert not await store.move_draft("ann", "a", "other", to="a", new_name="a")
-    assert await store.move_draft("ann", "a", "A", to="a", new_name="a")
-    draft = await store.draft("ann", "a")
-    assert draft is not None and (draft.editor_name, draft.base_version) == ("a", first.version)
-    await store.save_draft("ann", "b", Draft(graph=content("y").graph, editor_name="B"))
-    await files_of("ann", "b", "B")
-    assert not await store.move_draft("ann", "a", "a", to="b", new_name="b")  # B is another file
-    await files_of("ann", "b")
-    assert await store.move_draft("ann", "a", "a", to="b", new_name="b")
-    draft = await store.draft("ann", "b")
-    assert draft is not None and draft.graph == content("x").graph
-    assert (draft.editor_name, draft.base_version) == ("b", other.version)
-    assert await store.draft("ann", "a") is None and set(await store.drafts("ann")) == {"b"}
-
-
 async def test_a_draft_goes_with_its_file_but_not_what_it_was_based_on(
     store: WorkflowStore, files_of: FilesOf
 ) -> None:
@@ -274,7 +252,6 @@ async def test_a_draft_goes_with_its_file_but_not_what_it_was_based_on(
     assert not await store.forget_draft("ann", "w", "W")
     assert await store.forget_draft("ann", "w", "w")
     assert await store.draft("ann", "w") is None and await store.drafts("ann") == {}
-    assert not await store.move_draft("ann", "w", "w", to="v", new_name="v")
     again = await store.save_draft("ann", "w", Draft(graph=content("x").graph, editor_name="w"))
     assert again.base_version == first.version  # so that ben's version is asked about
 

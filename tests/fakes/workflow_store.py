@@ -238,22 +238,6 @@ class FakeWorkflowStore(Fake):
         kept[name] = replace(draft, base_version=version)
         return True
 
-    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
-        self.answer("move_draft")
-        mine = self._drafts.get(owner, {})
-        draft, there = mine.get(name), mine.get(to)
-        if draft is None or draft.editor_name != editor_name or (owner, editor_name) in self.graphs:
-            return False
-        base = draft.base_version
-        if to != name:
-            if there and there.editor_name != new_name and (owner, there.editor_name) in self.graphs:
-                return False
-            production = self._kept.get(to, _Kept()).labels.get(PRODUCTION, "")
-            base = there.base_version if there else self._bases.pop((owner, to), production)
-        del mine[name]
-        mine[to] = replace(draft, editor_name=new_name, base_version=base)
-        return True
-
     async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
         self.answer("forget_draft")
         mine = self._drafts.get(owner, {})

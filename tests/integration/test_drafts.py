@@ -22,7 +22,8 @@ from comfy_fleet.domain.graphs.stored import NewVersion, WorkflowContent
 from comfy_fleet.domain.user_data import UserFile
 from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, SavedGraph
 from comfy_fleet.ports.userdata import UserData
-from comfy_fleet.services.drafts import MAX_EDITOR_BYTES, MOST_RUNS_EACH, Drafts, editor_name
+from comfy_fleet.services.draft_names import editor_name
+from comfy_fleet.services.drafts import MAX_EDITOR_BYTES, MOST_RUNS_EACH, Drafts
 from comfy_fleet.services.user_files import UserFiles
 from tests.factories import new_job
 from tests.fleet import until

@@ -194,6 +194,7 @@ class Keyspace:
     # -- people's files in the editor; VERSION is another one for every write
     user_files = _Each("userdata:files:OWNER")  # hash: PATH -> the file's record as JSON; PATH/ -> nothing
     user_bytes = _Each("userdata:bytes:OWNER")  # string: how many bytes these are together
+    user_moves = _Each("userdata:moves:OWNER")  # list, for a day: moves that drafts have to follow, as JSON
     user_content = _Each("userdata:content:OWNER:VERSION")  # string: a file's content, compressed
 
     # -- what people asked for and no node had

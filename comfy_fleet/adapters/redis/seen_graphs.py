@@ -7,8 +7,10 @@ from typing import Any
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.records import UNREADABLE, from_fields
-from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, SavedGraph
+from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, Move, Renames, SavedGraph
+from comfy_fleet.ports.workflow_store import BASE_KEPT_S, MAX_DRAFTS
 
 
 class RedisSeenGraphs:
@@ -21,6 +23,7 @@ class RedisSeenGraphs:
     def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._keys = redis.keyspace
+        self._scripts = Scripts(redis)
 
     async def save(self, owner: str, saved: SavedGraph) -> str | None:
         """See :meth:`comfy_fleet.ports.editor.SeenGraphs.save`."""
@@ -60,6 +63,66 @@ class RedisSeenGraphs:
         """See :meth:`comfy_fleet.ports.editor.SeenGraphs.saves`."""
         found = _saves(await self._redis.hgetall(self._keys.editor_saves(owner)))
         return sorted(found, key=lambda one: one.saved_at, reverse=True)
+
+    async def moves(self, owner: str) -> Sequence[Move]:
+        """See :meth:`comfy_fleet.ports.editor.SeenGraphs.moves`."""
+        key = self._keys.user_moves(owner)
+        found = []
+        for word in await self._redis.lrange(key, 0, -1):
+            try:
+                told = orjson.loads(word)
+                move = Move(
+                    source=str(told["source"]),
+                    dest=str(told["dest"]),
+                    folder=bool(told["folder"]),
+                    at=float(told["at"]),
+                    new=[str(path) for path in told["new"]],
+                    word=word,
+                )
+            except UNREADABLE:
+                await self._redis.lrem(key, 1, word)
+                continue
+            found.append(move)
+        return found
+
+    async def draft_names(self, owner: str) -> Mapping[str, str]:
+        """See :meth:`comfy_fleet.ports.editor.SeenGraphs.draft_names`."""
+        found = await self._redis.zrevrange(self._keys.drafts(owner), 0, MAX_DRAFTS - 1)
+        ids = [name.decode() for name in found]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in ids:
+                pipe.hget(self._keys.draft(owner, name), "editor_name")
+            names = await pipe.execute() if ids else []
+        return {name: known.decode() for name, known in zip(ids, names, strict=True) if known}
+
+    async def follow(self, owner: str, move: Move, renames: Renames) -> bool:
+        """See :meth:`comfy_fleet.ports.editor.SeenGraphs.follow`."""
+        answer = await self._scripts.begin(
+            "follow_move",
+            owner=owner,
+            word=move.word.decode(),
+            at=move.at,
+            folder=move.folder,
+            saves=[
+                {"file": file, "to": to, "workflow": workflow}
+                for file, (to, workflow) in renames.saves.items()
+            ],
+            drafts=[
+                {"name": name, "editor_name": before, "to": to, "new_name": now}
+                for name, (before, to, now) in renames.drafts.items()
+            ],
+            new=[
+                {"file": file, "workflow": workflow, "editor_name": now}
+                for file, (workflow, now) in renames.new.items()
+            ],
+            unread=UNREAD,
+            most=MOST_SEEN,
+            kept_s=int(KEPT_S),
+            base_kept_s=BASE_KEPT_S,
+        )
+        if not move.folder and await self._redis.hlen(key := self._keys.editor_saves(owner)) > MOST_SEEN:
+            await self._forget_oldest(key)
+        return bool(answer[1])
 
     async def _forget_oldest(self, key: str) -> None:
         found = await self._redis.hgetall(key)

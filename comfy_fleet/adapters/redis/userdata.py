@@ -21,6 +21,7 @@ from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.domain.user_data import (
     MOST_FILE_BYTES,
     MOST_FILES,
+    WORKFLOWS,
     BadUserPath,
     Moved,
     UserDataFull,
@@ -31,6 +32,7 @@ from comfy_fleet.domain.user_data import (
     check_user_path,
     folders_of,
 )
+from comfy_fleet.ports.editor import KEPT_S, MOST_MOVES
 
 _IN_THREAD_BYTES = 256 * 1024
 _LEVEL = 3
@@ -128,6 +130,9 @@ class RedisUserData:
             absent=not overwrite,
             most_files=MOST_FILES,
             most_path=MAX_PATH_BYTES,
+            graphs=WORKFLOWS,
+            most_words=MOST_MOVES,
+            words_kept_s=int(KEPT_S),
         )
         self._refuse(outcome, rest, dest)
         path = rest[0].decode()

@@ -323,13 +323,6 @@ class RedisWorkflowStore:
         answer = await self._scripts.begin("rebase_draft", owner=owner, name=name, base=version, at=saved_at)
         return bool(answer[1])
 
-    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
-        """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.move_draft`."""
-        answer = await self._scripts.begin(
-            "move_draft", owner=owner, name=name, editor_name=editor_name, to=to, new_name=new_name
-        )
-        return bool(answer[1])
-
     async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.forget_draft`."""
         answer = await self._scripts.begin(
