@@ -337,7 +337,7 @@ async def test_the_editor_s_own_requests_make_a_draft(api: Api) -> None:
     assert moved.status_code == 200, moved.text
     await api.deps.drafts.settled()
     draft = await api.stores.workflows.draft("local", "other")
-    assert draft is not None and draft.ui == NEW["saved"]
+    assert draft is not None and draft.ui == NEW["run"]
 
 
 def beside(stores: Stores, files: UserData | None = None) -> Drafts:
