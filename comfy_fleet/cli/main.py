@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import os
 import sys
 from typing import NoReturn
@@ -55,9 +56,10 @@ def exit_for(error: FleetError) -> Exit:
 
 
 def _open_standard_streams() -> None:
-    """Open the null device for standard streams that the caller has closed.
+    """Open the null device for standard streams that the caller has closed, and let output take any text.
 
-    Otherwise the next file that is opened, a lock or a socket, would become one of them.
+    Otherwise the next file that is opened, a lock or a socket, would become one of them, and a prompt with
+    characters that the terminal's encoding lacks would end the command that lists it.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)
@@ -65,6 +67,8 @@ def _open_standard_streams() -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _start_quickly() -> None:

@@ -64,6 +64,21 @@ def test_a_command_loads_neither_other_commands_nor_what_only_they_need() -> Non
     assert others & loaded == set()
 
 
+def test_a_character_that_the_terminal_lacks_ends_no_command() -> None:
+    code = (
+        "import atexit; atexit.register(lambda: print('k\u00f8n \u72d0 \u2192'));"
+        "from comfy_fleet.cli import main; main()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (told.stdout.splitlines()[-1], told.stderr) == ("k?n ? ?", "")
+
+
 def test_a_command_is_the_same_alone_as_in_the_whole_tree() -> None:
     def helps(root: Any, *words: str) -> dict[tuple[str, ...], str]:
         told = {words: str(CliRunner().invoke(root, [*words, "--help"]).output)}
