@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from html import unescape
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -247,6 +248,45 @@ async def test_a_workflow_that_somebody_removed_does_not_come_back_unasked(api: 
     assert await production(api) is None
     done = await publish(api, ANN, found, over="")
     assert done.status_code == 200 and done.json()["before"] == ""
+
+
+async def renamed(api: Api, *names: str) -> None:
+    """Give a file of Ann's one name after the other."""
+    for name, to in pairwise(names):
+        path = f"/userdata/{quote(f'workflows/{name}.json', safe='')}"
+        done = await api.client.post(f"{path}/move/{quote(f'workflows/{to}.json', safe='')}", headers=ANN)
+        assert done.status_code == 200, done.text
+
+
+async def saved_as(api: Api, name: str) -> None:
+    path = f"/userdata/{quote(f'workflows/{name}.json', safe='')}"
+    assert (await api.client.post(path, json=ui(9), headers=ANN)).status_code == 200
+    await hand_over(api, ANN, 9, name)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_name_that_comes_back_is_still_told_what_others_did_with_it(api: Api, removed: bool) -> None:
+    await published(api, BEN, 1)
+    await saved_as(api, "My Flow")
+    if removed:
+        assert (await api.client.delete("/api/v1/workflows/my_flow", headers=BEN)).status_code == 204
+    else:
+        await published(api, BEN, 2)
+    await renamed(api, "My Flow", "tmp", "My Flow")
+    found = await made_ready(api, ANN)
+    assert found["overtaken"] is True
+    refused = await publish(api, ANN, found)
+    assert code(refused) == (409, "workflow_changed") and "ben" in refused.json()["error"]["message"]
+
+
+async def test_a_draft_that_gets_the_name_of_anothers_workflow_is_not_begun_from_it(api: Api) -> None:
+    await published(api, BEN, 1)
+    await saved_as(api, "mine")
+    await renamed(api, "mine", "My Flow")
+    found = await made_ready(api, ANN)
+    assert (found["base_version"] or "", found["overtaken"]) == ("", True)
+    refused = await publish(api, ANN, found)
+    assert code(refused) == (409, "workflow_changed") and "ben" in refused.json()["error"]["message"]
 
 
 async def test_what_one_removed_oneself_needs_no_question(api: Api) -> None:

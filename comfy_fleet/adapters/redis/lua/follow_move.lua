@@ -39,12 +39,16 @@ for _, one in ipairs(args.saves) do
   end
 end
 
+local function keep_base(name, base)
+  redis.call('HSET', draft_key(owner, name), 'base', base or '')
+  redis.call('EXPIRE', draft_key(owner, name), args.base_kept_s)
+end
+
 local function forget(name)
   local base = redis.call('HGET', draft_key(owner, name), 'base')
   redis.call('DEL', draft_key(owner, name))
   redis.call('ZREM', list, name)
-  redis.call('HSET', draft_key(owner, name), 'base', base or '')
-  redis.call('EXPIRE', draft_key(owner, name), args.base_kept_s)
+  keep_base(name, base)
 end
 
 local going, stay = {}, {}
@@ -82,11 +86,11 @@ repeat  -- one that finds no place stays, and takes the place of another
 until #going == before
 
 for _, one in ipairs(going) do
-  local key = draft_key(owner, one.name)
+  one.had = redis.call('HGET', draft_key(owner, one.name), 'base')
   if one.to == one.name then
-    one.base = redis.call('HGET', key, 'base')
-  else
-    one.base = not leaves[one.to] and redis.call('HGET', draft_key(owner, one.to), 'base') or labeled(one.to, 'production')
+    one.base = one.had
+  else  -- what is in production under the new name is nothing that it was begun from
+    one.base = not leaves[one.to] and redis.call('HGET', draft_key(owner, one.to), 'base') or ''
   end
 end
 for number, one in ipairs(going) do
@@ -100,6 +104,9 @@ for number, one in ipairs(going) do
   redis.call('HSET', key, 'base', one.base or '', 'editor_name', one.new_name)
   redis.call('ZADD', list, redis.call('HGET', key, 'at'), one.to)
   followed[one.new_name] = true
+end
+for _, one in ipairs(going) do  -- who gets its old name again is still told what others did with it
+  if redis.call('EXISTS', draft_key(owner, one.name)) == 0 then keep_base(one.name, one.had) end
 end
 
 local room = args.folder and args.most - redis.call('HLEN', saves) or 1
