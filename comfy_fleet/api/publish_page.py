@@ -26,6 +26,7 @@ from comfy_fleet.domain.graphs.publish_check import (
     CheckStep,
     PublishCheck,
 )
+from comfy_fleet.domain.graphs.same_id_files import same_id_files
 from comfy_fleet.domain.graphs.stored import MAX_NOTE
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.jobs.job import Job, OutputKind
@@ -86,6 +87,7 @@ async def act(request: Request) -> Response:
             note=form.get("note", ""),
             breaking=form.get("breaking") == "yes",
             leave_out_unrun=form.get("leave_out_unrun") == "yes",
+            leave_out_files=form.get("leave_out_files") == "yes",
         )
     except (BadInput, Conflict) as error:
         return await _page(request, who, name, problem=error, form=form)
@@ -152,10 +154,7 @@ def _warnings(found: PublishCheck) -> str:
             "draft. Below is the draft before."
         )
     if found.files:
-        lines.append(
-            f"These files have the same id, {found.name}: {', '.join(found.files)}. Give all but one of them "
-            "another name."
-        )
+        lines.append(same_id_files(found.name, found.files))
     if found.unchanged:
         lines.append("This very version is in production already: there is nothing to publish.")
     return "\n".join(_notice(line) for line in lines)
@@ -245,6 +244,11 @@ def _confirm(found: PublishCheck, form: dict[str, str]) -> str:
     if found.unrun:
         label = f"Leave out what was saved as {said(found.unrun)} since."
         ask += _ASK.format(name="leave_out_unrun", label=label)
+    if found.files:
+        label = (
+            f"Publish the draft of {said(found.editor_name or found.name)}, and leave out the other files."
+        )
+        ask += _ASK.format(name="leave_out_files", label=label)
     if found.breaking:
         ask += _ASK.format(name="breaking", label="Callers may break.")
     now = (

@@ -26,7 +26,7 @@ from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, NotFound
 from comfy_fleet.domain.graphs.stored import HistoryEntry, VersionFacts, WorkflowRecord
 from comfy_fleet.domain.graphs.workflow import Parameter, Workflow
 from comfy_fleet.domain.graphs.workflow_names import PRODUCTION, WorkflowReference, short, version_digits
-from comfy_fleet.services.drafts import run_it_once
+from comfy_fleet.services.unrun_saves import unrun_message
 
 MOST_ROWS = 100
 _LONG = frozenset({"Name", "Title", "Where", "Note", "About", "Default", "Draft"})
@@ -77,7 +77,7 @@ async def show_list(request: Request) -> Response:
                 "State": kind,
             }
         )
-    unrun = [said(run_it_once(one.file, one.workflow)) for one in await d.drafts.all_unrun(who)]
+    unrun = [said(await unrun_message(d.drafts, who, one), 1000) for one in await d.drafts.all_unrun(who)]
     broken = [
         f"<b>{said(name)}</b>: {said(str(error))}" for name, error in (await d.catalog.errors()).items()
     ]
@@ -115,7 +115,7 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
         found = await d.catalog.find(name, who)
     except (NotFound, Conflict) as error:
         unrun = await d.drafts.unrun(who, name) if isinstance(error, NotFound) else None
-        message = run_it_once(unrun.file, name) if unrun else error.message
+        message = await unrun_message(d.drafts, who, unrun) if unrun else error.message
         alarm = f'<p class="notice alarm" role="alert">{said(message, 1000)}</p>'
         status = 404 if isinstance(error, NotFound) else 409
         return console_page(request, name, f"{_NAV}<h1>{said(name)}</h1>\n{alarm}", status=status)
@@ -140,8 +140,11 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
 
 
 async def _unrun(request: Request, who: str, name: str) -> str:
-    found = await deps(request).drafts.unrun(who, name)
-    return f'<p class="notice" role="status">{said(run_it_once(found.file, name), 1000)}</p>' if found else ""
+    drafts = deps(request).drafts
+    if (found := await drafts.unrun(who, name)) is None:
+        return ""
+    message = await unrun_message(drafts, who, found)
+    return f'<p class="notice" role="status">{said(message, 1000)}</p>'
 
 
 def _news(request: Request, record: WorkflowRecord | None, problem: FleetError | None) -> str:

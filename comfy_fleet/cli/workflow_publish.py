@@ -79,6 +79,8 @@ def publish(
         }
         if found.get("unrun"):
             body["leave_out_unrun"] = True
+        if found.get("files_message"):
+            body["leave_out_files"] = True
         answer = client.post(path_of("workflow", name, "/publish"), body)
     if json_:
         print_json(answer)
@@ -153,6 +155,8 @@ def _tell(client: "Client", found: Mapping[str, Any], out: Path | None) -> None:
                 console.print(f"  test picture: {output['url']}", markup=False)
     if found.get("unrun"):
         console.print(f"  {found['unrun']} was saved since: run it once to make it the draft", markup=False)
+    if found.get("files_message"):
+        console.print(f"  {found['files_message']}", markup=False)
     if found["changes"]:
         console.print("\n[bold]What it changes[/]")
         print_differences(console, found["changes"])
@@ -165,6 +169,12 @@ def _ask(name: str, found: Mapping[str, Any]) -> None:
     from comfy_fleet.cli.questions import can_ask, confirm
     from comfy_fleet.cli.workflow_text import print_differences, short, who_and_when
 
+    if several := found.get("files_message"):
+        confirm(
+            f"Publish the draft of {found.get('editor_name') or name}, and leave out the other files?",
+            else_=f"{name} was not published: {several}",
+            without="--force",
+        )
     if found.get("unrun"):
         file = found["unrun"]
         confirm(

@@ -19,6 +19,7 @@ from comfy_fleet.domain.graphs.publish_check import (
     SavedSince,
     sealed,
 )
+from comfy_fleet.domain.graphs.same_id_files import files_left_out
 from comfy_fleet.domain.graphs.stored import (
     MAX_THUMBNAIL_BYTES,
     Draft,
@@ -33,13 +34,16 @@ from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference, differen
 from comfy_fleet.domain.graphs.workflow_names import DRAFT, kept_in_folder, short
 from comfy_fleet.domain.jobs.job import Job, OutputKind
 from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.editor import SavedGraph
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog, FoundWorkflow
 from comfy_fleet.services.draft_checks import MOST_PROBLEMS, MOST_TEXT, DraftChecks, TrialRun
-from comfy_fleet.services.drafts import Drafts, run_it_once
+from comfy_fleet.services.draft_names import editor_name
+from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.picture_forms import NoSuchForm
 from comfy_fleet.services.picture_work import PictureWork
+from comfy_fleet.services.unrun_saves import unrun_message
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +109,7 @@ class Publishing:
         note: str = "",
         breaking: bool = False,
         leave_out_unrun: bool = False,
+        leave_out_files: bool = False,
     ) -> Published:
         """Publish a draft.
 
@@ -117,10 +122,12 @@ class Publishing:
             note: What has changed.
             breaking: Whether callers may break.
             leave_out_unrun: Whether what was saved since the draft, and not run, may be left out.
+            leave_out_files: Whether other files of the owner's with the same id may be left out.
 
         Raises:
             DraftChanged: The draft is not the one that was checked.
             NotChecked: A step has not passed.
+            SameIdFiles: Several of the owner's files have this id, and nobody said which are left out.
             SavedSince: Something was saved since, and nobody said that it may be left out.
             BreaksCallers: It would break callers, and that was not allowed.
             WorkflowChanged: Somebody else has put another version into production, or removed the workflow.
@@ -139,6 +146,8 @@ class Publishing:
                 + "; ".join(f"{step.name.replace('_', ' ')}: {step.message}" for step in missing),
                 details={"field": "draft", "workflow": name, "checks": [step.name for step in missing]},
             )
+        if check.files and not leave_out_files:
+            raise files_left_out(name, check.files, draft_of=check.editor_name or name)
         if check.unrun and not leave_out_unrun:
             raise SavedSince(
                 f"{check.unrun} was saved since your draft of {name}: run it once to make it the draft (if "
@@ -185,10 +194,13 @@ class Publishing:
         unrun = await self._drafts.unrun(owner, name)  # first: it waits for a draft that is being made
         draft = await self._store.draft(owner, name)
         if draft is None:
-            raise _no_draft(name, unrun.file if unrun else "")
+            raise _no_draft(name, unrun, await unrun_message(self._drafts, owner, unrun) if unrun else "")
         record = await self._store.record(name)
         gone = await self._store.removal(name) if record is None and draft.base_version else None
         files = await self._drafts.files(owner, name)
+        since = unrun.file if unrun else ""
+        if len(files) > 1 and editor_name(since) != draft.editor_name:
+            since = ""  # it may well have been run: it is no draft since its id is another file's
         about = PublishCheck(
             name=name,
             draft="",
@@ -200,7 +212,7 @@ class Publishing:
             changed_at=record.changed_at if record else gone.at if gone else 0.0,
             base_version=draft.base_version,
             overtaken=_overtaken(record, gone, draft, owner),
-            unrun=unrun.file if unrun else "",
+            unrun=since,
             files=tuple(files) if len(files) > 1 else (),
         )
         try:
@@ -254,12 +266,10 @@ class Publishing:
             return None
 
 
-def _no_draft(name: str, unrun: str) -> NotFound:
-    if unrun:
-        message = run_it_once(unrun, name)
-    else:
-        message = f"you have no draft of {name}: open it in the editor, save it and run it once"
-    return NotFound(message, details={"field": "workflow", "workflow": name, "file": unrun})
+def _no_draft(name: str, unrun: SavedGraph | None, message: str) -> NotFound:
+    message = message or f"you have no draft of {name}: open it in the editor, save it and run it once"
+    unrun_file = unrun.file if unrun else ""
+    return NotFound(message, details={"field": "workflow", "workflow": name, "file": unrun_file})
 
 
 def _overtaken(record: WorkflowRecord | None, gone: Removal | None, draft: Draft, owner: str) -> bool:

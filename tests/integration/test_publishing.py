@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from comfy_fleet.domain.graphs.stored import MAX_THUMBNAIL_BYTES, Draft, NewVersion
-from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
+from comfy_fleet.domain.graphs.workflow_names import WorkflowReference, slug
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.integration.api_kit import Api, code, running
 
@@ -85,19 +85,23 @@ def picture(color: str = "red") -> bytes:
     return buffer.getvalue()
 
 
-async def made_ready(api: Api, who: dict[str, str], color: str = "red") -> dict[str, Any]:
+async def made_ready(
+    api: Api, who: dict[str, str], color: str = "red", name: str = "my_flow"
+) -> dict[str, Any]:
     """Check a draft and let its test run succeed."""
-    begun = await check(api, who)
+    begun = await check(api, who, name)
     assert begun["test_run"] is not None, begun
     claim = await api.claim(begun["test_run"]["job_id"])
     await api.output(claim, picture(color))
     await api.finish(claim)
-    return await check(api, who)
+    return await check(api, who, name)
 
 
-async def publish(api: Api, who: dict[str, str], found: dict[str, Any], **more: Any) -> httpx.Response:
+async def publish(
+    api: Api, who: dict[str, str], found: dict[str, Any], name: str = "my_flow", **more: Any
+) -> httpx.Response:
     body = {"draft": found["draft"], **more}
-    return await api.client.post("/api/v1/workflows/my_flow/publish", json=body, headers=who)
+    return await api.client.post(f"/api/v1/workflows/{name}/publish", json=body, headers=who)
 
 
 async def published(api: Api, who: dict[str, str], color: int = 255, **graph_: Any) -> str:
@@ -107,8 +111,8 @@ async def published(api: Api, who: dict[str, str], color: int = 255, **graph_: A
     return str(done.json()["version"])
 
 
-async def production(api: Api) -> str | None:
-    return await api.stores.workflows.find(WorkflowReference.parse("my_flow"))
+async def production(api: Api, name: str = "my_flow") -> str | None:
+    return await api.stores.workflows.find(WorkflowReference.parse(name))
 
 
 async def test_a_draft_is_checked_tested_and_published(api: Api) -> None:
@@ -338,6 +342,46 @@ async def test_what_was_saved_since_is_left_out_only_on_purpose(api: Api) -> Non
     sent |= {"leave_out_unrun": "yes", "over": done.json()["version"]}
     again = await api.client.post("/publish/my_flow", data=sent, headers=ANN)
     assert again.status_code == 303, again.text
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (("Red Cat.json", "red cat.json"), ("Red Cat.json", "red cat.json")),
+        (
+            ("Caf\u00e9.json", "Cafe\u0301.json"),
+            ("Caf\u00e9.json (with U+00E9)", "Cafe\u0301.json (with U+0301)"),
+        ),
+        (("X.json", "X.app.json"), ("X.json", "X.app.json")),
+    ],
+)
+async def test_of_several_files_of_one_id_one_is_published_only_on_purpose(
+    api: Api, files: tuple[str, str], shown: tuple[str, str]
+) -> None:
+    name = slug(files[0])
+    for file, color in zip(files, (1, 2), strict=True):
+        path = f"/userdata/workflows%2F{quote(file)}"
+        assert (await api.client.post(path, json=ui(color), headers=ANN)).status_code == 200
+        run = {"prompt": graph(color), "extra_data": {"extra_pnginfo": {"workflow": ui(color)}}}
+        assert (await api.client.post("/prompt", json=run, headers=ANN)).status_code == 200
+        await api.deps.drafts.settled()
+    sentence = f"These files have the same id, {name}: {shown[1]}, {shown[0]}. Give all but one of them"
+    found = await made_ready(api, ANN, name=name)
+    assert found["files_message"].startswith(sentence) and found["unrun"] == ""
+    unrun = (await api.client.get("/api/v1/drafts", headers=ANN)).json()["unrun"]
+    assert all(one["message"].startswith(sentence) for one in unrun)
+    assert bool(unrun) is not files[1].endswith(".app.json")  # whose run makes it the draft
+    page = (await api.client.get(f"/publish/{name}", headers=ANN)).text
+    assert sentence in unescape(page) and "was not run yet" not in page
+    assert 'name="leave_out_files" value="yes" required' in page
+    refused = await publish(api, ANN, found, name=name)
+    assert code(refused) == (409, "same_id_files")
+    assert refused.json()["error"]["details"]["files"] == [files[1], files[0]]
+    assert await production(api, name) is None
+    sent = {"do": "publish", "draft": found["draft"], "over": ""}
+    assert (await api.client.post(f"/publish/{name}", data=sent, headers=ANN)).status_code == 409
+    done = await publish(api, ANN, found, name=name, leave_out_files=True)
+    assert done.status_code == 200, done.text
 
 
 async def test_what_nodes_lack_is_said_and_nothing_is_run(api: Api) -> None:

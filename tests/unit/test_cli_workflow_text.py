@@ -157,6 +157,7 @@ def test_a_draft_is_checked_shown_and_published(canned: Canned) -> None:
             "has removed card since your draft was begun",
         ),
         ({"unrun": "card.json"}, "card.json was saved since the draft: run it"),
+        ({"files_message": "These files have the same id, card: a, b."}, "not published: These files have"),
     ],
 )
 def test_what_needs_a_yes_is_not_published_without_one(
@@ -172,6 +173,7 @@ def test_what_needs_a_yes_is_not_published_without_one(
     assert run(canned, "workflow", "publish", "card", "--force").exit_code == 0
     sent = canned.bodies("POST", PUBLISH)[0]
     assert (sent["breaking"], sent.get("leave_out_unrun", False)) == ("breaking" in found, "unrun" in found)
+    assert sent.get("leave_out_files", False) is ("files_message" in found)
 
 
 def test_a_draft_that_fails_a_check_is_not_published(canned: Canned) -> None:

@@ -69,6 +69,7 @@ class PublishCheckAnswer(TypedDict):
     breaking: list[BreakingChangeAnswer]
     unrun: Annotated[str, Field(description="A file that was saved since and not run yet.")]
     files: Annotated[list[str], Field(description="Files whose names become this id, if several.")]
+    files_message: Annotated[str, Field(description="For people: what to do about these files.")]
 
 
 class PublishedAnswer(TypedDict):

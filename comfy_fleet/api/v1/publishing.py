@@ -23,10 +23,11 @@ from comfy_fleet.domain.graphs.editor_graph import (
 )
 from comfy_fleet.domain.graphs.graph import Graph, check
 from comfy_fleet.domain.graphs.publish_check import PublishCheck
+from comfy_fleet.domain.graphs.same_id_files import same_id_files
 from comfy_fleet.domain.graphs.stored import MAX_NOTE, Draft, EditorGraph
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, WorkflowReference, slug
 from comfy_fleet.services.draft_checks import TrialRun
-from comfy_fleet.services.drafts import run_it_once
+from comfy_fleet.services.unrun_saves import unrun_message
 
 
 class EditorDraftBody(BaseModel):
@@ -71,6 +72,9 @@ class PublishDraftBody(BaseModel):
     leave_out_unrun: bool = Field(
         False, description="Whether a file that was saved since the draft, and not run, may be left out."
     )
+    leave_out_files: bool = Field(
+        False, description="Whether other files of yours with the same id may be left out."
+    )
 
 
 def publish_url(request: Request, name: str) -> str:
@@ -113,7 +117,7 @@ async def list_drafts(request: Request) -> Response:
             "workflow": one.workflow,
             "file": one.file,
             "saved_at": serialize.time(one.saved_at),
-            "message": run_it_once(one.file, one.workflow),
+            "message": await unrun_message(d.drafts, who, one),
         }
         for one in await d.drafts.all_unrun(who)
     ]
@@ -169,6 +173,7 @@ async def publish(request: Request) -> Response:
         note=body.note,
         breaking=body.breaking,
         leave_out_unrun=body.leave_out_unrun,
+        leave_out_files=body.leave_out_files,
     )
     return json_response(
         {
@@ -219,4 +224,5 @@ async def shown(request: Request, found: PublishCheck) -> dict[str, Any]:
         "breaking": [asdict(one) for one in found.breaking],
         "unrun": found.unrun,
         "files": list(found.files),
+        "files_message": same_id_files(found.name, found.files) if found.files else "",
     }

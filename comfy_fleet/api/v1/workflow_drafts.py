@@ -18,8 +18,8 @@ from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.stored import Draft
 from comfy_fleet.domain.graphs.workflow import Parameter
-from comfy_fleet.services.drafts import run_it_once
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.unrun_saves import unrun_message
 
 
 async def get_draft(request: Request) -> Response:
@@ -121,9 +121,11 @@ def _draft(name: str, draft: Draft) -> DraftAnswer:
 
 
 async def _no_draft(request: Request, name: str) -> NotFound:
-    unrun = await deps(request).drafts.unrun(owner(request), name)
+    who, drafts = owner(request), deps(request).drafts
+    unrun = await drafts.unrun(who, name)
     if unrun is not None:
-        return NotFound(run_it_once(unrun.file, name), details={"field": "workflow", "file": unrun.file})
+        message = await unrun_message(drafts, who, unrun)
+        return NotFound(message, details={"field": "workflow", "file": unrun.file})
     return NotFound(
         f"you have no draft of {name}: save it in the editor and run it once to make a draft, or PUT one "
         "here",

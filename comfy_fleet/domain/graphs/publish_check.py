@@ -73,7 +73,8 @@ class PublishCheck:
         theirs: What that changed, as far as the base is still there.
         changes: What publishing would change.
         breaking: What of it breaks callers.
-        unrun: A file of the owner's that was saved since, and not run yet; empty if none.
+        unrun: A file of the owner's that was saved since, and not run yet; empty if none, or if it is one of
+            ``files`` that the draft is not of.
         files: Files of the owner's whose names become this id, if there are several.
     """
 
