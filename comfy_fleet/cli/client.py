@@ -238,14 +238,32 @@ class Client:
                     failures = 0
                     if event[0] == "status" and event[1].get("status") in TERMINAL:
                         return
-                    _check(deadline, job_id)
+                    deadline = self._deadline(deadline, job_id)
             except Fail as error:
                 # Don't give up because of a restart of the API or HAProxy.
                 if error.exit is not Exit.UNREACHABLE or failures >= 40:
                     raise
                 failures += 1
-            _check(deadline, job_id)
+            deadline = self._deadline(deadline, job_id)
             time.sleep(0.25 if deadline is None else min(0.25, max(0.0, deadline - time.monotonic())))
+
+    def _deadline(self, deadline: float | None, job_id: str) -> float | None:
+        """Return until when a job is followed; None if it has ended, for all that is left comes at once.
+
+        Raises:
+            Fail: The time is up.
+        """
+        if deadline is None or time.monotonic() <= deadline:
+            return deadline
+        try:
+            ended = self.job(job_id).get("status") in TERMINAL
+        except Fail:
+            ended = False
+        if ended:
+            return None
+        raise Fail(
+            f"job {job_id} is not done yet", hint=f"it goes on: fleet job show {job_id}", code=Exit.TIMEOUT
+        )
 
     def job_id(self, text: str) -> str:
         """Return the complete id of a job that is named by its id or the beginning of it.
@@ -376,12 +394,3 @@ def _node_errors(details: object) -> Iterator[tuple[str, str]]:
                 for problem in problems
             ]
             yield str(node), "; ".join(words)
-
-
-def _check(deadline: float | None, job_id: str) -> None:
-    if deadline is not None and time.monotonic() > deadline:
-        raise Fail(
-            f"job {job_id} is not done yet",
-            hint=f"it goes on: fleet job show {job_id}",
-            code=Exit.TIMEOUT,
-        )

@@ -124,6 +124,16 @@ def test_following_gives_up_in_time(canned: Canned) -> None:
     assert caught.value.exit is Exit.TIMEOUT
 
 
+def test_of_a_job_that_has_ended_everything_is_told_though_the_time_is_up(canned: Canned) -> None:
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {"id": JOB, "status": "succeeded"})
+    told = b'event: output\ndata: {"url": "/x"}\n\nevent: status\ndata: {"status": "succeeded"}\n\n'
+    before = b'event: status\ndata: {"status": "running"}\n\n'
+    canned.stream(f"/api/v2/jobs/{JOB}/events", before + told)
+    with Client(canned.url) as client:
+        events = list(client.follow(JOB, timeout_s=0))
+    assert events[-2:] == [("output", {"url": "/x"}), ("status", {"status": "succeeded"})]
+
+
 @pytest.mark.parametrize("said", [b"", b": still here\n\n"], ids=["silent", "comments"])
 def test_following_gives_up_in_time_though_nothing_happens(canned: Canned, said: bytes) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -475,6 +485,18 @@ def test_what_can_be_no_name_is_not_there_and_no_other_path_is_asked(
         Exit.NOT_FOUND,
     )
     assert canned.seen == []
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"), [("Caf\u00e9", "cafe"), ("100%", "100"), ("My Flow@draft", "my_flow@draft")]
+)
+def test_a_name_of_the_editor_s_has_its_id_beside_it(canned: Canned, name: str, id_: str) -> None:
+    refused = run(canned, "workflow", "show", name)
+    assert isinstance(refused.exception, Fail)
+    assert (refused.exception.exit, refused.exception.hint) == (
+        Exit.NOT_FOUND,
+        f"commands name workflows by their ids: {id_}",
+    )
 
 
 def test_an_empty_name_of_a_workflow_is_not_the_default_one(canned: Canned) -> None:
