@@ -21,5 +21,24 @@ def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str
         Fail: No such name is possible, and in a path it could mean something else.
     """
     if not _NAME.fullmatch(name) and not (kind == "workflow" and _REFERENCE.fullmatch(name)):
-        raise Fail(f"no {kind} {name[:80]!r}", code=Exit.NOT_FOUND)
+        raise Fail(
+            f"no {kind} {name[:80]!r}",
+            hint=_id_of(name) if kind == "workflow" else None,
+            code=Exit.NOT_FOUND,
+        )
     return f"/api/{surface}/{kind}s/{name}{rest}"
+
+
+def _id_of(name: str) -> str | None:
+    """Return a hint with the id that a name from the editor becomes, if it becomes one."""
+    from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, slug
+
+    called, at, which = name.partition("@")
+    usual = slug(called)
+    if (
+        len(name) > MAX_EDITOR_NAME
+        or not NAME.fullmatch(usual)
+        or (at and not _REFERENCE.fullmatch(f"x@{which}"))
+    ):
+        return None
+    return f"commands name workflows by their ids: {usual}{at}{which}"
