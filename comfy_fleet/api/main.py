@@ -76,6 +76,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
+from comfy_fleet.services.unrun_saves import why_no_draft
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
@@ -99,7 +100,15 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     files = ClientFiles(assets, stores.jobs)
     folder = WorkflowCatalog(settings.workflows_dir)
     folder.check()
-    catalog = StoredWorkflows(folder, stores.workflows, resolve_content)
+    drafts = Drafts(
+        RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, stores.userdata, clock=time.time
+    )
+    catalog = StoredWorkflows(
+        folder,
+        stores.workflows,
+        resolve_content,
+        why_no_draft=lambda owner, name: why_no_draft(drafts, owner, name),
+    )
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     answers = NodeAnswers(inventories, info)
     editors = EditorNodes(inventories, answers, EditorFiles(info))
@@ -133,9 +142,6 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions)
-    drafts = Drafts(
-        RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, stores.userdata, clock=time.time
-    )
     pictures = PictureWork(assets, most_pixels=settings.max_picture_pixels)
     checks = DraftChecks(
         submitter=submitter,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,21 @@ class StoredWorkflows:
         folder: Those that an operator keeps.
         store: Those that people publish.
         resolver: Makes a workflow of a version's content.
+        why_no_draft: Says why an owner has no draft of a name, if more is known than that; else empty.
     """
 
-    def __init__(self, folder: WorkflowFolder, store: WorkflowStore, resolver: Resolver) -> None:
+    def __init__(
+        self,
+        folder: WorkflowFolder,
+        store: WorkflowStore,
+        resolver: Resolver,
+        *,
+        why_no_draft: Callable[[str, str], Awaitable[str]] | None = None,
+    ) -> None:
         self._folder = folder
         self._store = store
         self.resolved = resolver
+        self._why_no_draft = why_no_draft
         self._versions: OrderedDict[tuple[str, str], _Version] = OrderedDict()
         self._size = 0
 
@@ -142,9 +151,11 @@ class StoredWorkflows:
         name = wanted.name
         draft = await self._store.draft(owner, name)
         if draft is None:
+            why = await self._why_no_draft(owner, name) if self._why_no_draft else ""
             raise NotFound(
-                f"you have no draft of {name}: save it in the editor and run it once to make a draft, or PUT "
-                f"one to /api/v1/workflows/{name}/draft",
+                why
+                or f"you have no draft of {name}: save it in the editor and run it once to make a draft, or "
+                f"PUT one to /api/v1/workflows/{name}/draft",
                 details={"field": "workflow"},
             )
         manifest = draft.manifest if draft.manifest is not None else await self._kept_manifest(name)

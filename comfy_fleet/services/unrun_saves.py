@@ -17,3 +17,9 @@ async def unrun_message(drafts: Drafts, owner: str, saved: SavedGraph) -> str:
     if len(files) > 1:  # to run it makes no draft, whose id the other one has
         return same_id_files(saved.workflow, files)
     return run_it_once(saved.file, saved.workflow)
+
+
+async def why_no_draft(drafts: Drafts, owner: str, workflow: str) -> str:
+    """Return what is said of an owner's save of a stored workflow without a draft; empty if there is none."""
+    unrun = await drafts.unrun(owner, workflow)
+    return await unrun_message(drafts, owner, unrun) if unrun is not None else ""
