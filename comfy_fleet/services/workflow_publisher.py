@@ -30,6 +30,7 @@ from comfy_fleet.domain.graphs.stored import (
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference, differences
 from comfy_fleet.domain.graphs.workflow_names import (
+    NAME,
     PRODUCTION,
     WorkflowReference,
     kept_in_folder,
@@ -450,7 +451,13 @@ class WorkflowPublisher:
         try:
             reference = WorkflowReference.parse(f"{name}@{which}")
         except BadInput as error:
-            raise BadInput(error.message, details={"field": field}) from None
+            message = error.message
+            if field == "base_version" and NAME.fullmatch(name):  # written without the name
+                message = (
+                    f"{field}: {which[:80]!r} is neither a version (at least 7 digits of it) nor a label; "
+                    "who started from none leaves it out"
+                )
+            raise BadInput(message, details={"field": field}) from None
         if reference.draft:
             raise BadInput("a draft is no version: publish it first", details={"field": field})
         return reference

@@ -350,6 +350,14 @@ async def test_changes_of_one_manifest_at_once_are_all_kept(api: Api) -> None:
         assert (manifest["title"], manifest["description"]) == (f"T{turn}", f"D{turn}")
 
 
+@pytest.mark.parametrize("base", ["", "!"])
+async def test_a_base_that_is_none_is_told_as_it_is_written(api: Api, base: str) -> None:
+    answer = await api.client.put(W, json={"graph": graph("a"), "base_version": base})
+    assert code(answer) == (400, "invalid_request")
+    message = answer.json()["error"]["message"]
+    assert message.startswith(f"base_version: {base!r} is neither a version") and "w@" not in message
+
+
 @pytest.mark.parametrize("field", ["version", "base_version"])
 async def test_what_names_no_version_is_told_by_its_field(api: Api, field: str) -> None:
     await publish(api, "a")
