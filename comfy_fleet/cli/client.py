@@ -41,6 +41,7 @@ _HINTS = {
 }
 NO_UNICODE = "the request contains text that is not valid Unicode"
 _ID_LENGTH = 36
+_API_PATH = re.compile(r"(?<=[^/])/api(/v[0-9]{1,2})?/*$")
 _ID_PART = re.compile("[0-9a-f-]+")
 SILENCE_S = 60.0
 """Longest silence of a live stream, which sends a comment every 15 s."""
@@ -83,6 +84,12 @@ class Client:
         if not (host := _host_of(self.url)):
             raise Fail(
                 f"--api {url!r} is not an http(s) URL", hint="e.g. http://127.0.0.1:8189", code=Exit.USAGE
+            )
+        if path := _API_PATH.search(self.url):
+            raise Fail(
+                f"--api {url!r} ends in {path[0]}, which commands add themselves",
+                hint=f"leave it out: {self.url.removesuffix(path[0])}",
+                code=Exit.USAGE,
             )
         if key and not (key.isascii() and key.isprintable()):
             raise Fail("--key: an API key is printable ASCII without line breaks", code=Exit.USAGE)

@@ -25,7 +25,9 @@ def status(
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Show whether a job could run, the queue, and every node.
+    """Show whether a job could run, the queue, and every node. It is for operators.
+
+    Where the fleet has keys, it needs one with the role admin; `GET /api/v1/ready` is open to all.
 
     Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if the time for --wait is up.
     """

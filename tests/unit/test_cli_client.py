@@ -321,8 +321,8 @@ def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
     assert result.exit_code == 1, result.output
     assert "no: nodes: no node is up" in result.stdout
     assert "3 queued" in result.stdout
-    told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[:3])
-    assert told == {"fleet": "http://fleet:8188", "console": console, "asked": canned.url}
+    told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in result.stdout.splitlines()[:3])
+    assert told == {"fleet": "http://fleet:8188", "console": console, "asked at": canned.url}
     canned.on("GET", "/api/v1/health", {"url": "http://fleet:8188", "console_url": canned.url})
     assert "asked" not in run(canned, "status").stdout
     canned.on("GET", "/api/v1/health", {})  # of an earlier version
@@ -497,6 +497,17 @@ def test_a_name_of_the_editor_s_has_its_id_beside_it(canned: Canned, name: str, 
         Exit.NOT_FOUND,
         f"commands name workflows by their ids: {id_}",
     )
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/v1", "/api/v1/", "/api/v2"])
+def test_an_address_with_the_api_s_path_is_told_without_it(canned: Canned, path: str) -> None:
+    with pytest.raises(Fail, match="which commands add themselves") as refused:
+        Client(f"{canned.url}{path}")
+    assert (refused.value.exit, refused.value.hint) == (Exit.USAGE, f"leave it out: {canned.url}")
+
+
+def test_what_status_needs_is_in_its_help(canned: Canned) -> None:
+    assert "role admin" in " ".join(run(canned, "status", "--help").output.split())
 
 
 def test_an_empty_name_of_a_workflow_is_not_the_default_one(canned: Canned) -> None:
