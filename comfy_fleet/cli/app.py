@@ -24,6 +24,7 @@ _COMMANDS = {
     "doctor": ("doctor",),
     "submit": ("submit",),
     "sim": ("sim",),
+    "simulate": ("simulate",),
     "health": ("health",),
 }
 # For each group its heading, the module that has it, and those that add to it.

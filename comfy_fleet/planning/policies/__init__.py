@@ -1,0 +1,1 @@
+"""Policies to compare with, each as its own scheduler does it."""
