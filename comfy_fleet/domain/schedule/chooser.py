@@ -1,0 +1,192 @@
+"""The fleet's own way to choose: fair shares, models where they are, and nobody passed over for long."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, Waiting
+from comfy_fleet.domain.schedule.choose import choose
+from comfy_fleet.domain.schedule.gather import Gatherer, Look
+from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
+from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
+from comfy_fleet.domain.schedule.shares import Account, Shares
+from comfy_fleet.domain.schedule.waiting_job import WaitingJob
+from comfy_fleet.domain.schedule.waiting_words import waiting_for
+from comfy_fleet.domain.schedule.warmth import Missing
+
+PATIENCE_S = 60.0
+"""For how long a job is passed over at most."""
+PROPOSED = 16
+"""Most idle nodes that are compared for a job whose models none of them holds."""
+LOOK_S = 1.0
+"""After how long a node looks again that leaves an overdue job to another."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A job that was chosen, and what was expected of it."""
+
+    account: Account
+    node: str
+    charged_s: float
+    missing: Missing
+
+
+class FairChooser:
+    """Chooses jobs for nodes.
+
+    Args:
+        patience_s: For how long a job may be passed over beyond its turn, in seconds.
+        weights: Owners' shares compared with 1, that of all others.
+    """
+
+    def __init__(self, *, patience_s: float = PATIENCE_S, weights: Mapping[str, float] | None = None) -> None:
+        if patience_s < 0:
+            raise ValueError(f"patience_s is {patience_s}: it must not be negative")
+        self._patience_s = patience_s
+        self._shares = Shares(weights or {})
+        self._backlog = Backlog()
+        self._nodes = KnownNodes()
+        self._gatherer = Gatherer(self._backlog, self._nodes, patience_s)
+        self._runs: dict[str, _Run] = {}
+
+    @property
+    def heads_read(self) -> int:
+        """How many heads the last choice has read."""
+        return self._backlog.reads
+
+    # -- what happens -----------------------------------------------------------------------------------
+
+    def submitted(self, job: WaitingJob, now: float) -> None:
+        """Note a job that waits from now on."""
+        backlog = self._backlog
+        if job.id in backlog.waiting:
+            return
+        queue, new = backlog.queue_of(job)
+        if new:
+            self._nodes.opened(queue)
+        owner = queue.by_owner.get(job.owner)
+        if owner is None:
+            account, base = self._shares.enter(queue.name, job.owner, self._nodes.clock(queue))
+            owner = queue.by_owner[job.owner] = OwnerQueue(account, base)
+        name = job.models.family
+        family = queue.by_family.get(name)
+        if family is None:
+            family = queue.by_family[name] = FamilyQueue(self._nodes.holder_count(name, queue))
+        backlog.add(Waiting(job, queue), owner, family)
+
+    def withdrawn(self, job_id: str, now: float) -> None:
+        """Note that a waiting job was canceled or has expired; unknown ids are ignored."""
+        waiting = self._backlog.waiting.get(job_id)
+        if waiting is not None:
+            self._remove(waiting)
+
+    def node_up(self, node: ScheduledNode, now: float) -> None:
+        """Note a node with nothing loaded, or new facts about one that is known."""
+        self._nodes.up(node, iter(self._backlog.queues.values()))
+
+    def node_down(self, name: str, now: float) -> None:
+        """Note that a node takes no jobs any more."""
+        self._nodes.down(name)
+
+    def ended(self, job_id: str, node: str, *, load_s: float, run_s: float, ok: bool, now: float) -> None:
+        """Note that a run is over and its node idle."""
+        run = self._runs.pop(job_id, None)
+        if run is None:
+            return
+        run.account.settle(run.charged_s, load_s + run_s)
+        self._shares.ended(run.account)
+        known = self._nodes.get(node)
+        if known is not None and known.runs == job_id:
+            known.runs = None
+            if ok:
+                known.warmth.measured(run.missing, load_s)
+
+    # -- what is asked ----------------------------------------------------------------------------------
+
+    def next_for(self, node: str, now: float) -> Choice | Nothing:
+        """Choose the job that an idle node starts now."""
+        self._backlog.reads = 0
+        known = self._nodes.get(node)
+        if known is None:
+            return Nothing()
+        gatherer = self._gatherer
+        look = gatherer.turn(known, now)
+        if look is None:
+            self._nodes.idle(known)
+            return Nothing()
+        overdue = gatherer.overdue(look, now)
+        if not overdue and (warm := gatherer.warm_turn(look, now)) is not None:
+            return self._start(known, warm, "turn", now)
+        gatherer.gather(look, now)
+        chosen = choose(look.heads, look.window_s, now)
+        if chosen is None:
+            self._pass_over(look, now)
+            self._nodes.idle(known)
+            return Nothing(self._look_again_at(look, now))
+        head, rule = chosen
+        if head.waiting.overdue_at is None:
+            self._pass_over(look, now, head.waiting)
+        return self._start(known, head.waiting, rule, now)
+
+    def node_for(self, job: WaitingJob, idle: Collection[str], now: float) -> str | Nothing:
+        """Choose the idle node that is asked first because a job was submitted."""
+        waiting = self._backlog.waiting.get(job.id)
+        if waiting is None:
+            return Nothing()
+        for _, holder in self._nodes.holders(job.models.family):
+            if holder.runs is None and self._can(holder, waiting) and holder.facts.name in idle:
+                return holder.facts.name
+        able = (
+            node for name in idle if (node := self._nodes.get(name)) is not None and self._can(node, waiting)
+        )
+        best = min(islice(able, PROPOSED), key=lambda node: node.warmth.load_s(job.models), default=None)
+        return best.facts.name if best is not None else Nothing()
+
+    def waiting_for(self, job_id: str, now: float) -> str | None:
+        """Return in words why a job waits, or None if it does not."""
+        waiting = self._backlog.waiting.get(job_id)
+        return waiting_for(waiting, self._nodes, now) if waiting is not None else None
+
+    # -- the parts --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _can(node: KnownNode, waiting: Waiting) -> bool:
+        return node.kind.serves(waiting.queue) and waiting.job.memory <= node.facts.vram_bytes
+
+    def _remove(self, waiting: Waiting) -> None:
+        queue, owner = waiting.queue, waiting.owner
+        if self._backlog.remove(waiting):
+            self._shares.leave(queue.name, owner.account, owner.base, self._nodes.clock(queue))
+            if not queue.by_owner:
+                self._nodes.closed(queue)
+
+    def _start(self, node: KnownNode, waiting: Waiting, rule: str, now: float) -> Choice:
+        """Take a job out of the backlog, and charge its owner."""
+        job, account = waiting.job, waiting.owner.account
+        missing = node.warmth.missing(job.models)
+        load_s = node.warmth.load_s(job.models)
+        cost_s = load_s + job.run_s / node.facts.speed
+        self._shares.began(account)
+        account.charge(cost_s)
+        self._remove(waiting)
+        self._runs[job.id] = _Run(account, node.facts.name, cost_s, missing)
+        self._nodes.started(node, job.id, job.models, job.memory, now + cost_s)
+        return Choice(job, rule, load_s)
+
+    def _pass_over(self, look: Look, now: float, chosen: Waiting | None = None) -> None:
+        """Note the job whose turn it is, unless it is the chosen one."""
+        turn = self._gatherer.unpassed(look, now)
+        if turn is None or turn is chosen:
+            return
+        job, patience_s = turn.job, self._patience_s
+        if job.finish_by is not None and not turn.late:
+            load_s = look.node.warmth.load_s(job.models)
+            patience_s = min(patience_s, max(0.0, job.finish_by - job.run_s - load_s - now))
+        self._backlog.pass_over(turn, now + patience_s)
+
+    def _look_again_at(self, look: Look, now: float) -> float | None:
+        """Return when the next job is overdue, or soon if one is that is left to another node."""
+        times = [first[0] for queue in look.queues if (first := queue.passed.first()) is not None]
+        return max(min(times), now + LOOK_S) if times else None
