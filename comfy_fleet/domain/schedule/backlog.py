@@ -15,6 +15,8 @@ MAX_HEADS = 64
 CARDS = tuple(GIB * size for size in (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160))
 """Sizes of cards that begin a class, in bytes. A job waits in the queue of the class that it needs, so that
 nodes with smaller cards don't meet it."""
+MENDED = 5
+"""Most owners that are read to find the one with the least tag."""
 TIER = 1e11
 """Seconds between two tiers in a job's order: more than any time."""
 HORIZON_S = 3600.0
@@ -89,16 +91,18 @@ class FamilyQueue:
         owners: Whose they are, by tag.
         backlog_s: Expected seconds of computing.
         count: How many they are.
+        size: Bytes of the family's file.
         holders: How many nodes that can run them have the family on their cards.
     """
 
-    __slots__ = ("backlog_s", "count", "holders", "owners")
+    __slots__ = ("backlog_s", "count", "holders", "owners", "size")
 
-    def __init__(self, holders: int) -> None:
+    def __init__(self, holders: int, size: int) -> None:
         self.owners = OrderedIndex()
         self.backlog_s = 0.0
         self.count = 0
         self.holders = holders
+        self.size = size
 
     @property
     def pressure(self) -> float:
@@ -141,16 +145,18 @@ class Waiting:
     Attributes:
         job: The job.
         queue: Its queue.
+        since: When it came.
         order: Its place among its owner's.
         late: Whether it can't be finished as it wished any more.
         overdue_at: When it will have been passed over for too long; ``None``: its turn has not come yet.
     """
 
-    __slots__ = ("job", "late", "order", "overdue_at", "queue")
+    __slots__ = ("job", "late", "order", "overdue_at", "queue", "since")
 
-    def __init__(self, job: WaitingJob, queue: Queue) -> None:
+    def __init__(self, job: WaitingJob, queue: Queue, since: float) -> None:
         self.job = job
         self.queue = queue
+        self.since = since
         self.order = order_of(job)
         self.late = False
         self.overdue_at: float | None = None
@@ -263,17 +269,29 @@ class Backlog:
         if waiting.overdue_at is None:
             owner.unpassed.put(job.id, waiting.order)
 
-    def least(self, index: OrderedIndex, queue: Queue) -> OwnerQueue | None:
-        """Return the owner with the least tag in one of a queue's indexes, and mend tags on the way."""
-        by_owner = queue.by_owner
-        while (first := index.first()) is not None:
-            owner = by_owner[first[1]]
+    def least(self, index: OrderedIndex, queue: Queue, most: int) -> OwnerQueue | None:
+        """Return the owner with the least tag in one of a queue's indexes, and mend tags on the way.
+
+        Args:
+            index: Owners by tag.
+            queue: Where they wait.
+            most: No more is read once so many heads were.
+
+        Returns:
+            An owner, after many mended tags perhaps not the least; None if nothing was read.
+        """
+        owner = None
+        for _ in range(MENDED):
+            first = index.first()
+            if first is None or self.reads >= most:
+                break
+            owner = queue.by_owner[first[1]]
             tag = owner.account.used + owner.base
             self.reads += 1
-            if tag <= first[0] or self.reads >= MAX_HEADS:
-                return owner
+            if tag <= first[0]:
+                break
             index.put(first[1], tag)
-        return None
+        return owner
 
     @staticmethod
     def _list_passed(queue: Queue, name: str, owner: OwnerQueue) -> None:

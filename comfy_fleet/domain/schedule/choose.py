@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from comfy_fleet.domain.schedule.backlog import Waiting
 
@@ -34,49 +35,90 @@ class Head:
     load_s: float
     cost_s: float
     warm: bool
-    holders: int
-    wait_s: float
-    soonest_s: float
-    own_s: float
-    backlog_s: float
+    holders: int = 0
+    wait_s: float = inf
+    soonest_s: float = inf
+    own_s: float = inf
+    backlog_s: float = 0.0
     first: "Head | None" = None
 
 
-def choose(heads: Sequence[Head], window_s: float, now: float) -> tuple[Head, str] | None:
-    """Choose the job that a node starts.
+def choose_first(heads: Sequence[Head], window_s: float, now: float) -> tuple[Head, str] | None:
+    """Choose a job that is taken whatever else there is: an overdue one, else a warm one.
 
     Args:
-        heads: What it could take.
+        heads: What the node could take: of overdue jobs and of those that are warm the best.
+        window_s: How far ahead of the one that has had least an owner may be, in GPU seconds.
+        now: Seconds.
+
+    Returns:
+        A job and the rule's name, or None: more jobs are to be looked at.
+    """
+    entitled = _entitled(heads, window_s)
+    overdue = [head for head in entitled if (at := head.waiting.overdue_at) is not None and at <= now]
+    if overdue and (found := _urgent(overdue, now)) is not None:
+        return found, "overdue"
+    return _warm(entitled, now)
+
+
+def choose_next(heads: Sequence[Head], window_s: float, now: float) -> tuple[Head, str] | None:
+    """Choose a job if there is none to be taken first.
+
+    Args:
+        heads: What the node could take.
         window_s: How far ahead of the one that has had least an owner may be, in GPU seconds.
         now: Seconds.
 
     Returns:
         A job and the rule's name, or None: the node does better to wait.
     """
-    entitled = [head for head in heads if head.lag <= max(window_s, head.cost_s)]
-    overdue = [head for head in entitled if (at := head.waiting.overdue_at) is not None and at <= now]
-    if overdue and (found := _urgent(overdue, now)) is not None:
-        return found, "overdue"
-    for some in (entitled, heads):
-        warm = [head for head in some if head.warm]
-        if warm:
-            return _in_order(
-                min(warm, key=lambda head: (head.lag + head.load_s, head.waiting.order)), "warm", now
-            )
-        free = [head for head in some if not head.holders]
-        if free:
-            best = max(free, key=lambda head: (head.backlog_s / head.load_s, -head.waiting.order))
-            return _in_order(best, "unheld", now)
-        late = [head for head in some if head.own_s > LONGER * head.load_s]
-        if late:
-            best = max(late, key=lambda head: (head.own_s / head.load_s, -head.waiting.order))
-            return _in_order(best, "share", now)
-    worth = [head for head in heads if head.wait_s > HYSTERESIS * head.load_s]
-    if worth:
-        return _in_order(
-            max(worth, key=lambda head: (head.wait_s / head.load_s, -head.waiting.order)), "backlog", now
-        )
-    return None
+    entitled = _entitled(heads, window_s)
+    short = [head for head in entitled if head.holders and head.own_s > LONGER * head.load_s]
+    return (
+        _unheld(entitled, now)
+        or _longest(short, [head.own_s for head in short], "share", now)
+        or _warm(heads, now)
+        or _unheld(heads, now)
+        or _worth(heads, now)
+    )
+
+
+def _entitled(heads: Sequence[Head], window_s: float) -> list[Head]:
+    """Return the jobs of owners that are not too far ahead."""
+    return [head for head in heads if head.lag <= window_s or head.lag <= head.cost_s]
+
+
+def _warm(heads: Sequence[Head], now: float) -> tuple[Head, str] | None:
+    """Return a warm job: the one of the owner that has had least."""
+    warm = [head for head in heads if head.warm]
+    if not warm:
+        return None
+    best = min(warm, key=lambda head: (head.lag + head.load_s, head.waiting.order))
+    return _in_order(best, "warm", now)
+
+
+def _unheld(heads: Sequence[Head], now: float) -> tuple[Head, str] | None:
+    """Return a job of a family that no node holds: the one with the most work for its load."""
+    unheld = [head for head in heads if not head.warm and not head.holders]
+    return _longest(unheld, [head.backlog_s for head in unheld], "unheld", now)
+
+
+def _worth(heads: Sequence[Head], now: float) -> tuple[Head, str] | None:
+    """Return a job of a family whose holders need so long for its backlog that one more is worth the load."""
+    worth = [head for head in heads if head.holders and head.wait_s > HYSTERESIS * head.load_s]
+    return _longest(worth, [head.wait_s for head in worth], "backlog", now)
+
+
+def _longest(
+    heads: Sequence[Head], seconds: Sequence[float], rule: str, now: float
+) -> tuple[Head, str] | None:
+    """Return the job with the most seconds for each second of its load."""
+    if not heads:
+        return None
+    best = max(
+        zip(heads, seconds, strict=True), key=lambda each: (each[1] / each[0].load_s, -each[0].waiting.order)
+    )
+    return _in_order(best[0], rule, now)
 
 
 def _urgent(heads: Iterable[Head], now: float) -> Head | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, Waiting
-from comfy_fleet.domain.schedule.choose import choose
+from comfy_fleet.domain.schedule.choose import choose_first, choose_next
 from comfy_fleet.domain.schedule.gather import Gatherer, Look
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
 from comfy_fleet.domain.schedule.policy import Choice, Nothing
@@ -20,7 +20,8 @@ PATIENCE_S = 60.0
 PROPOSED = 16
 """Most idle nodes that are compared for a job whose models none of them holds."""
 LOOK_S = 1.0
-"""After how long a node looks again that leaves an overdue job to another."""
+"""How long a new job is left to the nodes that have its models, and the least time until an idle node looks
+again."""
 
 
 @dataclass(slots=True)
@@ -73,8 +74,10 @@ class FairChooser:
         name = job.models.family
         family = queue.by_family.get(name)
         if family is None:
-            family = queue.by_family[name] = FamilyQueue(self._nodes.holder_count(name, queue))
-        backlog.add(Waiting(job, queue), owner, family)
+            family = queue.by_family[name] = FamilyQueue(
+                self._nodes.holder_count(name, queue), job.models.family_size
+            )
+        backlog.add(Waiting(job, queue, now), owner, family)
 
     def withdrawn(self, job_id: str, now: float) -> None:
         """Note that a waiting job was canceled or has expired; unknown ids are ignored."""
@@ -119,8 +122,11 @@ class FairChooser:
         overdue = gatherer.overdue(look, now)
         if not overdue and (warm := gatherer.warm_turn(look, now)) is not None:
             return self._start(known, warm, "turn", now)
-        gatherer.gather(look, now)
-        chosen = choose(look.heads, look.window_s, now)
+        gatherer.gather_first(look, now, overdue=overdue)
+        chosen = choose_first(look.heads, look.window_s, now)
+        if chosen is None:
+            gatherer.gather_others(look, now)
+            chosen = choose_next(look.heads, look.window_s, now)
         if chosen is None:
             self._pass_over(look, now)
             self._nodes.idle(known)
@@ -138,6 +144,9 @@ class FairChooser:
         for _, holder in self._nodes.holders(job.models.family):
             if holder.runs is None and self._can(holder, waiting) and holder.facts.name in idle:
                 return holder.facts.name
+        family = waiting.queue.by_family[job.models.family]
+        if family.holders and now < waiting.since + LOOK_S:
+            return Nothing(waiting.since + LOOK_S)  # they may be free sooner than anything is loaded
         able = (
             node for name in idle if (node := self._nodes.get(name)) is not None and self._can(node, waiting)
         )
@@ -176,17 +185,26 @@ class FairChooser:
         return Choice(job, rule, load_s)
 
     def _pass_over(self, look: Look, now: float, chosen: Waiting | None = None) -> None:
-        """Note the job whose turn it is, unless it is the chosen one."""
+        """Note the job whose turn it is, unless it is the chosen one.
+
+        Had the node taken it, it would be busy now, and no other job's turn would come here until it is done.
+        """
+        node = look.node
+        if now < node.passes_until:
+            return
         turn = self._gatherer.unpassed(look, now)
         if turn is None or turn is chosen:
             return
         job, patience_s = turn.job, self._patience_s
+        load_s = node.warmth.load_s(job.models)
+        node.passes_until = now + load_s + job.run_s / node.facts.speed
         if job.finish_by is not None and not turn.late:
-            load_s = look.node.warmth.load_s(job.models)
             patience_s = min(patience_s, max(0.0, job.finish_by - job.run_s - load_s - now))
         self._backlog.pass_over(turn, now + patience_s)
 
     def _look_again_at(self, look: Look, now: float) -> float | None:
         """Return when the next job is overdue, or soon if one is that is left to another node."""
         times = [first[0] for queue in look.queues if (first := queue.passed.first()) is not None]
+        if look.node.passes_until > now:
+            times.append(look.node.passes_until)
         return max(min(times), now + LOOK_S) if times else None

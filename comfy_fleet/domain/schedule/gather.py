@@ -1,27 +1,42 @@
-"""Look at a few of the waiting jobs for a node: never more heads than :data:`MAX_HEADS`."""
+"""Look at a few of the waiting jobs for a node: never more heads than :data:`MAX_HEADS`.
 
-from collections.abc import Iterator, Sequence
+A head is a job, or an owner whose tag is compared and mended if an index has an earlier one.
+"""
+
+from collections.abc import Sequence
 from math import inf
 
-from comfy_fleet.domain.schedule.backlog import MAX_HEADS, Backlog, OwnerQueue, Queue, Waiting, stronger
-from comfy_fleet.domain.schedule.choose import Head
-from comfy_fleet.domain.schedule.known_nodes import IDLE, KnownNode, KnownNodes
+from comfy_fleet.domain.schedule.backlog import (
+    MAX_HEADS,
+    Backlog,
+    FamilyQueue,
+    OwnerQueue,
+    Queue,
+    Waiting,
+    stronger,
+)
+from comfy_fleet.domain.schedule.choose import HYSTERESIS, Head
+from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 
 MAX_QUEUES = 8
 """Most queues that one look reads; of more, each gets its turn."""
-MAX_WARM = 8
-"""Most families that one look reads because the node has them."""
+MAX_WARM = 4
+"""Most families that one look reads because the node has them on its card, or in memory."""
 MAX_OTHERS = 6
 """Most families of a queue that one look reads because much waits for them."""
 MAX_OVERDUE = 4
 """Most owners with overdue jobs in a queue, and jobs of each, that one look reads."""
 MAX_UNFIT = 8
 """Most jobs that don't fit that are skipped to find one of the same index that fits."""
+KEPT = 2 * MAX_QUEUES
+"""Heads that are left to note whose turn has come."""
+BEHIND = 2
+"""How many loads and runs an owner may be ahead of another, if there are as many nodes."""
 POSTPONED = 0.25
 """Part of the patience after which an owner that has used its share is looked at again."""
 WARM = 0.25
-"""A set is warm if loading takes at most this part of what it takes from the disk."""
+"""A set is warm if its family is on the card, and the rest takes at most this part of loading it all."""
 
 
 class Look:
@@ -30,22 +45,31 @@ class Look:
     Attributes:
         node: The node.
         queues: The queues that are read.
-        least: The lowest tag there.
-        window_s: How far ahead of it an owner may be: one load and one run of the job whose turn it is.
         turn: The job whose turn it is.
-        heads: Other jobs to choose from, and this one.
+        least: Its owner's tag, the lowest.
+        window_s: How far ahead of it an owner may be: some loads and runs of the job whose turn it is.
+        heads: Jobs to choose from.
     """
 
-    __slots__ = ("heads", "least", "node", "queues", "seen", "turn", "turn_queue", "window_s")
+    __slots__ = ("_seen", "heads", "least", "node", "queues", "turn", "window_s")
 
-    def __init__(self, node: KnownNode, queues: Sequence[Queue]) -> None:
+    def __init__(self, node: KnownNode, queues: Sequence[Queue], turn: Waiting, least: float) -> None:
         self.node = node
         self.queues = queues
-        self.least = inf
+        self.turn = turn
+        self.least = least
         self.window_s = 0.0
-        self.turn: Waiting | None = None
         self.heads: list[Head] = []
-        self.seen: dict[str, Head] = {}
+        self._seen: dict[str, Head] = {}
+
+    def seen(self, job_id: str) -> Head | None:
+        """Return a job that was looked at before."""
+        return self._seen.get(job_id)
+
+    def add(self, head: Head) -> None:
+        """Add a job to choose from."""
+        self._seen[head.waiting.job.id] = head
+        self.heads.append(head)
 
 
 class Gatherer:
@@ -70,22 +94,22 @@ class Gatherer:
             at = kind.turn % len(queues)
             kind.turn += MAX_QUEUES
             queues = (queues + queues)[at : at + MAX_QUEUES]
-        look = Look(node, queues)
+        least, turn = inf, None
         for queue in queues:
             found = self._least(queue, node, now)
-            if found is not None and found[0] < look.least:
-                look.least, look.turn = found
-        if look.turn is None:
+            if found is not None and found[0] < least:
+                least, turn = found
+        if turn is None:
             return None
-        kind.clock = max(kind.clock, look.least)
-        return look
+        if least > kind.clock:
+            kind.clock = least
+        return Look(node, queues, turn, least)
 
     def overdue(self, look: Look, now: float) -> bool:
         """Whether a job may be overdue."""
-        if look.turn is not None:
-            first = look.turn.owner.passed.first()
-            if first is not None and first[0] <= now:
-                return True
+        first = look.turn.owner.passed.first()
+        if first is not None and first[0] <= now:
+            return True
         for queue in look.queues:
             first = queue.passed.first()
             if first is not None and first[0] <= now:
@@ -94,48 +118,51 @@ class Gatherer:
 
     def warm_turn(self, look: Look, now: float) -> Waiting | None:
         """Return the job whose turn it is, or an earlier one of its owner and family, if it is warm here."""
-        turn, node = look.turn, look.node
-        if turn is None:
-            return None
+        turn, warmth = look.turn, look.node.warmth
         models = turn.job.models
-        if models.files and node.warmth.load_s(models) > 0.0:
+        if models.files and warmth.load_s(models) > 0.0:
             return None
         owner = turn.owner
-        first = self._first_fit(owner.families[models.family], turn.queue, node, now) or turn
-        if first is not turn and node.warmth.load_s(first.job.models) > 0.0:
+        first = self._first_fit(owner.families[models.family], look.node, now) or turn
+        if first is not turn and warmth.load_s(first.job.models) > 0.0:
             first = turn
-        ahead = owner.jobs.first()
-        if (
-            ahead is not None
-            and ahead[1] != first.job.id
-            and stronger(self._backlog.waiting[ahead[1]].job, first.job)
-        ):
-            return None
-        return first
+        return first if self._ahead(first, owner) is None else None
 
-    def gather(self, look: Look, now: float) -> None:
-        """Read heads: of overdue jobs, of families that the node has, of families for which much waits."""
+    def gather_first(self, look: Look, now: float, *, overdue: bool) -> None:
+        """Read heads of overdue jobs, and of families that the node has on its card."""
         node, turn = look.node, look.turn
-        if turn is None:
-            return
-        load_s = node.warmth.load_s(turn.job.models)
-        look.window_s = load_s + turn.job.run_s / node.facts.speed
-        self._consider(look, turn, look.least, now)
-        self._gather_overdue(look, turn.owner, now)
+        cost_s = node.warmth.load_s(turn.job.models) + turn.job.run_s / node.facts.speed
+        look.window_s = min(BEHIND, node.kind.nodes) * cost_s
+        if overdue:
+            self._gather_overdue(look, turn.owner, now)
+            for queue in look.queues:
+                self._gather_passed(look, queue, now)
+        held = ["", *[*reversed(node.held)][:MAX_WARM]]
         for queue in look.queues:
-            self._gather_passed(look, queue, now)
+            by_family = queue.by_family
+            for family in held:
+                waiting = by_family.get(family)
+                if waiting is not None:
+                    self._gather_family(look, queue, family, waiting, now)
+
+    def gather_others(self, look: Look, now: float) -> None:
+        """Read heads of families that the node has in memory, and of those for which much waits."""
+        node, held = look.node, look.node.held
+        self._consider(look, look.turn, look.least, now)
+        files = [file for file in reversed(node.warmth.memory) if file not in held][:MAX_WARM]
         for queue in look.queues:
-            for family in self._warm_families(node):
-                self._gather_family(look, queue, family, now)
-        for queue in look.queues:
-            for _, family in queue.pressure.head(MAX_OTHERS):
-                self._gather_family(look, queue, family, now)
+            families = [file for file in files if file in queue.by_family]
+            families += [name for _, name in queue.pressure.head(MAX_OTHERS) if name not in held]
+            for family in families:
+                waiting = queue.by_family[family]
+                if self._worth_a_look(waiting, family, queue, node, now):
+                    self._gather_family(look, queue, family, waiting, now)
 
     def unpassed(self, look: Look, now: float) -> Waiting | None:
         """Return the job whose turn it is of those that were never passed over."""
         best, found = inf, None
         for queue in look.queues:
-            owner = self._backlog.least(queue.unpassed, queue)
+            owner = self._backlog.least(queue.unpassed, queue, MAX_HEADS)
             if owner is not None and owner.tag < best:
                 first = owner.unpassed.first()
                 if first is not None:
@@ -147,43 +174,44 @@ class Gatherer:
     def _least(self, queue: Queue, node: KnownNode, now: float) -> tuple[float, Waiting] | None:
         """Return the lowest tag of a queue and a job of its owner that fits the node."""
         backlog = self._backlog
-        owner = backlog.least(queue.owners, queue)
+        owner = backlog.least(queue.owners, queue, MAX_HEADS - KEPT)
         if owner is None:
             return None
-        first = self._first_fit(owner.unpassed if len(owner.unpassed) else owner.jobs, queue, node, now)
+        first = self._first_fit(owner.unpassed if len(owner.unpassed) else owner.jobs, node, now)
         if first is not None:
             return owner.tag, first
         for _, name in queue.owners.head(MAX_UNFIT)[1:]:
-            other = queue.by_owner.get(name)
-            if other is not None:
-                backlog.reads += 1
-                first = self._first_fit(other.jobs, queue, node, now)
-                if first is not None:
-                    return other.tag, first
+            other = queue.by_owner[name]
+            backlog.reads += 1
+            first = self._first_fit(other.jobs, node, now)
+            if first is not None:
+                return other.tag, first
         return None
 
-    def _first_fit(self, index: OrderedIndex, queue: Queue, node: KnownNode, now: float) -> Waiting | None:
+    def _first_fit(self, index: OrderedIndex, node: KnownNode, now: float) -> Waiting | None:
         """Return the first job of an index that the node may start now."""
-        waiting = self._backlog.waiting
-        for _ in range(MAX_UNFIT):
-            entry = index.first()
-            if entry is None:
-                return None
-            found = waiting[entry[1]]
+        backlog = self._backlog
+        while backlog.reads < MAX_HEADS - KEPT and (entry := index.first()) is not None:
+            found = backlog.waiting[entry[1]]
             job = found.job
-            finish_by = job.finish_by
-            if finish_by is not None and not found.late and now + job.run_s / node.facts.speed > finish_by:
-                self._backlog.reads += 1
-                self._backlog.be_late(found)
+            backlog.reads += 1
+            if (
+                job.finish_by is not None
+                and not found.late
+                and now + job.run_s / node.facts.speed > job.finish_by
+            ):
+                backlog.be_late(found)
                 continue
             if self._may(found, node, now):
                 return found
+            for _, job_id in index.head(MAX_UNFIT)[1:]:
+                if backlog.reads >= MAX_HEADS - KEPT:
+                    break
+                found = backlog.waiting[job_id]
+                backlog.reads += 1
+                if self._may(found, node, now):
+                    return found
             break
-        for _, job_id in index.head(MAX_UNFIT)[1:]:
-            found = waiting[job_id]
-            self._backlog.reads += 1
-            if self._may(found, node, now):
-                return found
         return None
 
     @staticmethod
@@ -192,11 +220,21 @@ class Gatherer:
         job = waiting.job
         return job.memory <= node.facts.vram_bytes and (job.start_by is None or now <= job.start_by)
 
+    def _ahead(self, waiting: Waiting, owner: OwnerQueue) -> Waiting | None:
+        """Return the owner's first job if this one must not pass it for the sake of models."""
+        ahead = owner.jobs.first()
+        if ahead is None or ahead[1] == waiting.job.id:
+            return None
+        first = self._backlog.waiting[ahead[1]]
+        self._backlog.reads += 1
+        return first if stronger(first.job, waiting.job) else None
+
     def _gather_passed(self, look: Look, queue: Queue, now: float) -> None:
         """Read overdue jobs of the owners that have them longest; one that has used its share waits on."""
         for at, name in queue.passed.head(MAX_OVERDUE):
-            if at > now:
+            if at > now or self._backlog.reads >= MAX_HEADS // 2:
                 break
+            self._backlog.reads += 1
             if not self._gather_overdue(look, queue.by_owner[name], now):
                 self._backlog.postpone(queue, name, now + POSTPONED * self._patience_s)
 
@@ -204,9 +242,10 @@ class Gatherer:
         """Read an owner's overdue jobs; return whether it has a right to one of them."""
         backlog, tag, entitled = self._backlog, owner.tag, False
         for at, job_id in owner.passed.head(MAX_OVERDUE):
-            if at > now:
+            if at > now or backlog.reads >= MAX_HEADS // 2:
                 break
             waiting = backlog.waiting[job_id]
+            backlog.reads += 1
             if self._may(waiting, look.node, now):
                 head = self._consider(look, waiting, tag, now)
                 entitled |= head is None or head.lag <= max(look.window_s, head.cost_s)
@@ -214,80 +253,53 @@ class Gatherer:
                 entitled = True  # on another node it may have
         return entitled
 
-    def _warm_families(self, node: KnownNode) -> Iterator[str]:
-        """Name the families that a node has on its card, then those in its memory, the last used first."""
-        yield ""
-        left = MAX_WARM
-        for family in reversed(node.held):
-            yield family
-            left -= 1
-        for file in reversed(node.warmth.memory):
-            if left <= 0:
-                break
-            if file not in node.held:
-                yield file
-                left -= 1
+    def _worth_a_look(
+        self, waiting: FamilyQueue, family: str, queue: Queue, node: KnownNode, now: float
+    ) -> bool:
+        """Whether a node might load a family that it has not on its card: no rule asks for less."""
+        if not waiting.holders:
+            return True
+        load_s = node.warmth.file_s(family, waiting.size)
+        later_s = max(0.0, self._nodes.soonest_s(family, queue, node, now) - load_s)
+        return later_s + waiting.backlog_s / waiting.holders > HYSTERESIS * load_s
 
-    def _gather_family(self, look: Look, queue: Queue, family: str, now: float) -> None:
+    def _gather_family(self, look: Look, queue: Queue, family: str, waiting: FamilyQueue, now: float) -> None:
         """Read the job of a family whose owner has had least."""
-        backlog = self._backlog
-        waiting = queue.by_family.get(family)
-        if waiting is None or backlog.reads >= MAX_HEADS:
-            return
-        owner = backlog.least(waiting.owners, queue)
-        if owner is None:
-            return
-        first = self._first_fit(owner.families[family], queue, look.node, now)
-        if first is not None:
-            self._consider(look, first, owner.tag, now)
+        owner = self._backlog.least(waiting.owners, queue, MAX_HEADS - KEPT)
+        if owner is not None:
+            first = self._first_fit(owner.families[family], look.node, now)
+            if first is not None:
+                self._consider(look, first, owner.tag, now)
 
     def _consider(self, look: Look, waiting: Waiting, tag: float, now: float) -> Head | None:
         """Add a job to choose from."""
-        backlog, node = self._backlog, look.node
-        job = waiting.job
-        if (seen := look.seen.get(job.id)) is not None:
+        if (seen := look.seen(waiting.job.id)) is not None:
             return seen
-        if backlog.reads >= MAX_HEADS:
+        if self._backlog.reads >= MAX_HEADS - KEPT:
             return None
-        backlog.reads += 1
         head = self._head(look, waiting, tag, now)
-        look.seen[job.id] = head
-        look.heads.append(head)
-        ahead = waiting.owner.jobs.first()
-        if ahead is not None and ahead[1] != job.id:
-            first = backlog.waiting[ahead[1]]
-            if stronger(first.job, job) and self._may(first, node, now):
-                head.first = self._consider(look, first, tag, now)
+        look.add(head)
+        ahead = self._ahead(waiting, waiting.owner)
+        if ahead is not None and self._may(ahead, look.node, now):
+            head.first = self._consider(look, ahead, tag, now)
         return head
 
     def _head(self, look: Look, waiting: Waiting, tag: float, now: float) -> Head:
         """Work out what taking a job would cost here, and what waiting for other nodes would."""
         node, job = look.node, waiting.job
-        models = job.models
-        family = waiting.queue.by_family[models.family]
-        load_s = node.warmth.load_s(models)
-        warm = load_s <= 0.0 or (
-            models.family in node.warmth.card and load_s <= WARM * node.warmth.cold_s(models)
-        )
+        models, warmth = job.models, node.warmth
+        load_s = warmth.load_s(models)
+        cost_s = load_s + job.run_s / node.facts.speed
+        if load_s <= 0.0 or (models.family in warmth.card and load_s <= WARM * warmth.cold_s(models)):
+            return Head(waiting, tag - look.least, load_s, cost_s, warm=True)
+        queue = waiting.queue
+        family = queue.by_family[models.family]
+        head = Head(waiting, tag - look.least, load_s, cost_s, warm=False, backlog_s=family.backlog_s)
         holders = family.holders - (models.family in node.held)
-        soonest_s = own_s = wait_s = inf
-        if holders > 0 and not warm:
-            for at, holder in self._nodes.holders(models.family):
-                if holder is not node and holder.kind.serves(waiting.queue):
-                    soonest_s = 0.0 if at == IDLE else abs(at - now)  # one that is late takes as long again
-                    break
-            later_s = max(0.0, soonest_s - load_s)
-            own_s = later_s + len(waiting.owner.families[models.family]) * job.run_s / holders
-            wait_s = later_s + family.backlog_s / holders
-        return Head(
-            waiting=waiting,
-            lag=tag - look.least,
-            load_s=load_s,
-            cost_s=load_s + job.run_s / node.facts.speed,
-            warm=warm,
-            holders=holders,
-            wait_s=wait_s,
-            soonest_s=soonest_s,
-            own_s=own_s,
-            backlog_s=family.backlog_s,
-        )
+        if holders > 0:
+            head.holders = holders
+            head.soonest_s = self._nodes.soonest_s(models.family, queue, node, now)
+            later_s = max(0.0, head.soonest_s - load_s)
+            head.own_s = later_s + len(waiting.owner.families[models.family]) * job.run_s / holders
+            head.wait_s = later_s + family.backlog_s / holders
+        return head

@@ -1,6 +1,7 @@
 """The nodes: which queues they serve, which model families they hold, and when they are free."""
 
 from collections.abc import Iterator
+from math import inf
 
 from comfy_fleet.domain.schedule.backlog import Queue, card_class
 from comfy_fleet.domain.schedule.model_set import ModelSet
@@ -52,10 +53,11 @@ class KnownNode:
         warmth: Its model files.
         held: The families that it is a holder of, least recently used first.
         runs: The job that it runs.
+        passes_until: Until when it would be busy with the last job that it has passed over, had it taken it.
         free_at: When it is probably free; :data:`IDLE` if it is.
     """
 
-    __slots__ = ("facts", "free_at", "held", "kind", "runs", "warmth")
+    __slots__ = ("facts", "free_at", "held", "kind", "passes_until", "runs", "warmth")
 
     def __init__(self, facts: ScheduledNode, kind: Kind) -> None:
         self.facts = facts
@@ -63,6 +65,7 @@ class KnownNode:
         self.warmth = Warmth(facts)
         self.held: dict[str, None] = {}
         self.runs: str | None = None
+        self.passes_until = 0.0
         self.free_at = IDLE
 
 
@@ -147,6 +150,16 @@ class KnownNodes:
         """Return the holders of a family that are free first, a few, and when."""
         index = self._holders.get(family)
         return [(at, self._nodes[name]) for at, name in index.head(ASKED)] if index is not None else []
+
+    def soonest_s(self, family: str, queue: Queue, other: KnownNode, now: float) -> float:
+        """Return in how many seconds a holder of a family, other than one, is free; infinite if unknown."""
+        index = self._holders.get(family)
+        if index is not None:
+            for at, name in index.head(ASKED):
+                node = self._nodes[name]
+                if node is not other and node.kind.serves(queue):
+                    return 0.0 if at == IDLE else abs(at - now)  # one that is late takes as long again
+        return inf
 
     def started(self, node: KnownNode, job_id: str, models: ModelSet, peak: int, free_at: float) -> None:
         """Note a run: its models are on the card from now on."""

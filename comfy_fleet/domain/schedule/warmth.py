@@ -75,6 +75,10 @@ class Warmth:
         """Return how long it takes to load a set from the disk, in seconds."""
         return models.size / self._disk_rate
 
+    def file_s(self, name: str, size: int) -> float:
+        """Return how long it takes to load a file that is not on the card, in seconds."""
+        return size / (self._ram_rate if name in self._memory else self._disk_rate)
+
     def missing(self, models: ModelSet) -> Missing:
         """Return what of a set is not on the card."""
         card, memory = self._card, self._memory
