@@ -34,6 +34,27 @@ class _Run:
     missing: Missing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """How much a chooser remembers.
+
+    Attributes:
+        waiting: Jobs that wait.
+        queues: Queues in which they wait.
+        runs: Runs that have not ended.
+        nodes: Nodes that take jobs.
+        families: Model families that nodes hold.
+        owners: Accounts of owners that wait, run or have left a short time ago, and their bases.
+    """
+
+    waiting: int
+    queues: int
+    runs: int
+    nodes: int
+    families: int
+    owners: int
+
+
 class FairChooser:
     """Chooses jobs for nodes.
 
@@ -56,6 +77,18 @@ class FairChooser:
     def heads_read(self) -> int:
         """How many heads the last choice has read."""
         return self._backlog.reads
+
+    def snapshot(self) -> Snapshot:
+        """Return how much is remembered."""
+        nodes, families = self._nodes.size
+        return Snapshot(
+            waiting=len(self._backlog.waiting),
+            queues=len(self._backlog.queues),
+            runs=len(self._runs),
+            nodes=nodes,
+            families=families,
+            owners=self._shares.size,
+        )
 
     # -- what happens -----------------------------------------------------------------------------------
 

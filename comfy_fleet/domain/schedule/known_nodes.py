@@ -78,6 +78,11 @@ class KnownNodes:
         self._holders: dict[str, OrderedIndex] = {}  # by family: nodes by the time when they are free
         self._counts: dict[str, dict[Kind, int]] = {}  # by family: holders of each kind
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many nodes there are, and how many families they hold."""
+        return len(self._nodes), len(self._holders)
+
     def get(self, name: str) -> KnownNode | None:
         """Return a node, or None if it takes no jobs."""
         return self._nodes.get(name)

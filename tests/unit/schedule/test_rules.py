@@ -207,7 +207,7 @@ def test_the_idle_node_that_has_the_models_is_asked_first() -> None:
     assert fair.node_for(job("a2", A, at=11.0), {"n1": None, "n2": None}, 11.0) == "n2"
     assert fair.node_for(job("a2", A, at=11.0), {"n1": None}, 11.0) == Nothing(12.0)  # n2 may be free soon
     assert fair.node_for(job("a2", A, at=11.0), {"n1": None}, 12.0) == "n1"
-    assert fair.node_for(job("a2", A, at=11.0), {}, 11.0) == Nothing(None)
+    assert fair.node_for(job("a2", A, at=11.0), {}, 12.0) == Nothing(None)
     assert fair.node_for(job("unknown"), {"n1": None}, 11.0) == Nothing(None)
 
 
