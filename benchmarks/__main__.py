@@ -25,6 +25,12 @@ from benchmarks.figures import (
     native,
     restarts,
     scaling,
+    schedule,
+    schedule_memory,
+    schedule_shares,
+    schedule_speed,
+    schedule_waits,
+    schedule_wishes,
     sdk,
     sockets,
     submits,
@@ -52,6 +58,12 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "kills": kills.measure,
     "restarts": restarts.measure,
     "thousand": thousand.measure,
+    "schedule": schedule.measure,
+    "schedule-waits": schedule_waits.measure,
+    "schedule-shares": schedule_shares.measure,
+    "schedule-wishes": schedule_wishes.measure,
+    "schedule-memory": schedule_memory.measure,
+    "schedule-speed": schedule_speed.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
 KEPT = SOURCE / "docs" / "benchmarks.json"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-POLICIES = "fifo"
+POLICIES = "fair,fifo"
 """What is compared if nothing else is said."""
 TRACE, FLEET, OTHER = "A made-up trace", "The made-up fleet", "What else is assumed"
 

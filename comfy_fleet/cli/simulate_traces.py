@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class TraceFile:
                         self._at = raw.tell()
                     number += 1
                     yield line
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise Fail(f"can't read {self._path}: {error}", code=Exit.USAGE) from error
 
     def _unpacked(self, raw: BinaryIO) -> AbstractContextManager[BinaryIO]:

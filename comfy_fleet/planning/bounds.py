@@ -1,13 +1,15 @@
 """What no policy can undercut: the least loads, and the best assignment of model sets to nodes.
 
 The best assignment is found by exhaustive search. Each set runs on any group of nodes, each of which loads it
-once; the set's work is split among them as it suits. For given groups, Hall's condition says how soon all can
-be done: for every group of nodes, what only they can run, and what they load, must fit into their time.
+once; its work is split among them as it suits, as if jobs could be cut anywhere. For given groups, Hall's
+condition says how soon all can be done: for every group of nodes, what only they can run, and what they load,
+must fit into their time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import add, truediv
 
 from comfy_fleet.domain.schedule.model_set import ModelSet
 from comfy_fleet.planning.fleet import PlannedNode
@@ -15,7 +17,8 @@ from comfy_fleet.planning.trace import TraceJob
 
 MAX_NODES = 6
 MAX_SETS = 10
-_MOST_TRIES = 3_000_000
+_MOST_TRIES = 300_000
+"""Some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,14 @@ def bounds(jobs: Iterable[TraceJob], fleet: Sequence[PlannedNode]) -> Bounds:
         fleet: The nodes that can run them; all hold nothing at first.
     """
     work: dict[ModelSet, float] = {}
+    longest: dict[ModelSet, float] = {}
     for job in jobs:
         work[job.models] = work.get(job.models, 0.0) + job.run_s
+        longest[job.models] = max(longest.get(job.models, 0.0), job.run_s)
     least = sum(1 for models in work if models.files)
     if not work or len(fleet) > MAX_NODES or len(work) > MAX_SETS:
         return Bounds(loads=least)
-    found = _Search(work, fleet).best()
+    found = _Search(work, longest, fleet).best()
     if found is None:
         return Bounds(loads=least)
     return Bounds(loads=least, makespan_s=found[0], best_loads=found[1])
@@ -56,7 +61,9 @@ def bounds(jobs: Iterable[TraceJob], fleet: Sequence[PlannedNode]) -> Bounds:
 class _Search:
     """Branch and bound over which nodes load which set, the sets with the most work first."""
 
-    def __init__(self, work: Mapping[ModelSet, float], fleet: Sequence[PlannedNode]) -> None:
+    def __init__(
+        self, work: Mapping[ModelSet, float], longest: Mapping[ModelSet, float], fleet: Sequence[PlannedNode]
+    ) -> None:
         self._speeds = [planned.node.speed for planned in fleet]
         self._sets = sorted(work.items(), key=lambda item: (-item[1], item[0].key))
         self._work = [seconds for _, seconds in self._sets]
@@ -68,21 +75,29 @@ class _Search:
             ]
             for models, _ in self._sets
         ]
+        # The longest job of a set runs as a whole, on the node where it is done soonest.
+        self._floor = max(
+            min((cost + longest[models]) / speed for cost, speed in zip(costs, self._speeds, strict=True))
+            for (models, _), costs in zip(self._sets, self._costs, strict=True)
+        )
         count = len(fleet)
         self._groups = [
             sum(1 << node for node in group)
             for size in range(1, count + 1)
             for group in combinations(range(count), size)
         ]
-        self._group_speed = {
-            group: sum(speed for node, speed in enumerate(self._speeds) if group >> node & 1)
+        self._group_speeds = [
+            sum(speed for node, speed in enumerate(self._speeds) if group >> node & 1)
             for group in self._groups
-        }
-        self._least_cost_left = [0.0] * (len(self._sets) + 1)
-        self._work_left = [0.0] * (len(self._sets) + 1)
+        ]
+        # What falls to each group of nodes alone if a set is run by some hosts.
+        self._shares = [
+            {hosts: self._share(work, costs, hosts) for hosts in self._groups}
+            for work, costs in zip(self._work, self._costs, strict=True)
+        ]
+        self._left = [0.0] * (len(self._sets) + 1)
         for place in range(len(self._sets) - 1, -1, -1):
-            self._least_cost_left[place] = self._least_cost_left[place + 1] + min(self._costs[place])
-            self._work_left[place] = self._work_left[place + 1] + self._work[place]
+            self._left[place] = self._left[place + 1] + min(self._costs[place]) + self._work[place]
         self._alike = all(
             (planned.node.speed, planned.disk_rate, planned.ram_rate)
             == (fleet[0].node.speed, fleet[0].disk_rate, fleet[0].ram_rate)
@@ -94,8 +109,15 @@ class _Search:
     def best(self) -> tuple[float, int] | None:
         """Return the least makespan and how many loads it takes; None if that took too many tries."""
         self._found = self._greedy()
-        self._place(0, dict.fromkeys(self._groups, 0.0), 0, 0)
+        self._place(0, [0.0] * len(self._groups), 0, 0)
         return self._found if self._tries <= _MOST_TRIES else None
+
+    def _share(self, work: float, costs: Sequence[float], hosts: int) -> list[float]:
+        return [
+            sum(cost for node, cost in enumerate(costs) if (group & hosts) >> node & 1)
+            + (work if not hosts & ~group else 0.0)
+            for group in self._groups
+        ]
 
     def _greedy(self) -> tuple[float, int]:
         """Return a first answer: each set on the node that is done with it soonest."""
@@ -109,8 +131,8 @@ class _Search:
             done[node] = end
         return max(done), len(self._sets)
 
-    def _place(self, place: int, bound: dict[int, float], used: int, loads: int) -> None:
-        """Try all groups for a set.
+    def _place(self, place: int, bound: Sequence[float], used: int, loads: int) -> None:
+        """Try all groups of hosts for a set.
 
         Args:
             place: Which set.
@@ -118,31 +140,22 @@ class _Search:
             used: Nodes that have something to do.
             loads: How many loads there are so far.
         """
-        self._tries += 1
-        if self._tries > _MOST_TRIES:
-            return
-        everybody = self._groups[-1]
-        rest = self._least_cost_left[place] + self._work_left[place]
-        least = max(
-            max((bound[group] / speed for group, speed in self._group_speed.items()), default=0.0),
-            (bound[everybody] + rest) / self._group_speed[everybody],
-        )
-        if place == len(self._sets):
-            if (least, loads) < self._found:
-                self._found = (least, loads)
-            return
-        if least > self._found[0] - 1e-9:
-            return
-        for hosts in self._groups:
+        left = self._left[place + 1]
+        for hosts, share in self._shares[place].items():
             if self._alike and not _first_of_its_kind(hosts, used):
                 continue
-            changed = dict(bound)
-            for group in self._groups:
-                cost = sum(
-                    load for node, load in enumerate(self._costs[place]) if (group & hosts) >> node & 1
-                )
-                changed[group] += cost + (self._work[place] if not hosts & ~group else 0.0)
-            self._place(place + 1, changed, used | hosts, loads + hosts.bit_count())
+            self._tries += 1
+            if self._tries > _MOST_TRIES:
+                return
+            changed = list(map(add, bound, share))
+            ends = max(map(truediv, changed, self._group_speeds))
+            least = max(self._floor, ends, (changed[-1] + left) / self._group_speeds[-1])
+            count = loads + hosts.bit_count()
+            if place + 1 == len(self._sets):
+                if (least, count) < self._found:
+                    self._found = (least, count)
+            elif least <= self._found[0] - 1e-9:
+                self._place(place + 1, changed, used | hosts, count)
 
 
 def _first_of_its_kind(hosts: int, used: int) -> bool:

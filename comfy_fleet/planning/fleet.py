@@ -82,7 +82,7 @@ def planned(groups: Sequence[NodeGroup]) -> list[PlannedNode]:
     """Return the nodes of these groups.
 
     Raises:
-        BadInput: There is none, there are too many, or two have the same name.
+        BadInput: There is none, or there are too many.
     """
     total = sum(group.count for group in groups)
     if not 0 < total <= MAX_NODES:
@@ -94,10 +94,6 @@ def planned(groups: Sequence[NodeGroup]) -> list[PlannedNode]:
         for _ in range(group.count):
             counted[stem] = counted.get(stem, 0) + 1
             name = f"{stem}-{counted[stem]}"
-            if name in made:
-                raise BadInput(
-                    f"two nodes are called {name}: give their groups names", details={"field": "name"}
-                )
             made[name] = PlannedNode(
                 node=ScheduledNode(
                     name=name,

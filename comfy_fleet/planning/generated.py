@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -82,11 +83,12 @@ def generate(wanted: Generated) -> Iterator[TraceJob]:
     ] or [sets.of(())]
     owners = [f"owner-{number}" for number in range(1, wanted.owners + 1)]
     owner_shares, set_shares = _zipf(len(owners), wanted.owner_skew), _zipf(len(models), wanted.set_skew)
-    tiers, tier_shares = list(Tier), list(accumulate(wanted.tiers))
+    tiers, tier_shares = list(Tier), _limits(wanted.tiers)
     mean_run, mean_beside = math.log(wanted.run_s), math.log(max(1, wanted.beside))
+    draw = chance.random
     for number, at in enumerate(_moments(wanted, chance), 1):
         run_s = math.exp(chance.gauss(mean_run, wanted.run_spread)) if wanted.run_spread else wanted.run_s
-        loaded = chance.choices(models, cum_weights=set_shares)[0]
+        loaded = models[bisect(set_shares, draw())]
         memory = 0
         if wanted.beside:
             memory = loaded.size + round(math.exp(chance.gauss(mean_beside, wanted.beside_spread)))
@@ -94,9 +96,9 @@ def generate(wanted: Generated) -> Iterator[TraceJob]:
             id=str(number),
             submitted=at,
             run_s=run_s,
-            owner=chance.choices(owners, cum_weights=owner_shares)[0],
+            owner=owners[bisect(owner_shares, draw())],
             pool=wanted.pool,
-            tier=chance.choices(tiers, cum_weights=tier_shares)[0] if wanted.tiers[1] < 1 else Tier.SINGLE,
+            tier=tiers[bisect(tier_shares, draw())] if wanted.tiers[1] < 1 else Tier.SINGLE,
             models=loaded,
             memory=memory,
             ttl_s=wanted.ttl_s,
@@ -122,5 +124,11 @@ def _moments(wanted: Generated, chance: random.Random) -> Iterator[float]:
 
 
 def _zipf(count: int, exponent: float) -> list[float]:
-    """Return cumulative weights 1/k**exponent."""
-    return list(accumulate(1 / k**exponent for k in range(1, count + 1)))
+    """Return where the share of each but the last ends, if shares are as 1/k**exponent."""
+    return _limits([1 / k**exponent for k in range(1, count + 1)])
+
+
+def _limits(weights: Sequence[float]) -> list[float]:
+    """Return where each weight's share of 0 to 1 ends, but the last one's, which is all that is left."""
+    total = math.fsum(weights)
+    return [weight / total for weight in accumulate(weights)][:-1]

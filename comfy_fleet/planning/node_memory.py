@@ -5,14 +5,13 @@ out. A file that leaves the card is still in RAM, unless newer ones have taken i
 larger than the card is read from RAM in every run.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from comfy_fleet.domain.schedule.model_set import ModelSet
 from comfy_fleet.planning.fleet import PlannedNode
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a run loads before it computes.
 
     Attributes:

@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.schedule.chooser import FairChooser
 from comfy_fleet.planning.contenders import AfterOom, Contender
 from comfy_fleet.planning.policies.pushed import LeastConnections, RoundRobin
 from comfy_fleet.planning.policies.ranked import EarliestDeadline, Fifo
 from comfy_fleet.planning.policies.swarmui import SwarmUi
 
 _ALL = (
+    Contender(
+        name="fair",
+        about="the fleet's own: fair shares, models where they are, nobody passed over for long",
+        make=lambda settings: FairChooser(patience_s=settings.patience_s, weights=settings.weights),
+        predicted=True,
+    ),
     Contender(name="fifo", about="one queue by rank, whichever node is free", make=lambda _: Fifo()),
     Contender(
         name="leastconn",

@@ -55,7 +55,7 @@ class Fifo:
         """Choose the first job that the node's card can hold."""
         found = self._nodes[node]
         best: list[_Entry] | None = None
-        for place in sorted(found.places):
+        for place in found.places:
             for need in range(bisect_left(self._cards, found.vram_bytes) + 1):
                 queue = self._queues.get((place, need))
                 if queue and self._settle(queue, now) and (best is None or queue[0][0] < best[0][0]):

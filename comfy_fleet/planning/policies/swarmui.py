@@ -34,6 +34,7 @@ class _Backend:
     bound: "deque[WaitingJob]" = field(default_factory=deque)
     reserved: str | None = None
     released: float = 0.0
+    loads_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class SwarmUi:
         self._backends: dict[str, _Backend] = {}
         self._pressures: dict[tuple[str, str], _Pressure] = {}  # by place and model
         self._loading: dict[tuple[str, str], float] = {}  # until when
+        self._having: dict[str, dict[str, _Backend]] = {}  # by model and name
         self._place_of: dict[str, tuple[WaitingJob, str | None]] = {}
         self._failed: dict[str, set[str]] = {}
 
@@ -63,7 +65,7 @@ class SwarmUi:
             if able and (job.id in self._failed or any(b.uses < USES for b in able)):
                 self._bind(min(able, key=lambda b: (b.uses, b.released)), job)
                 return
-        backend = self._with_model(job.place, model)
+        backend = self._with_model(job.place, model, now)
         if backend is not None:
             self._bind(backend, job)
             return
@@ -99,12 +101,16 @@ class SwarmUi:
         for failed in self._failed.values():
             failed.discard(name)  # it was the node's fault, and it comes back
         backend = self._backends.pop(name)
+        if backend.model is not None:
+            self._having[backend.model].pop(name, None)
         for job in backend.bound:
             self.submitted(job, now)
 
     def next_for(self, node: str, now: float) -> Choice | Nothing:
         """Choose what was bound to the backend, what it has loaded, or the model with the most pressure."""
         backend = self._backends[node]
+        for place in backend.node.places:
+            self._bind_waiting(place, now)
         if backend.bound:
             job = backend.bound.popleft()
             del self._place_of[job.id]
@@ -126,6 +132,7 @@ class SwarmUi:
 
     def node_for(self, job: WaitingJob, idle: Collection[str], now: float) -> str | Nothing:
         """Choose the backend to which the job was bound, or the one that loads next."""
+        self._bind_waiting(job.place, now)
         _, name = self._place_of.get(job.id, (job, None))
         if name is None and (found := self._to_load(job.place, now)) is not None and not found[0].uses:
             found[0].reserved = found[1]
@@ -148,18 +155,30 @@ class SwarmUi:
     def _able(self, place: str) -> Iterator[_Backend]:
         return (backend for backend in self._backends.values() if place in backend.node.places)
 
-    def _available(self, place: str, now: float) -> list[_Backend]:
-        return [backend for backend in self._able(place) if backend.uses < USES and backend.reserved is None]
+    def _takes(self, backend: _Backend, place: str, now: float) -> bool:
+        """Return whether a backend takes one more request; one that loads takes none."""
+        free = backend.uses < USES and backend.reserved is None and backend.loads_until <= now
+        return free and place in backend.node.places
 
-    def _with_model(self, place: str, model: str) -> _Backend | None:
-        """Return the least used backend that has a model and takes one more."""
+    def _with_model(self, place: str, model: str, now: float) -> _Backend | None:
+        """Return the least used backend that has a model and takes one more request."""
         found = None
-        for backend in self._able(place):
-            if backend.model == model and backend.uses < USES and backend.reserved is None:
+        for backend in self._having.get(model, {}).values():
+            if self._takes(backend, place, now):
                 if not backend.uses:
                     return backend
                 found = found or backend
         return found
+
+    def _bind_waiting(self, place: str, now: float) -> None:
+        """Bind requests that wait to backends that have their model by now."""
+        for where, model in list(self._pressures):
+            while (
+                where == place
+                and (place, model) in self._pressures
+                and (backend := self._with_model(place, model, now)) is not None
+            ):
+                self._bind(backend, self._take(place, model))
 
     def _to_load(self, place: str, now: float, asked: _Backend | None = None) -> tuple[_Backend, str] | None:
         """Return which backend should load which model now."""
@@ -168,7 +187,7 @@ class SwarmUi:
             for (where, model), pressure in self._pressures.items()
             if where == place and self._loading.get((place, model), now) <= now
         ]
-        available = self._available(place, now)
+        available = [backend for backend in self._backends.values() if self._takes(backend, place, now)]
         if not waiting or not available:
             return None
         model = max(waiting, key=lambda one: one[:2])[2]
@@ -199,8 +218,11 @@ class SwarmUi:
         model, load_s = job.models.family, 0.0
         if model and backend.model != model:
             load_s = job.models.size / backend.node.disk_rate
-            self._loading[job.place, model] = now + load_s
+            self._loading[job.place, model] = backend.loads_until = now + load_s
+            if backend.model is not None:
+                self._having[backend.model].pop(backend.node.name, None)
             backend.model = model
+            self._having.setdefault(model, {})[backend.node.name] = backend
         return Choice(job, "loads" if load_s else "has it", load_s)
 
     def _later(self, now: float) -> Nothing:
