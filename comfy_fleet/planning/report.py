@@ -153,7 +153,8 @@ def summary(outcome: Outcome, sizes: Mapping[str, int]) -> str:
     busy = f"; computing alone fills {outcome.computing_s / capacity:.0%}" if capacity else ""
     nodes = f"{outcome.nodes:,} nodes" if outcome.nodes != 1 else "1 node"
     pools = f" in {len(sizes)} pools" if len(sizes) > 1 else ""
-    jobs = f"{outcome.jobs:,} jobs of {len(outcome.owners):,} owners"
+    owners = "1 owner" if len(outcome.owners) == 1 else f"{len(outcome.owners):,} owners"
+    jobs = f"{outcome.jobs:,} jobs of {owners}" if outcome.jobs != 1 else "1 job"
     return f"{jobs} on {nodes}{pools}{busy}"
 
 
