@@ -53,8 +53,7 @@ async def measure(options: Options) -> Result:
             f"{count} jobs of {RUN_S:g} s over 8 model sets of 18 GiB, at random moments (Poisson) on 4 "
             "nodes of 24 GiB; "
             f"a load takes {LOAD_S:g} s. The load is that of computing alone: whoever loads a model for "
-            "every job "
-            "needs almost twice as much.",
+            "nearly every job needs almost twice as much, so fifo and leastconn fall behind at both.",
         ],
         data={f"{policy} {load:g}": vars(one.wait) for (policy, load), one in found.items() if one.wait},
         quick=options.quick,

@@ -16,8 +16,8 @@ from comfy_fleet.planning.contenders import Contender
 from comfy_fleet.planning.estimates import Estimator
 from comfy_fleet.planning.fleet import PlannedNode
 from comfy_fleet.planning.outcome import Outcome, Tally
-from comfy_fleet.planning.retries import Retries
-from comfy_fleet.planning.states import Run, SimulatedJob, SimulatedNode
+from comfy_fleet.planning.retries import goes_back
+from comfy_fleet.planning.states import Pool, Run, SimulatedJob, SimulatedNode
 from comfy_fleet.planning.trace import TraceJob
 
 _PROGRESS_EVERY = 8192
@@ -46,26 +46,17 @@ class Simulation:
         self._conditions = conditions = conditions or Conditions()
         self._contender, self._on_run = contender, on_run
         self._policy: Policy = contender.make(conditions.settings)
-        self._idle: dict[str, dict[str, SimulatedNode]] = {}
+        self._pools: dict[str, Pool] = {}
         self._nodes: dict[str, SimulatedNode] = {}
-        self._largest: dict[str, int] = {}
-        pool_sizes: dict[str, int] = {}
         for planned in fleet:
-            pool = planned.pool
-            node = SimulatedNode(planned, self._idle.setdefault(pool, {}))
-            self._nodes[node.name] = node
-            self._largest[pool] = max(self._largest.get(pool, 0), planned.node.vram_bytes)
-            pool_sizes[pool] = pool_sizes.get(pool, 0) + 1
-        self._retries = Retries(
-            contender.after_oom,
-            max_attempts=conditions.max_attempts,
-            largest=self._largest,
-            pool_sizes=pool_sizes,
-        )
+            pool = self._pools.setdefault(planned.pool, Pool())
+            self._nodes[planned.node.name] = SimulatedNode(planned, pool)
         estimates = conditions.estimates
         if not contender.predicted:
             estimates = replace(estimates, memory_error=None)
-        self._estimator = Estimator(estimates, self._largest, oracle=contender.oracle)
+        self._estimator = Estimator(
+            estimates, {name: pool.largest for name, pool in self._pools.items()}, oracle=contender.oracle
+        )
         self._chance = random.Random(f"failures {conditions.seed}")  # noqa: S311 - a simulation, no secret
         self._agenda = Agenda()
         self._jobs: dict[str, SimulatedJob] = {}
@@ -85,8 +76,17 @@ class Simulation:
         coming = iter(jobs)
         job = next(coming, None)
         self._start(job.submitted if job else 0.0)
-        coming_up, tally, handlers = self._agenda, self._tally, self._handlers()
+        coming_up, tally = self._agenda, self._tally
         events = coming_up.events
+        handlers: Sequence[Callable[..., None]] = (
+            self._free,
+            self._come_up,
+            self._go_down,
+            self._cancel,
+            self._expire,
+            self._look,
+            self._look_for,
+        )
         steps = 0
         while True:
             if progress is not None:
@@ -101,27 +101,11 @@ class Simulation:
                 break
             now, kind, _, what, token = coming_up.pop()
             handlers[kind](now, what, token)
-        tally.starved = len(self._jobs)
-        for left in self._jobs.values():
-            tally.wish(left.real.finish_by, None)
-        for node in self._nodes.values():
-            if not node.up:
-                tally.down_s += max(0.0, tally.last - node.down_at)
+        self._give_up()
         return tally.outcome(
             self._contender.name,
             nodes=len(self._nodes),
             prices=(node.planned.price for node in self._nodes.values()),
-        )
-
-    def _handlers(self) -> Sequence[Callable[..., None]]:
-        return (
-            self._free,
-            self._come_up,
-            self._go_down,
-            self._cancel,
-            self._expire,
-            self._look,
-            self._look_for,
         )
 
     def _over(self) -> bool:
@@ -135,15 +119,25 @@ class Simulation:
     def _start(self, now: float) -> None:
         for node in self._nodes.values():
             self._policy.node_up(node.planned.node, now)
-            node.idle[node.name] = node
+            node.pool.idle[node.name] = node
             self._plan_failure(node, now)
+
+    def _give_up(self) -> None:
+        """Account for jobs that the policy leaves waiting, and nodes that are still down."""
+        tally = self._tally
+        tally.starved = len(self._jobs)
+        for job in self._jobs.values():
+            tally.wish(job.real.finish_by, None)
+        tally.down_s += sum(
+            max(0.0, tally.last - node.down_at) for node in self._nodes.values() if not node.up
+        )
 
     # Jobs
 
     def _submit(self, real: TraceJob) -> None:
         now = real.submitted
-        if real.pool not in self._idle:
-            pools = ", ".join(sorted(self._idle))
+        if real.pool not in self._pools:
+            pools = ", ".join(sorted(self._pools))
             raise BadInput(f"job {real.id} is for pool {real.pool}, which has no nodes; there are {pools}")
         if real.id in self._jobs:
             raise BadInput(f"two jobs are called {real.id}")
@@ -155,12 +149,12 @@ class Simulation:
         if real.canceled_at is not None:
             self._agenda.add(real.canceled_at, agenda.CANCEL, job)
         self._policy.submitted(job.seen, now)
-        if self._idle[real.pool]:
+        if self._pools[real.pool].idle:
             self._offer(job, now)
 
     def _offer(self, job: SimulatedJob, now: float) -> None:
         """Ask idle nodes because of a job that waits."""
-        idle = self._idle[job.real.pool]
+        idle = self._pools[job.real.pool].idle
         while idle and job.node is None:
             found = self._policy.node_for(job.seen, idle.keys(), now)
             if isinstance(found, Nothing):
@@ -182,7 +176,7 @@ class Simulation:
         return False
 
     def _begin(self, node: SimulatedNode, job: SimulatedJob, now: float) -> None:
-        node.idle.pop(node.name, None)
+        node.pool.idle.pop(node.name, None)
         node.look += 1
         node.token += 1
         real, planned = job.real, node.planned.node
@@ -212,7 +206,7 @@ class Simulation:
             raise AssertionError(f"{node.name} is free without a run")
         ok = not (node.oom or job.canceled)
         self._run_over(node, job, load_s, run_s, ok=ok, now=now)
-        self._idle[job.real.pool][node.name] = node
+        node.pool.idle[node.name] = node
         back = not ok and self._goes_back(job, node, now)
         self._ask(node, now)
         if back and job.node is None:
@@ -246,7 +240,8 @@ class Simulation:
             self._close(job)
             return False
         tally.node_failures += not node.up
-        if not self._retries.goes_back(job, node):
+        after_oom = self._contender.after_oom
+        if not goes_back(job, node, after_oom, max_attempts=self._conditions.max_attempts):
             tally.failed += 1
             tally.wish(real.finish_by, None)
             self._close(job)
@@ -259,7 +254,7 @@ class Simulation:
 
     def _go_down(self, now: float, node: SimulatedNode, _token: int) -> None:
         node.up, node.down_at = False, now
-        node.idle.pop(node.name, None)
+        node.pool.idle.pop(node.name, None)
         node.look += 1
         node.token += 1
         job, back = node.job, False
@@ -272,7 +267,7 @@ class Simulation:
             back = self._goes_back(job, node, now)
         node.memory.clear()
         self._agenda.add(now + self._conditions.repair_s, agenda.UP, node)
-        for other in list(self._idle[node.planned.pool].values()):
+        for other in list(node.pool.idle.values()):
             self._ask(other, now)  # a policy may have moved the node's own queue there
         if back and job is not None:
             self._offer(job, now)
@@ -281,7 +276,7 @@ class Simulation:
         node.up = True
         self._tally.down_s += max(0.0, min(now, self._tally.last) - node.down_at)
         self._policy.node_up(node.planned.node, now)
-        node.idle[node.name] = node
+        node.pool.idle[node.name] = node
         self._plan_failure(node, now)
         self._ask(node, now)
 

@@ -41,12 +41,27 @@ class SimulatedJob:
         self.canceled = self.over = False
 
 
+class Pool:
+    """What nodes of one pool have in common.
+
+    Attributes:
+        idle: Its idle nodes by name, the one that has been idle for the longest first.
+        largest: Bytes of its largest card.
+        size: How many nodes it has.
+    """
+
+    __slots__ = ("idle", "largest", "size")
+
+    def __init__(self) -> None:
+        self.idle: dict[str, SimulatedNode] = {}
+        self.largest = self.size = 0
+
+
 class SimulatedNode:
     """A node, and the run on it."""
 
     __slots__ = (
         "down_at",
-        "idle",
         "job",
         "load_s",
         "look",
@@ -54,15 +69,18 @@ class SimulatedNode:
         "name",
         "oom",
         "planned",
+        "pool",
         "run_s",
         "started",
         "token",
         "up",
     )
 
-    def __init__(self, planned: PlannedNode, idle: "dict[str, SimulatedNode]") -> None:
+    def __init__(self, planned: PlannedNode, pool: Pool) -> None:
         self.planned, self.name, self.memory = planned, planned.node.name, NodeMemory(planned)
-        self.idle = idle  # of its pool, the node that has been idle for the longest first
+        self.pool = pool
+        pool.largest = max(pool.largest, planned.node.vram_bytes)
+        pool.size += 1
         self.job: SimulatedJob | None = None
         self.token = self.look = 0  # numbers of the run, and of the latest look; earlier ones are void
         self.started = self.load_s = self.run_s = self.down_at = 0.0
