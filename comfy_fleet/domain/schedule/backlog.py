@@ -145,26 +145,23 @@ class Waiting:
     Attributes:
         job: The job.
         queue: Its queue.
+        owner: Its owner's jobs there.
         since: When it came.
         order: Its place among its owner's.
         late: Whether it can't be finished as it wished any more.
         overdue_at: When it will have been passed over for too long; ``None``: its turn has not come yet.
     """
 
-    __slots__ = ("job", "late", "order", "overdue_at", "queue", "since")
+    __slots__ = ("job", "late", "order", "overdue_at", "owner", "queue", "since")
 
-    def __init__(self, job: WaitingJob, queue: Queue, since: float) -> None:
+    def __init__(self, job: WaitingJob, queue: Queue, owner: OwnerQueue, since: float) -> None:
         self.job = job
         self.queue = queue
+        self.owner = owner
         self.since = since
         self.order = order_of(job)
         self.late = False
         self.overdue_at: float | None = None
-
-    @property
-    def owner(self) -> OwnerQueue:
-        """Its owner's jobs in the same queue."""
-        return self.queue.by_owner[self.job.owner]
 
 
 class Backlog:
@@ -190,9 +187,9 @@ class Backlog:
         queue = self.queues[key] = Queue(*key)
         return queue, True
 
-    def add(self, waiting: Waiting, owner: OwnerQueue, family: FamilyQueue) -> None:
+    def add(self, waiting: Waiting, family: FamilyQueue) -> None:
         """Add a job to all indexes."""
-        job, queue, order = waiting.job, waiting.queue, waiting.order
+        job, queue, owner, order = waiting.job, waiting.queue, waiting.owner, waiting.order
         self.waiting[job.id] = waiting
         name = job.models.family
         owner.jobs.put(job.id, order)

@@ -48,17 +48,23 @@ def choose_first(heads: Sequence[Head], window_s: float, now: float) -> tuple[He
 
     Args:
         heads: What the node could take: of overdue jobs and of those that are warm the best.
-        window_s: How far ahead of the one that has had least an owner may be, in GPU seconds.
+        window_s: How far ahead of the one that has had least an owner may be, in GPU seconds; with an overdue
+            job by what that costs, if it is more.
         now: Seconds.
 
     Returns:
         A job and the rule's name, or None: more jobs are to be looked at.
     """
-    entitled = _entitled(heads, window_s)
-    overdue = [head for head in entitled if (at := head.waiting.overdue_at) is not None and at <= now]
+    overdue = [
+        head
+        for head in heads
+        if (at := head.waiting.overdue_at) is not None
+        and at <= now
+        and head.lag <= max(window_s, head.cost_s)
+    ]
     if overdue and (found := _urgent(overdue, now)) is not None:
         return found, "overdue"
-    return _warm(entitled, now)
+    return _warm([head for head in heads if head.lag <= window_s], now)
 
 
 def choose_next(heads: Sequence[Head], window_s: float, now: float) -> tuple[Head, str] | None:
@@ -72,7 +78,7 @@ def choose_next(heads: Sequence[Head], window_s: float, now: float) -> tuple[Hea
     Returns:
         A job and the rule's name, or None: the node does better to wait.
     """
-    entitled = _entitled(heads, window_s)
+    entitled = [head for head in heads if head.lag <= window_s]
     short = [head for head in entitled if head.holders and head.own_s > LONGER * head.load_s]
     return (
         _unheld(entitled, now)
@@ -81,11 +87,6 @@ def choose_next(heads: Sequence[Head], window_s: float, now: float) -> tuple[Hea
         or _unheld(heads, now)
         or _worth(heads, now)
     )
-
-
-def _entitled(heads: Sequence[Head], window_s: float) -> list[Head]:
-    """Return the jobs of owners that are not too far ahead."""
-    return [head for head in heads if head.lag <= window_s or head.lag <= head.cost_s]
 
 
 def _warm(heads: Sequence[Head], now: float) -> tuple[Head, str] | None:

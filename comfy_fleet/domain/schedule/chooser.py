@@ -6,8 +6,9 @@ from itertools import islice
 
 from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, Waiting
 from comfy_fleet.domain.schedule.choose import choose_first, choose_next
-from comfy_fleet.domain.schedule.gather import Gatherer, Look
+from comfy_fleet.domain.schedule.gather import Gatherer
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
+from comfy_fleet.domain.schedule.look import Look
 from comfy_fleet.domain.schedule.policy import Choice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.shares import Account, Shares
@@ -17,6 +18,8 @@ from comfy_fleet.domain.schedule.warmth import Missing
 
 PATIENCE_S = 60.0
 """For how long a job is passed over at most."""
+CALM_S = 1e-4
+"""For how long a look in vain counts for other nodes, for each of those that serve the same queues."""
 PROPOSED = 16
 """Most idle nodes that are compared for a job whose models none of them holds."""
 LOOK_S = 1.0
@@ -110,7 +113,7 @@ class FairChooser:
             family = queue.by_family[name] = FamilyQueue(
                 self._nodes.holder_count(name, queue), job.models.family_size
             )
-        backlog.add(Waiting(job, queue, now), owner, family)
+        backlog.add(Waiting(job, queue, owner, now), family)
 
     def withdrawn(self, job_id: str, now: float) -> None:
         """Note that a waiting job was canceled or has expired; unknown ids are ignored."""
@@ -155,14 +158,22 @@ class FairChooser:
         overdue = gatherer.overdue(look, now)
         if not overdue and (warm := gatherer.warm_turn(look, now)) is not None:
             return self._start(known, warm, "turn", now)
-        gatherer.gather_first(look, now, overdue=overdue)
-        chosen = choose_first(look.heads, look.window_s, now)
-        if chosen is None:
+        best = gatherer.gather_first(look, now, overdue=overdue)
+        if best is not None:
+            if best.overdue_at is None:
+                self._pass_over(look, now, best)
+            return self._start(known, best, "warm", now)
+        chosen = choose_first(look.heads, look.window_s, now) if look.heads else None
+        calm = chosen is None and not look.heads and gatherer.calm(look, now)
+        if chosen is None and not calm:
             gatherer.gather_others(look, now)
             chosen = choose_next(look.heads, look.window_s, now)
         if chosen is None:
             self._pass_over(look, now)
             self._nodes.idle(known)
+            if calm:
+                return Nothing(now + LOOK_S)
+            known.kind.calm_until = now + CALM_S * known.kind.nodes
             return Nothing(self._look_again_at(look, now))
         head, rule = chosen
         if head.waiting.overdue_at is None:

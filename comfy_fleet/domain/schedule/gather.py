@@ -8,6 +8,7 @@ from math import inf
 
 from comfy_fleet.domain.schedule.backlog import (
     MAX_HEADS,
+    UNHELD,
     Backlog,
     FamilyQueue,
     OwnerQueue,
@@ -15,8 +16,10 @@ from comfy_fleet.domain.schedule.backlog import (
     Waiting,
     stronger,
 )
-from comfy_fleet.domain.schedule.choose import HYSTERESIS, Head
+from comfy_fleet.domain.schedule.choose import Head
+from comfy_fleet.domain.schedule.costs import Costs
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
+from comfy_fleet.domain.schedule.look import Look
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 
 MAX_QUEUES = 8
@@ -35,41 +38,6 @@ BEHIND = 2
 """How many loads and runs an owner may be ahead of another, if there are as many nodes."""
 POSTPONED = 0.25
 """Part of the patience after which an owner that has used its share is looked at again."""
-WARM = 0.25
-"""A set is warm if its family is on the card, and the rest takes at most this part of loading it all."""
-
-
-class Look:
-    """What one node sees.
-
-    Attributes:
-        node: The node.
-        queues: The queues that are read.
-        turn: The job whose turn it is.
-        least: Its owner's tag, the lowest.
-        window_s: How far ahead of it an owner may be: some loads and runs of the job whose turn it is.
-        heads: Jobs to choose from.
-    """
-
-    __slots__ = ("_seen", "heads", "least", "node", "queues", "turn", "window_s")
-
-    def __init__(self, node: KnownNode, queues: Sequence[Queue], turn: Waiting, least: float) -> None:
-        self.node = node
-        self.queues = queues
-        self.turn = turn
-        self.least = least
-        self.window_s = 0.0
-        self.heads: list[Head] = []
-        self._seen: dict[str, Head] = {}
-
-    def seen(self, job_id: str) -> Head | None:
-        """Return a job that was looked at before."""
-        return self._seen.get(job_id)
-
-    def add(self, head: Head) -> None:
-        """Add a job to choose from."""
-        self._seen[head.waiting.job.id] = head
-        self.heads.append(head)
 
 
 class Gatherer:
@@ -83,7 +51,7 @@ class Gatherer:
 
     def __init__(self, backlog: Backlog, nodes: KnownNodes, patience_s: float) -> None:
         self._backlog = backlog
-        self._nodes = nodes
+        self._costs = Costs(nodes)
         self._patience_s = patience_s
 
     def turn(self, node: KnownNode, now: float) -> Look | None:
@@ -128,8 +96,12 @@ class Gatherer:
             first = turn
         return first if self._ahead(first, owner) is None else None
 
-    def gather_first(self, look: Look, now: float, *, overdue: bool) -> None:
-        """Read heads of overdue jobs, and of families that the node has on its card."""
+    def gather_first(self, look: Look, now: float, *, overdue: bool) -> Waiting | None:
+        """Read heads of overdue jobs, and of families that the node has on its card.
+
+        Returns:
+            The job that :func:`choose_first` would choose of them, if that is clear without it.
+        """
         node, turn = look.node, look.turn
         cost_s = node.warmth.load_s(turn.job.models) + turn.job.run_s / node.facts.speed
         look.window_s = min(BEHIND, node.kind.nodes) * cost_s
@@ -137,13 +109,42 @@ class Gatherer:
             self._gather_overdue(look, turn.owner, now)
             for queue in look.queues:
                 self._gather_passed(look, queue, now)
+        found = self._on_card(look, now)
+        if not overdue and (best := self._best_warm(look, found)) is not None:
+            return best
+        for owner, waiting in found:
+            self._consider(look, waiting, owner.tag, now)
+        return None
+
+    def _best_warm(self, look: Look, found: Sequence[tuple[OwnerQueue, Waiting]]) -> Waiting | None:
+        """Return the best warm job of owners within the window, if it passes no job that it must not pass."""
+        warmth = look.node.warmth
+        best, least, of = None, (inf, inf), None
+        for owner, waiting in found:
+            lag = owner.tag - look.least
+            if lag <= look.window_s:
+                load_s = warmth.load_s(waiting.job.models)
+                key = (lag + load_s, waiting.order)
+                if key < least and self._costs.warm(look.node, waiting, load_s):
+                    best, least, of = waiting, key, owner
+        return best if best is not None and of is not None and self._ahead(best, of) is None else None
+
+    def _on_card(self, look: Look, now: float) -> list[tuple[OwnerQueue, Waiting]]:
+        """Return the first job of each family on the card, and of those that load nothing."""
+        backlog, node = self._backlog, look.node
         held = ["", *[*reversed(node.held)][:MAX_WARM]]
+        found = []
         for queue in look.queues:
             by_family = queue.by_family
             for family in held:
                 waiting = by_family.get(family)
                 if waiting is not None:
-                    self._gather_family(look, queue, family, waiting, now)
+                    owner = backlog.least(waiting.owners, queue, MAX_HEADS - KEPT)
+                    if owner is not None:
+                        first = self._first_fit(owner.families[family], node, now)
+                        if first is not None:
+                            found.append((owner, first))
+        return found
 
     def gather_others(self, look: Look, now: float) -> None:
         """Read heads of families that the node has in memory, and of those for which much waits."""
@@ -155,8 +156,18 @@ class Gatherer:
             families += [name for _, name in queue.pressure.head(MAX_OTHERS) if name not in held]
             for family in families:
                 waiting = queue.by_family[family]
-                if self._worth_a_look(waiting, family, queue, node, now):
+                if self._costs.worth_a_look(waiting, family, queue, node, now):
                     self._gather_family(look, queue, family, waiting, now)
+
+    def calm(self, look: Look, now: float) -> bool:
+        """Whether a node that serves the same queues has found nothing a moment ago.
+
+        Then it is not worth looking for each of a thousand nodes, unless no node holds some family.
+        """
+        if now >= look.node.kind.calm_until:
+            return False
+        firsts = (queue.pressure.first() for queue in look.queues)
+        return all(first is None or first[0] > -UNHELD for first in firsts)
 
     def unpassed(self, look: Look, now: float) -> Waiting | None:
         """Return the job whose turn it is of those that were never passed over."""
@@ -253,16 +264,6 @@ class Gatherer:
                 entitled = True  # on another node it may have
         return entitled
 
-    def _worth_a_look(
-        self, waiting: FamilyQueue, family: str, queue: Queue, node: KnownNode, now: float
-    ) -> bool:
-        """Whether a node might load a family that it has not on its card: no rule asks for less."""
-        if not waiting.holders:
-            return True
-        load_s = node.warmth.file_s(family, waiting.size)
-        later_s = max(0.0, self._nodes.soonest_s(family, queue, node, now) - load_s)
-        return later_s + waiting.backlog_s / waiting.holders > HYSTERESIS * load_s
-
     def _gather_family(self, look: Look, queue: Queue, family: str, waiting: FamilyQueue, now: float) -> None:
         """Read the job of a family whose owner has had least."""
         owner = self._backlog.least(waiting.owners, queue, MAX_HEADS - KEPT)
@@ -277,29 +278,9 @@ class Gatherer:
             return seen
         if self._backlog.reads >= MAX_HEADS - KEPT:
             return None
-        head = self._head(look, waiting, tag, now)
+        head = self._costs.head(look.node, waiting, tag - look.least, now)
         look.add(head)
         ahead = self._ahead(waiting, waiting.owner)
         if ahead is not None and self._may(ahead, look.node, now):
             head.first = self._consider(look, ahead, tag, now)
-        return head
-
-    def _head(self, look: Look, waiting: Waiting, tag: float, now: float) -> Head:
-        """Work out what taking a job would cost here, and what waiting for other nodes would."""
-        node, job = look.node, waiting.job
-        models, warmth = job.models, node.warmth
-        load_s = warmth.load_s(models)
-        cost_s = load_s + job.run_s / node.facts.speed
-        if load_s <= 0.0 or (models.family in warmth.card and load_s <= WARM * warmth.cold_s(models)):
-            return Head(waiting, tag - look.least, load_s, cost_s, warm=True)
-        queue = waiting.queue
-        family = queue.by_family[models.family]
-        head = Head(waiting, tag - look.least, load_s, cost_s, warm=False, backlog_s=family.backlog_s)
-        holders = family.holders - (models.family in node.held)
-        if holders > 0:
-            head.holders = holders
-            head.soonest_s = self._nodes.soonest_s(models.family, queue, node, now)
-            later_s = max(0.0, head.soonest_s - load_s)
-            head.own_s = later_s + len(waiting.owner.families[models.family]) * job.run_s / holders
-            head.wait_s = later_s + family.backlog_s / holders
         return head

@@ -26,16 +26,18 @@ class Kind:
         queues: The queues in which jobs wait, and which they serve.
         clock: Virtual time: the least tag that one of them has seen at a choice.
         nodes: How many they are.
+        calm_until: Until when a look in vain counts for all of them.
         turn: Counts choices, so that all of many queues get theirs.
     """
 
-    __slots__ = ("card", "clock", "nodes", "places", "queues", "turn")
+    __slots__ = ("calm_until", "card", "clock", "nodes", "places", "queues", "turn")
 
     def __init__(self, places: frozenset[str], card: int) -> None:
         self.places = places
         self.card = card
         self.queues: list[Queue] = []
         self.clock = 0.0
+        self.calm_until = 0.0
         self.nodes = 0
         self.turn = 0
 

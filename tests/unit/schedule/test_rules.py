@@ -87,7 +87,16 @@ def test_another_set_is_loaded_only_if_its_backlog_lasts_longer_than_the_load() 
     assert answer == Nothing(10.0)  # it would be done with a01 by then, had it taken it
     for i in range(10, 20):
         fair.submitted(job(f"a{i:02}", A), 0.0)
-    assert chosen(fair.next_for("n2", 0.0)) is not None
+    assert chosen(fair.next_for("n2", 0.1)) is not None
+
+
+def test_a_look_in_vain_counts_for_like_nodes_that_look_at_the_same_moment() -> None:
+    fair = chooser(node("n1"), node("n2"), node("n3"), waiting=[job("a1", A), job("a2", A)])
+    fair.next_for("n1", 0.0)
+    assert fair.next_for("n2", 0.0) == Nothing(10.0)
+    assert fair.next_for("n3", 0.0) == Nothing(1.0)
+    fair.submitted(job("b1", B), 0.0)
+    assert chosen(fair.next_for("n3", 0.0)) == "b1"  # no node holds it
 
 
 def test_a_set_whose_only_node_is_busy_for_long_is_loaded_elsewhere() -> None:

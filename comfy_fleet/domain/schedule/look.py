@@ -1,0 +1,40 @@
+"""What one node sees of the waiting jobs."""
+
+from collections.abc import Sequence
+
+from comfy_fleet.domain.schedule.backlog import Queue, Waiting
+from comfy_fleet.domain.schedule.choose import Head
+from comfy_fleet.domain.schedule.known_nodes import KnownNode
+
+
+class Look:
+    """What one node sees.
+
+    Attributes:
+        node: The node.
+        queues: The queues that are read.
+        turn: The job whose turn it is.
+        least: Its owner's tag, the lowest.
+        window_s: How far ahead of it an owner may be: some loads and runs of the job whose turn it is.
+        heads: Jobs to choose from.
+    """
+
+    __slots__ = ("_seen", "heads", "least", "node", "queues", "turn", "window_s")
+
+    def __init__(self, node: KnownNode, queues: Sequence[Queue], turn: Waiting, least: float) -> None:
+        self.node = node
+        self.queues = queues
+        self.turn = turn
+        self.least = least
+        self.window_s = 0.0
+        self.heads: list[Head] = []
+        self._seen: dict[str, Head] = {}
+
+    def seen(self, job_id: str) -> Head | None:
+        """Return a job that was looked at before."""
+        return self._seen.get(job_id)
+
+    def add(self, head: Head) -> None:
+        """Add a job to choose from."""
+        self._seen[head.waiting.job.id] = head
+        self.heads.append(head)
