@@ -75,6 +75,7 @@ def simulate(
     Example: `fleet simulate -n 2000 --rate 0.4 --nodes 4x24GiB --policy fair,fifo,leastconn`.
     """
     from comfy_fleet.cli import simulate_options, simulate_traces
+    from comfy_fleet.cli.console import stderr
     from comfy_fleet.cli.simulate_options import above
     from comfy_fleet.cli.simulate_run import bounds_of, compare, print_json, print_tables
     from comfy_fleet.planning.conditions import Conditions
@@ -130,6 +131,8 @@ def simulate(
     outcomes = compare(source, made_up_fleet, chosen, conditions)
     if not outcomes[0].jobs:
         raise Fail(f"{source.about}: there are no jobs in it", code=Exit.USAGE)
+    if unknown := sorted(set(conditions.settings.weights) - set(outcomes[0].owners)):
+        stderr().print(f"--weight: no job is of {', '.join(unknown)}", style="yellow", markup=False)
     bounds = bounds_of(source, made_up_fleet, outcomes)
     if json_:
         print_json(source, made_up_fleet, outcomes, bounds)

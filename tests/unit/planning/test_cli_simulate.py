@@ -45,8 +45,9 @@ def test_policies_stand_side_by_side_within_80_columns() -> None:
 
 
 def test_json_has_every_owner_and_nothing_else_on_stdout() -> None:
-    told = fleet("-n", "100", "--owners", "12", "--policy", "fifo", "--json")
+    told = fleet("-n", "100", "--owners", "12", "--policy", "fifo", "--json", "--weight", "ada=2")
     found = json.loads(told.stdout)
+    assert told.stderr.splitlines()[-1] == "--weight: no job is of ada"
     fifo = found["policies"]["fifo"]
     assert sum(owner["succeeded"] for owner in fifo["owners"].values()) == fifo["succeeded"] == 100
     assert found["fleet"] == {"nodes": 4, "pools": {"default": 4}}
