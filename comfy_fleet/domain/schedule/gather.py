@@ -24,8 +24,8 @@ from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 
 MAX_QUEUES = 8
 """Most queues that one look reads; of more, each gets its turn."""
-MAX_WARM = 4
-"""Most families that one look reads because the node has them on its card, or in memory."""
+MAX_CACHED = 4
+"""Most families that one look reads because the node has them in memory; those on its card are few enough."""
 MAX_OTHERS = 6
 """Most families of a queue that one look reads because much waits for them."""
 MAX_OVERDUE = 4
@@ -132,7 +132,7 @@ class Gatherer:
     def _on_card(self, look: Look, now: float) -> list[tuple[OwnerQueue, Waiting]]:
         """Return the first job of each family on the card, and of those that load nothing."""
         backlog, node = self._backlog, look.node
-        held = ["", *[*reversed(node.held)][:MAX_WARM]]
+        held = ("", *reversed(node.held))
         found = []
         for queue in look.queues:
             by_family = queue.by_family
@@ -150,7 +150,7 @@ class Gatherer:
         """Read heads of families that the node has in memory, and of those for which much waits."""
         node, held = look.node, look.node.held
         self._consider(look, look.turn, look.least, now)
-        files = [file for file in reversed(node.warmth.memory) if file not in held][:MAX_WARM]
+        files = [file for file in reversed(node.warmth.memory) if file not in held][:MAX_CACHED]
         for queue in look.queues:
             families = [file for file in files if file in queue.by_family]
             families += [name for _, name in queue.pressure.head(MAX_OTHERS) if name not in held]

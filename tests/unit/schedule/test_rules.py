@@ -66,6 +66,18 @@ def test_a_node_stays_with_its_models() -> None:
     assert chosen(fair.next_for("n1", 10.0)) == "a2"
 
 
+def test_all_families_on_a_large_card_are_warm() -> None:
+    sets = [models(f"m{i}", gib=10) for i in range(7)]
+    fair = chooser(node(vram_gib=80), patience_s=1e6)
+    for i, each in enumerate(sets):
+        fair.submitted(job(f"j{i}", each, at=20.0 * i), 20.0 * i)
+        assert chosen(fair.next_for("n1", 20.0 * i)) == f"j{i}"
+        fair.ended(f"j{i}", "n1", load_s=5.0, run_s=1.0, ok=True, now=20.0 * i + 6.0)
+    fair.submitted(job("cold", B, at=200.0), 200.0)
+    fair.submitted(job("oldest", sets[0], at=201.0), 201.0)
+    assert chosen(fair.next_for("n1", 201.0)) == "oldest"
+
+
 def test_a_job_without_models_is_warm_everywhere() -> None:
     fair = chooser(node(), waiting=[job("a1", A)])
     fair.next_for("n1", 0.0)
