@@ -12,7 +12,7 @@ from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 
 MAX_HEADS = 64
 """Most heads that one decision reads: jobs, and owners whose tags are mended."""
-CARDS = tuple(GIB * size for size in (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160))
+CARDS = tuple(GIB * size for size in (8, 12, 16, 24, 32, 48, 80, 128))
 """Sizes of cards that begin a class, in bytes. A job waits in the queue of the class that it needs, so that
 nodes with smaller cards don't meet it."""
 MENDED = 5

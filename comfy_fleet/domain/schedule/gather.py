@@ -26,8 +26,8 @@ MAX_QUEUES = 8
 """Most queues that one look reads; of more, each gets its turn."""
 MAX_CACHED = 4
 """Most families that one look reads because the node has them in memory; those on its card are few enough."""
-MAX_OTHERS = 6
-"""Most families of a queue that one look reads because much waits for them."""
+MAX_OTHERS = 8
+"""Most families, of all queues together, that one look reads because much waits for them."""
 MAX_OVERDUE = 4
 """Most owners with overdue jobs in a queue, and jobs of each, that one look reads."""
 MAX_UNFIT = 8
@@ -151,9 +151,10 @@ class Gatherer:
         node, held = look.node, look.node.held
         self._consider(look, look.turn, look.least, now)
         files = [file for file in reversed(node.warmth.memory) if file not in held][:MAX_CACHED]
+        others = -(-MAX_OTHERS // len(look.queues))
         for queue in look.queues:
             families = [file for file in files if file in queue.by_family]
-            families += [name for _, name in queue.pressure.head(MAX_OTHERS) if name not in held]
+            families += [name for _, name in queue.pressure.head(others) if name not in held]
             for family in families:
                 waiting = queue.by_family[family]
                 if self._costs.worth_a_look(waiting, family, queue, node, now):
