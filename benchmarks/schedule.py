@@ -11,7 +11,7 @@ from comfy_fleet.planning.fleet import NodeGroup, PlannedNode, planned
 from comfy_fleet.planning.outcome import Outcome
 from comfy_fleet.planning.registry import CONTENDERS
 from comfy_fleet.planning.simulation import Simulation
-from comfy_fleet.planning.states import Run
+from comfy_fleet.planning.states import SimulatedRun
 from comfy_fleet.planning.trace import ModelSets, TraceJob
 
 GIB = 2**30
@@ -27,7 +27,7 @@ class Simulated:
     """What came out, and every run in the order of their ends."""
 
     outcome: Outcome
-    runs: Sequence[Run]
+    runs: Sequence[SimulatedRun]
 
 
 def simulate(
@@ -41,7 +41,7 @@ def simulate(
     seed: int = 0,
 ) -> Simulated:
     """Simulate a policy."""
-    runs: list[Run] = []
+    runs: list[SimulatedRun] = []
     conditions = Conditions(
         estimates=Estimates(run_error=RUN_ERROR, memory_error=memory_error, seed=seed),
         settings=PolicySettings(patience_s=patience_s, weights=weights or {}),

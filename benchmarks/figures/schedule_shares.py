@@ -9,7 +9,7 @@ from benchmarks.schedule import simulate
 from benchmarks.stage import Options
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY
 from comfy_fleet.planning.fleet import NodeGroup, planned
-from comfy_fleet.planning.states import Run
+from comfy_fleet.planning.states import SimulatedRun
 from comfy_fleet.planning.trace import TraceJob
 
 NODES, WINDOW_S, TARGET = 4, 60.0, 0.03
@@ -87,7 +87,7 @@ def cases(scale: float) -> list[Case]:
     ]
 
 
-def worst(runs: Sequence[Run], case: Case) -> float:
+def worst(runs: Sequence[SimulatedRun], case: Case) -> float:
     """Return the largest difference from an ideal share over any minute, as a part of all GPU time in it."""
     steps = int(case.until)
     used = {owner: [0.0] * (steps + 1) for owner in WEIGHTS}

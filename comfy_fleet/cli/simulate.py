@@ -14,7 +14,7 @@ from comfy_fleet.cli.parameters import pairs
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 
 if TYPE_CHECKING:
-    from comfy_fleet.cli.simulate_traces import Source
+    from comfy_fleet.cli.simulate_traces import TraceSource
 
 HISTORY = 1000
 """Jobs of the history that are taken."""
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     trace: flags.TracePath = None,
-    policy: flags.Policy = None,
+    policy: flags.SchedulingPolicy = None,
     history: flags.History = False,
     save_trace: flags.SaveTrace = None,
     jobs: flags.Jobs = None,
@@ -142,7 +142,7 @@ def simulate(
 
 def _history(
     api: str, key: str | None, most: int, owner_label: str | None, model_bytes: int
-) -> "tuple[Source, list[Mapping[str, Any]]]":
+) -> "tuple[TraceSource, list[Mapping[str, Any]]]":
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.simulate_traces import of_history
     from comfy_fleet.cli.watching import progress_bar
@@ -155,7 +155,7 @@ def _history(
         ), nodes
 
 
-def _save(source: "Source", path: Path) -> None:
+def _save(source: "TraceSource", path: Path) -> None:
     from comfy_fleet.cli.console import stderr
     from comfy_fleet.cli.simulate_traces import save
     from comfy_fleet.cli.watching import progress_bar

@@ -15,7 +15,7 @@ TracePath = Annotated[
         help="A trace: JSON lines, one job each; also compressed (.gz).", show_default="a made-up one"
     ),
 ]
-Policy = Annotated[
+SchedulingPolicy = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES", help="Policies to compare, with commas between them.", show_default=POLICIES

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from comfy_fleet.cli.simulate_traces import Source
+    from comfy_fleet.cli.simulate_traces import TraceSource
     from comfy_fleet.planning.bounds import Bounds
     from comfy_fleet.planning.conditions import Conditions
     from comfy_fleet.planning.contenders import Contender
@@ -23,7 +23,7 @@ _SHOWN_EVERY_S = 0.2
 
 
 def compare(
-    source: "Source",
+    source: "TraceSource",
     fleet: "Sequence[PlannedNode]",
     contenders: "Sequence[Contender]",
     conditions: "Conditions",
@@ -52,7 +52,7 @@ def compare(
 
 
 def bounds_of(
-    source: "Source", fleet: "Sequence[PlannedNode]", outcomes: "Sequence[Outcome]"
+    source: "TraceSource", fleet: "Sequence[PlannedNode]", outcomes: "Sequence[Outcome]"
 ) -> "Bounds | None":
     """Return what no policy can undercut; None for large cases, and where not every job succeeded."""
     from comfy_fleet.planning.bounds import bounds
@@ -65,7 +65,7 @@ def bounds_of(
 
 
 def print_json(
-    source: "Source",
+    source: "TraceSource",
     fleet: "Sequence[PlannedNode]",
     outcomes: "Sequence[Outcome]",
     bounds: "Bounds | None",

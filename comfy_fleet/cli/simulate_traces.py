@@ -23,7 +23,7 @@ PAGE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TraceSource:
     """Jobs that can be read again for every policy.
 
     Attributes:
@@ -36,7 +36,7 @@ class Source:
     jobs: Callable[[], Iterable[TraceJob]]
     done: Callable[[int], float]
 
-    def in_one_pool(self) -> "Source":
+    def in_one_pool(self) -> "TraceSource":
         """Return the same jobs, all of the default pool."""
 
         def moved() -> Iterator[TraceJob]:
@@ -63,9 +63,11 @@ class TraceFile:
         except OSError as error:
             raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
 
-    def source(self) -> Source:
+    def source(self) -> TraceSource:
         """Return the file's jobs."""
-        return Source(about=str(self._path), jobs=self._jobs, done=lambda _: min(1.0, self._at / self._size))
+        return TraceSource(
+            about=str(self._path), jobs=self._jobs, done=lambda _: min(1.0, self._at / self._size)
+        )
 
     def _jobs(self) -> Iterator[TraceJob]:
         return read(self._lines(), str(self._path))
@@ -88,11 +90,11 @@ class TraceFile:
         return nullcontext(raw)
 
 
-def made_up(wanted: "Generated") -> Source:
+def made_up(wanted: "Generated") -> TraceSource:
     """Return made-up jobs."""
     from comfy_fleet.planning.generated import generate
 
-    return Source(
+    return TraceSource(
         about=f"made-up jobs, seed {wanted.seed}",
         jobs=lambda: generate(wanted),
         done=lambda count: min(1.0, count / max(1.0, wanted.expected)),
@@ -107,7 +109,7 @@ def of_history(
     owner_label: str | None,
     model_bytes: int,
     say: Callable[[str, float], None],
-) -> Source:
+) -> TraceSource:
     """Return the newest finished jobs that the caller's key can see.
 
     Args:
@@ -147,7 +149,7 @@ def of_history(
     jobs = history.jobs()
     if not jobs:
         raise Fail("the fleet has no finished jobs that this key can see", code=Exit.NOT_FOUND)
-    return Source(
+    return TraceSource(
         about=f"{len(jobs):,} jobs of {client.url}", jobs=lambda: jobs, done=lambda count: count / len(jobs)
     )
 
@@ -170,7 +172,7 @@ def _sizes(client: "Client", folder: str) -> Any:
         raise
 
 
-def save(source: Source, path: Path, show: Callable[[float], None]) -> int:
+def save(source: TraceSource, path: Path, show: Callable[[float], None]) -> int:
     """Write a trace, compressed if its name ends in ``.gz``; return how many jobs it has.
 
     Raises:

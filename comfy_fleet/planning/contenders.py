@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from comfy_fleet.domain.schedule.policy import Policy
+from comfy_fleet.domain.schedule.policy import SchedulingPolicy
 
 
 class AfterOom(Enum):
@@ -44,7 +44,7 @@ class Contender:
 
     name: str
     about: str
-    make: Callable[[PolicySettings], Policy]
+    make: Callable[[PolicySettings], SchedulingPolicy]
     predicted: bool = False
     after_oom: AfterOom = AfterOom.LARGER
     oracle: bool = False

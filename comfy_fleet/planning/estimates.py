@@ -27,7 +27,7 @@ class Estimates:
     seed: int = 0
 
 
-class Estimator:
+class JobEstimator:
     """Turns jobs as they are into jobs as a policy sees them.
 
     Args:

@@ -124,7 +124,7 @@ class Tally:
         tally.wait.append(wait_s)
         tally.done.append(done_s)
 
-    def wish(self, finish_by: float | None, done_at: float | None) -> None:
+    def finish_wished(self, finish_by: float | None, done_at: float | None) -> None:
         """Count whether a job that has ended was done in time; None: it never was."""
         if finish_by is not None:
             self.wished += 1

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.schedule.policy import Choice, Nothing, Policy
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing, SchedulingPolicy
 from comfy_fleet.planning import agenda
 from comfy_fleet.planning.agenda import Agenda
 from comfy_fleet.planning.conditions import Conditions
 from comfy_fleet.planning.contenders import Contender
-from comfy_fleet.planning.estimates import Estimator
+from comfy_fleet.planning.estimates import JobEstimator
 from comfy_fleet.planning.fleet import PlannedNode
 from comfy_fleet.planning.outcome import Outcome, Tally
 from comfy_fleet.planning.retries import goes_back
-from comfy_fleet.planning.states import Pool, Run, SimulatedJob, SimulatedNode
+from comfy_fleet.planning.states import SimulatedJob, SimulatedNode, SimulatedPool, SimulatedRun
 from comfy_fleet.planning.trace import TraceJob
 
 _PROGRESS_EVERY = 8192
@@ -41,20 +41,20 @@ class Simulation:
         contender: Contender,
         conditions: Conditions | None = None,
         *,
-        on_run: Callable[[Run], None] | None = None,
+        on_run: Callable[[SimulatedRun], None] | None = None,
     ) -> None:
         self._conditions = conditions = conditions or Conditions()
         self._contender, self._on_run = contender, on_run
-        self._policy: Policy = contender.make(conditions.settings)
-        self._pools: dict[str, Pool] = {}
+        self._policy: SchedulingPolicy = contender.make(conditions.settings)
+        self._pools: dict[str, SimulatedPool] = {}
         self._nodes: dict[str, SimulatedNode] = {}
         for planned in fleet:
-            pool = self._pools.setdefault(planned.pool, Pool())
+            pool = self._pools.setdefault(planned.pool, SimulatedPool())
             self._nodes[planned.node.name] = SimulatedNode(planned, pool)
         estimates = conditions.estimates
         if not contender.predicted:
             estimates = replace(estimates, memory_error=None)
-        self._estimator = Estimator(
+        self._estimator = JobEstimator(
             estimates, {name: pool.largest for name, pool in self._pools.items()}, oracle=contender.oracle
         )
         self._chance = random.Random(f"failures {conditions.seed}")  # noqa: S311 - a simulation, no secret
@@ -127,7 +127,7 @@ class Simulation:
         tally = self._tally
         tally.starved = len(self._jobs)
         for job in self._jobs.values():
-            tally.wish(job.real.finish_by, None)
+            tally.finish_wished(job.real.finish_by, None)
         tally.down_s += sum(
             max(0.0, tally.last - node.down_at) for node in self._nodes.values() if not node.up
         )
@@ -167,7 +167,7 @@ class Simulation:
     def _ask(self, node: SimulatedNode, now: float) -> bool:
         """Ask what an idle node is to do; return whether it starts something."""
         choice = self._policy.next_for(node.name, now)
-        if isinstance(choice, Choice):
+        if isinstance(choice, JobChoice):
             self._begin(node, self._jobs[choice.job.id], now)
             return True
         if choice.look_again_at is not None:
@@ -224,11 +224,11 @@ class Simulation:
         node.job = job.node = None
         self._policy.ended(real.id, node.name, load_s=load_s, run_s=run_s, ok=ok, now=now)
         if self._on_run is not None:
-            self._on_run(Run(real, node.name, node.started, load_s, run_s, ok))
+            self._on_run(SimulatedRun(real, node.name, node.started, load_s, run_s, ok))
         if ok:
             tally.succeeded(real.owner, wait_s=node.started - real.submitted, done_s=ended - real.submitted)
             self._close(job)
-            tally.wish(real.finish_by, ended)
+            tally.finish_wished(real.finish_by, ended)
 
     def _goes_back(self, job: SimulatedJob, node: SimulatedNode, now: float) -> bool:
         """Decide about a job whose run did not succeed; return whether it waits again."""
@@ -243,7 +243,7 @@ class Simulation:
         after_oom = self._contender.after_oom
         if not goes_back(job, node, after_oom, max_attempts=self._conditions.max_attempts):
             tally.failed += 1
-            tally.wish(real.finish_by, None)
+            tally.finish_wished(real.finish_by, None)
             self._close(job)
             return False
         if job.seen.start_by is not None and job.seen.start_by < now:
@@ -311,7 +311,7 @@ class Simulation:
 
     def _expired(self, job: SimulatedJob) -> None:
         self._tally.expired += 1
-        self._tally.wish(job.real.finish_by, None)
+        self._tally.finish_wished(job.real.finish_by, None)
         self._close(job)
 
     def _close(self, job: SimulatedJob) -> None:

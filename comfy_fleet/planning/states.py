@@ -9,7 +9,7 @@ from comfy_fleet.planning.trace import TraceJob
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SimulatedRun:
     """A run that is over.
 
     Attributes:
@@ -41,7 +41,7 @@ class SimulatedJob:
         self.canceled = self.over = False
 
 
-class Pool:
+class SimulatedPool:
     """What nodes of one pool have in common.
 
     Attributes:
@@ -76,7 +76,7 @@ class SimulatedNode:
         "up",
     )
 
-    def __init__(self, planned: PlannedNode, pool: Pool) -> None:
+    def __init__(self, planned: PlannedNode, pool: SimulatedPool) -> None:
         self.planned, self.name, self.memory = planned, planned.node.name, NodeMemory(planned)
         self.pool = pool
         pool.largest = max(pool.largest, planned.node.vram_bytes)

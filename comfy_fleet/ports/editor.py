@@ -35,7 +35,7 @@ class SavedGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class FileMove:
     """A file or a folder of a person's has another path, and their drafts have not followed yet.
 
     Attributes:
@@ -142,13 +142,13 @@ class SeenGraphs(Protocol):
     async def saves(self, owner: str) -> Sequence[SavedGraph]:
         """Return what is remembered of the owner's files, the newest save first."""
 
-    async def moves(self, owner: str) -> Sequence[Move]:
+    async def moves(self, owner: str) -> Sequence[FileMove]:
         """Return the owner's moves that nobody has followed yet, in their order."""
 
     async def draft_names(self, owner: str) -> Mapping[str, str]:
         """Return what the owner's drafts are called in the editor, by stored workflow; saved last first."""
 
-    async def follow(self, owner: str, move: Move, renames: Renames) -> bool:
+    async def follow(self, owner: str, move: FileMove, renames: Renames) -> bool:
         """Rename saves and drafts in one step with the end of the move's word.
 
         A save or draft whose file is there again stays as it is, and so does one that was saved at the new

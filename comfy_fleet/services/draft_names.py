@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, slug
 from comfy_fleet.domain.user_data import WORKFLOWS, graph_file
-from comfy_fleet.ports.editor import Move, Renames, SavedGraph
+from comfy_fleet.ports.editor import FileMove, Renames, SavedGraph
 
 _ENDINGS = (".app.json", ".json")
 
@@ -25,7 +25,7 @@ def workflow_of(file: str) -> str:
     return workflow if fits else ""
 
 
-def renames(move: Move, saves: Sequence[SavedGraph], drafts: Mapping[str, str]) -> Renames:
+def renames(move: FileMove, saves: Sequence[SavedGraph], drafts: Mapping[str, str]) -> Renames:
     """Return what becomes of what is known of an owner's graphs by a move.
 
     It goes through what is known, which is little, and not through what was moved, which may be much.
@@ -58,7 +58,7 @@ def _now(path: str) -> tuple[str, str]:
     return (file, workflow) if workflow else ("", "")
 
 
-def _path_after(move: Move, path: str) -> str | None:
+def _path_after(move: FileMove, path: str) -> str | None:
     """Return where a file is after a move; None if it did not move."""
     if move.folder:
         inside = path.removeprefix(f"{move.source}/")
@@ -66,7 +66,7 @@ def _path_after(move: Move, path: str) -> str | None:
     return move.dest if path == move.source else None
 
 
-def _draft_after(move: Move, name: str) -> str | None:
+def _draft_after(move: FileMove, name: str) -> str | None:
     """Return the same for the file of a draft, whose ending is not known."""
     if move.folder:
         return _path_after(move, f"{WORKFLOWS}{name}.json")

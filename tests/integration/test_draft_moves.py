@@ -17,7 +17,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.graphs import workflow_names
 from comfy_fleet.domain.graphs.stored import Draft, NewVersion, WorkflowContent
 from comfy_fleet.domain.user_data import UserTree
-from comfy_fleet.ports.editor import MOST_SEEN, UNREAD, Move, SavedGraph
+from comfy_fleet.ports.editor import MOST_SEEN, UNREAD, FileMove, SavedGraph
 from comfy_fleet.services import draft_names
 from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.user_files import UserFiles
@@ -279,7 +279,7 @@ async def test_a_draft_whose_file_leaves_is_forgotten_but_not_what_it_was_based_
 
 async def test_a_move_is_made_whatever_becomes_of_the_drafts(stores: Stores) -> None:
     class Broken(RedisSeenGraphs):
-        async def moves(self, owner: str) -> Sequence[Move]:
+        async def moves(self, owner: str) -> Sequence[FileMove]:
             raise RuntimeError("not of this fleet's own")
 
     ann = Editor(stores, Broken(stores.redis))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.figures.schedule_shares import NODES, Case, worst
 from benchmarks.schedule import nodes, set_jobs, simulate
-from comfy_fleet.planning.states import Run
+from comfy_fleet.planning.states import SimulatedRun
 from comfy_fleet.planning.trace import TraceJob
 
 
@@ -37,5 +37,5 @@ def test_off_is_the_largest_part_of_a_minute_that_an_owner_got_too_much(stolen: 
         greedy = 100 <= second < 100 + stolen
         for owner, share in (("two", 1.0 if greedy else 2 / 3), ("guest", 0.0 if greedy else 1 / 3)):
             job = TraceJob(id="", submitted=0.0, run_s=1.0, owner=owner)
-            runs += [Run(job, "n", float(second), 0.0, share, ok=True)] * NODES
+            runs += [SimulatedRun(job, "n", float(second), 0.0, share, ok=True)] * NODES
     assert worst(runs, case) == pytest.approx(off / 3, abs=1e-9)

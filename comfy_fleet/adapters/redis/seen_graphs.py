@@ -9,7 +9,7 @@ import orjson
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.records import UNREADABLE, from_fields
-from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, Move, Renames, SavedGraph
+from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, FileMove, Renames, SavedGraph
 from comfy_fleet.ports.workflow_store import BASE_KEPT_S, MAX_DRAFTS
 
 
@@ -64,14 +64,14 @@ class RedisSeenGraphs:
         found = _saves(await self._redis.hgetall(self._keys.editor_saves(owner)))
         return sorted(found, key=lambda one: one.saved_at, reverse=True)
 
-    async def moves(self, owner: str) -> Sequence[Move]:
+    async def moves(self, owner: str) -> Sequence[FileMove]:
         """See :meth:`comfy_fleet.ports.editor.SeenGraphs.moves`."""
         key = self._keys.user_moves(owner)
         found = []
         for word in await self._redis.lrange(key, 0, -1):
             try:
                 told = orjson.loads(word)
-                move = Move(
+                move = FileMove(
                     source=str(told["source"]),
                     dest=str(told["dest"]),
                     folder=bool(told["folder"]),
@@ -95,7 +95,7 @@ class RedisSeenGraphs:
             names = await pipe.execute() if ids else []
         return {name: known.decode() for name, known in zip(ids, names, strict=True) if known}
 
-    async def follow(self, owner: str, move: Move, renames: Renames) -> bool:
+    async def follow(self, owner: str, move: FileMove, renames: Renames) -> bool:
         """See :meth:`comfy_fleet.ports.editor.SeenGraphs.follow`."""
         answer = await self._scripts.begin(
             "follow_move",

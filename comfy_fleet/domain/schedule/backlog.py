@@ -110,7 +110,7 @@ class FamilyQueue:
         return -self.backlog_s / self.holders if self.holders else -self.backlog_s - UNHELD
 
 
-class Queue:
+class WaitingQueue:
     """The waiting jobs of one placement class and one class of cards.
 
     Attributes:
@@ -139,7 +139,7 @@ class Queue:
         self.pressure = OrderedIndex()
 
 
-class Waiting:
+class WaitingEntry:
     """A waiting job and where it is.
 
     Attributes:
@@ -154,7 +154,7 @@ class Waiting:
 
     __slots__ = ("job", "late", "order", "overdue_at", "owner", "queue", "since")
 
-    def __init__(self, job: WaitingJob, queue: Queue, owner: OwnerQueue, since: float) -> None:
+    def __init__(self, job: WaitingJob, queue: WaitingQueue, owner: OwnerQueue, since: float) -> None:
         self.job = job
         self.queue = queue
         self.owner = owner
@@ -174,20 +174,20 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[str, Waiting] = {}
-        self.queues: dict[tuple[str, int], Queue] = {}
+        self.waiting: dict[str, WaitingEntry] = {}
+        self.queues: dict[tuple[str, int], WaitingQueue] = {}
         self.reads = 0
 
-    def queue_of(self, job: WaitingJob) -> tuple[Queue, bool]:
+    def queue_of(self, job: WaitingJob) -> tuple[WaitingQueue, bool]:
         """Return a job's queue, and whether it is new."""
         key = (job.place, card_class(job.memory))
         queue = self.queues.get(key)
         if queue is not None:
             return queue, False
-        queue = self.queues[key] = Queue(*key)
+        queue = self.queues[key] = WaitingQueue(*key)
         return queue, True
 
-    def add(self, waiting: Waiting, family: FamilyQueue) -> None:
+    def add(self, waiting: WaitingEntry, family: FamilyQueue) -> None:
         """Add a job to all indexes."""
         job, queue, owner, order = waiting.job, waiting.queue, waiting.owner, waiting.order
         self.waiting[job.id] = waiting
@@ -208,7 +208,7 @@ class Backlog:
         if name:
             queue.pressure.put(name, family.pressure)
 
-    def remove(self, waiting: Waiting) -> bool:
+    def remove(self, waiting: WaitingEntry) -> bool:
         """Remove a job from all indexes; return True if its owner has no other in the queue."""
         job, queue = waiting.job, waiting.queue
         del self.waiting[job.id]
@@ -241,7 +241,7 @@ class Backlog:
             del self.queues[queue.place, queue.card]
         return True
 
-    def pass_over(self, waiting: Waiting, overdue_at: float) -> None:
+    def pass_over(self, waiting: WaitingEntry, overdue_at: float) -> None:
         """Note that a job was passed over though its turn had come."""
         job, queue, owner = waiting.job, waiting.queue, waiting.owner
         waiting.overdue_at = overdue_at
@@ -252,11 +252,11 @@ class Backlog:
         if len(owner.passed) == 1:
             queue.passed.put(job.owner, overdue_at)
 
-    def postpone(self, queue: Queue, owner: str, until: float) -> None:
+    def postpone(self, queue: WaitingQueue, owner: str, until: float) -> None:
         """Note that an owner has used its share: its jobs are not overdue before this time."""
         queue.passed.put(owner, until)
 
-    def be_late(self, waiting: Waiting) -> None:
+    def be_late(self, waiting: WaitingEntry) -> None:
         """Move a job that can't be finished as it wished behind those that can."""
         job, owner = waiting.job, waiting.owner
         waiting.late = True
@@ -266,7 +266,7 @@ class Backlog:
         if waiting.overdue_at is None:
             owner.unpassed.put(job.id, waiting.order)
 
-    def least(self, index: OrderedIndex, queue: Queue, most: int) -> OwnerQueue | None:
+    def least(self, index: OrderedIndex, queue: WaitingQueue, most: int) -> OwnerQueue | None:
         """Return the owner with the least tag in one of a queue's indexes, and mend tags on the way.
 
         Args:
@@ -291,7 +291,7 @@ class Backlog:
         return owner
 
     @staticmethod
-    def _list_passed(queue: Queue, name: str, owner: OwnerQueue) -> None:
+    def _list_passed(queue: WaitingQueue, name: str, owner: OwnerQueue) -> None:
         """List an owner by its first overdue job, or not at all."""
         first = owner.passed.first()
         if first is None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from comfy_fleet.domain.schedule.backlog import Waiting
+from comfy_fleet.domain.schedule.backlog import WaitingEntry
 
 HYSTERESIS = 1.25
 """How much longer than the load a family's backlog must last before one more node loads it."""
@@ -30,7 +30,7 @@ class Head:
         first: A job of the same owner that must not be passed by this one for the sake of models.
     """
 
-    waiting: Waiting
+    waiting: WaitingEntry
     lag: float
     load_s: float
     cost_s: float

@@ -4,12 +4,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, Waiting
+from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, WaitingEntry
 from comfy_fleet.domain.schedule.choose import choose_first, choose_next
 from comfy_fleet.domain.schedule.gather import Gatherer
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
-from comfy_fleet.domain.schedule.look import Look
-from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.look import NodeLook
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.shares import Account, Shares
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
@@ -113,7 +113,7 @@ class FairChooser:
             family = queue.by_family[name] = FamilyQueue(
                 self._nodes.holder_count(name, queue), job.models.family_size
             )
-        backlog.add(Waiting(job, queue, owner, now), family)
+        backlog.add(WaitingEntry(job, queue, owner, now), family)
 
     def withdrawn(self, job_id: str, now: float) -> None:
         """Note that a waiting job was canceled or has expired; unknown ids are ignored."""
@@ -144,7 +144,7 @@ class FairChooser:
 
     # -- what is asked ----------------------------------------------------------------------------------
 
-    def next_for(self, node: str, now: float) -> Choice | Nothing:
+    def next_for(self, node: str, now: float) -> JobChoice | Nothing:
         """Choose the job that an idle node starts now."""
         self._backlog.reads = 0
         known = self._nodes.get(node)
@@ -205,17 +205,17 @@ class FairChooser:
     # -- the parts --------------------------------------------------------------------------------------
 
     @staticmethod
-    def _can(node: KnownNode, waiting: Waiting) -> bool:
+    def _can(node: KnownNode, waiting: WaitingEntry) -> bool:
         return node.kind.serves(waiting.queue) and waiting.job.memory <= node.facts.vram_bytes
 
-    def _remove(self, waiting: Waiting) -> None:
+    def _remove(self, waiting: WaitingEntry) -> None:
         queue, owner = waiting.queue, waiting.owner
         if self._backlog.remove(waiting):
             self._shares.leave(queue.name, owner.account, owner.base, self._nodes.clock(queue))
             if not queue.by_owner:
                 self._nodes.closed(queue)
 
-    def _start(self, node: KnownNode, waiting: Waiting, rule: str, now: float) -> Choice:
+    def _start(self, node: KnownNode, waiting: WaitingEntry, rule: str, now: float) -> JobChoice:
         """Take a job out of the backlog, and charge its owner."""
         job, account = waiting.job, waiting.owner.account
         missing = node.warmth.missing(job.models)
@@ -226,9 +226,9 @@ class FairChooser:
         self._remove(waiting)
         self._runs[job.id] = _Run(account, node.facts.name, cost_s, missing)
         self._nodes.started(node, job.id, job.models, job.memory, now + cost_s)
-        return Choice(job, rule, load_s)
+        return JobChoice(job, rule, load_s)
 
-    def _pass_over(self, look: Look, now: float, chosen: Waiting | None = None) -> None:
+    def _pass_over(self, look: NodeLook, now: float, chosen: WaitingEntry | None = None) -> None:
         """Note the job whose turn it is, unless it is the chosen one.
 
         Had the node taken it, it would be busy now, and no other job's turn would come here until it is done.
@@ -246,7 +246,7 @@ class FairChooser:
             patience_s = min(patience_s, max(0.0, job.finish_by - job.run_s - load_s - now))
         self._backlog.pass_over(turn, now + patience_s)
 
-    def _look_again_at(self, look: Look, now: float) -> float | None:
+    def _look_again_at(self, look: NodeLook, now: float) -> float | None:
         """Return when the next job is overdue, or soon if one is that is left to another node."""
         times = [first[0] for queue in look.queues if (first := queue.passed.first()) is not None]
         if look.node.passes_until > now:

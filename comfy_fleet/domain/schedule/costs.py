@@ -1,6 +1,6 @@
 """What it costs that a node takes a job, and what waiting for other nodes does."""
 
-from comfy_fleet.domain.schedule.backlog import FamilyQueue, Queue, Waiting
+from comfy_fleet.domain.schedule.backlog import FamilyQueue, WaitingEntry, WaitingQueue
 from comfy_fleet.domain.schedule.choose import HYSTERESIS, Head
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
 
@@ -18,7 +18,7 @@ class Costs:
     def __init__(self, nodes: KnownNodes) -> None:
         self._nodes = nodes
 
-    def head(self, node: KnownNode, waiting: Waiting, lag: float, now: float) -> Head:
+    def head(self, node: KnownNode, waiting: WaitingEntry, lag: float, now: float) -> Head:
         """Work out what taking a job would cost here, and what waiting for other nodes would."""
         job = waiting.job
         models, warmth = job.models, node.warmth
@@ -39,7 +39,7 @@ class Costs:
         return head
 
     @staticmethod
-    def warm(node: KnownNode, waiting: Waiting, load_s: float) -> bool:
+    def warm(node: KnownNode, waiting: WaitingEntry, load_s: float) -> bool:
         """Whether next to nothing is to be loaded for a job."""
         models = waiting.job.models
         return load_s <= 0.0 or (
@@ -47,7 +47,7 @@ class Costs:
         )
 
     def worth_a_look(
-        self, waiting: FamilyQueue, family: str, queue: Queue, node: KnownNode, now: float
+        self, waiting: FamilyQueue, family: str, queue: WaitingQueue, node: KnownNode, now: float
     ) -> bool:
         """Whether a node might load a family that it has not on its card: no rule asks for less."""
         if not waiting.holders:

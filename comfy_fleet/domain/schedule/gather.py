@@ -12,14 +12,14 @@ from comfy_fleet.domain.schedule.backlog import (
     Backlog,
     FamilyQueue,
     OwnerQueue,
-    Queue,
-    Waiting,
+    WaitingEntry,
+    WaitingQueue,
     stronger,
 )
 from comfy_fleet.domain.schedule.choose import Head
 from comfy_fleet.domain.schedule.costs import Costs
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
-from comfy_fleet.domain.schedule.look import Look
+from comfy_fleet.domain.schedule.look import NodeLook
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 
 MAX_QUEUES = 8
@@ -54,7 +54,7 @@ class Gatherer:
         self._costs = Costs(nodes)
         self._patience_s = patience_s
 
-    def turn(self, node: KnownNode, now: float) -> Look | None:
+    def turn(self, node: KnownNode, now: float) -> NodeLook | None:
         """Find the job whose turn it is, or None if the node can run none that waits."""
         kind = node.kind
         queues = kind.queues
@@ -71,9 +71,9 @@ class Gatherer:
             return None
         if least > kind.clock:
             kind.clock = least
-        return Look(node, queues, turn, least)
+        return NodeLook(node, queues, turn, least)
 
-    def overdue(self, look: Look, now: float) -> bool:
+    def overdue(self, look: NodeLook, now: float) -> bool:
         """Whether a job may be overdue."""
         first = look.turn.owner.passed.first()
         if first is not None and first[0] <= now:
@@ -84,7 +84,7 @@ class Gatherer:
                 return True
         return False
 
-    def warm_turn(self, look: Look, now: float) -> Waiting | None:
+    def warm_turn(self, look: NodeLook, now: float) -> WaitingEntry | None:
         """Return the job whose turn it is, or an earlier one of its owner and family, if it is warm here."""
         turn, warmth = look.turn, look.node.warmth
         models = turn.job.models
@@ -96,7 +96,7 @@ class Gatherer:
             first = turn
         return first if self._ahead(first, owner) is None else None
 
-    def gather_first(self, look: Look, now: float, *, overdue: bool) -> Waiting | None:
+    def gather_first(self, look: NodeLook, now: float, *, overdue: bool) -> WaitingEntry | None:
         """Read heads of overdue jobs, and of families that the node has on its card.
 
         Returns:
@@ -116,7 +116,9 @@ class Gatherer:
             self._consider(look, waiting, owner.tag, now)
         return None
 
-    def _best_warm(self, look: Look, found: Sequence[tuple[OwnerQueue, Waiting]]) -> Waiting | None:
+    def _best_warm(
+        self, look: NodeLook, found: Sequence[tuple[OwnerQueue, WaitingEntry]]
+    ) -> WaitingEntry | None:
         """Return the best warm job of owners within the window, if it passes no job that it must not pass."""
         warmth = look.node.warmth
         best, least, of = None, (inf, inf), None
@@ -129,7 +131,7 @@ class Gatherer:
                     best, least, of = waiting, key, owner
         return best if best is not None and of is not None and self._ahead(best, of) is None else None
 
-    def _on_card(self, look: Look, now: float) -> list[tuple[OwnerQueue, Waiting]]:
+    def _on_card(self, look: NodeLook, now: float) -> list[tuple[OwnerQueue, WaitingEntry]]:
         """Return the first job of each family on the card, and of those that load nothing."""
         backlog, node = self._backlog, look.node
         held = ("", *reversed(node.held))
@@ -146,7 +148,7 @@ class Gatherer:
                             found.append((owner, first))
         return found
 
-    def gather_others(self, look: Look, now: float) -> None:
+    def gather_others(self, look: NodeLook, now: float) -> None:
         """Read heads of families that the node has in memory, and of those for which much waits."""
         node, held = look.node, look.node.held
         self._consider(look, look.turn, look.least, now)
@@ -160,7 +162,7 @@ class Gatherer:
                 if self._costs.worth_a_look(waiting, family, queue, node, now):
                     self._gather_family(look, queue, family, waiting, now)
 
-    def calm(self, look: Look, now: float) -> bool:
+    def calm(self, look: NodeLook, now: float) -> bool:
         """Whether a node that serves the same queues has found nothing a moment ago.
 
         Then it is not worth looking for each of a thousand nodes, unless no node holds some family.
@@ -170,7 +172,7 @@ class Gatherer:
         firsts = (queue.pressure.first() for queue in look.queues)
         return all(first is None or first[0] > -UNHELD for first in firsts)
 
-    def unpassed(self, look: Look, now: float) -> Waiting | None:
+    def unpassed(self, look: NodeLook, now: float) -> WaitingEntry | None:
         """Return the job whose turn it is of those that were never passed over."""
         best, found = inf, None
         for queue in look.queues:
@@ -183,7 +185,7 @@ class Gatherer:
 
     # -- the parts --------------------------------------------------------------------------------------
 
-    def _least(self, queue: Queue, node: KnownNode, now: float) -> tuple[float, Waiting] | None:
+    def _least(self, queue: WaitingQueue, node: KnownNode, now: float) -> tuple[float, WaitingEntry] | None:
         """Return the lowest tag of a queue and a job of its owner that fits the node."""
         backlog = self._backlog
         owner = backlog.least(queue.owners, queue, MAX_HEADS - KEPT)
@@ -200,7 +202,7 @@ class Gatherer:
                 return other.tag, first
         return None
 
-    def _first_fit(self, index: OrderedIndex, node: KnownNode, now: float) -> Waiting | None:
+    def _first_fit(self, index: OrderedIndex, node: KnownNode, now: float) -> WaitingEntry | None:
         """Return the first job of an index that the node may start now."""
         backlog = self._backlog
         while backlog.reads < MAX_HEADS - KEPT and (entry := index.first()) is not None:
@@ -227,12 +229,12 @@ class Gatherer:
         return None
 
     @staticmethod
-    def _may(waiting: Waiting, node: KnownNode, now: float) -> bool:
+    def _may(waiting: WaitingEntry, node: KnownNode, now: float) -> bool:
         """Whether a node may start a job: it has the memory, and it is not too late."""
         job = waiting.job
         return job.memory <= node.facts.vram_bytes and (job.start_by is None or now <= job.start_by)
 
-    def _ahead(self, waiting: Waiting, owner: OwnerQueue) -> Waiting | None:
+    def _ahead(self, waiting: WaitingEntry, owner: OwnerQueue) -> WaitingEntry | None:
         """Return the owner's first job if this one must not pass it for the sake of models."""
         ahead = owner.jobs.first()
         if ahead is None or ahead[1] == waiting.job.id:
@@ -241,7 +243,7 @@ class Gatherer:
         self._backlog.reads += 1
         return first if stronger(first.job, waiting.job) else None
 
-    def _gather_passed(self, look: Look, queue: Queue, now: float) -> None:
+    def _gather_passed(self, look: NodeLook, queue: WaitingQueue, now: float) -> None:
         """Read overdue jobs of the owners that have them longest; one that has used its share waits on."""
         for at, name in queue.passed.head(MAX_OVERDUE):
             if at > now or self._backlog.reads >= MAX_HEADS // 2:
@@ -250,7 +252,7 @@ class Gatherer:
             if not self._gather_overdue(look, queue.by_owner[name], now):
                 self._backlog.postpone(queue, name, now + POSTPONED * self._patience_s)
 
-    def _gather_overdue(self, look: Look, owner: OwnerQueue, now: float) -> bool:
+    def _gather_overdue(self, look: NodeLook, owner: OwnerQueue, now: float) -> bool:
         """Read an owner's overdue jobs; return whether it has a right to one of them."""
         backlog, tag, entitled = self._backlog, owner.tag, False
         for at, job_id in owner.passed.head(MAX_OVERDUE):
@@ -265,7 +267,9 @@ class Gatherer:
                 entitled = True  # on another node it may have
         return entitled
 
-    def _gather_family(self, look: Look, queue: Queue, family: str, waiting: FamilyQueue, now: float) -> None:
+    def _gather_family(
+        self, look: NodeLook, queue: WaitingQueue, family: str, waiting: FamilyQueue, now: float
+    ) -> None:
         """Read the job of a family whose owner has had least."""
         owner = self._backlog.least(waiting.owners, queue, MAX_HEADS - KEPT)
         if owner is not None:
@@ -273,7 +277,7 @@ class Gatherer:
             if first is not None:
                 self._consider(look, first, owner.tag, now)
 
-    def _consider(self, look: Look, waiting: Waiting, tag: float, now: float) -> Head | None:
+    def _consider(self, look: NodeLook, waiting: WaitingEntry, tag: float, now: float) -> Head | None:
         """Add a job to choose from."""
         if (seen := look.seen(waiting.job.id)) is not None:
             return seen

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import inf
 
-from comfy_fleet.domain.schedule.backlog import Queue, card_class
+from comfy_fleet.domain.schedule.backlog import WaitingQueue, card_class
 from comfy_fleet.domain.schedule.model_set import ModelSet
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
@@ -35,13 +35,13 @@ class Kind:
     def __init__(self, places: frozenset[str], card: int) -> None:
         self.places = places
         self.card = card
-        self.queues: list[Queue] = []
+        self.queues: list[WaitingQueue] = []
         self.clock = 0.0
         self.calm_until = 0.0
         self.nodes = 0
         self.turn = 0
 
-    def serves(self, queue: Queue) -> bool:
+    def serves(self, queue: WaitingQueue) -> bool:
         """Whether these nodes serve a queue."""
         return queue.card <= self.card and queue.place in self.places
 
@@ -89,11 +89,11 @@ class KnownNodes:
         """Return a node, or None if it takes no jobs."""
         return self._nodes.get(name)
 
-    def serve(self, queue: Queue) -> bool:
+    def serve(self, queue: WaitingQueue) -> bool:
         """Whether any node serves a queue."""
         return any(kind.serves(queue) for kind in self._kinds.values())
 
-    def up(self, facts: ScheduledNode, queues: Iterator[Queue]) -> None:
+    def up(self, facts: ScheduledNode, queues: Iterator[WaitingQueue]) -> None:
         """Note a node, or new facts about a known one, which keeps what it holds."""
         known = self._nodes.get(facts.name)
         key = (facts.places, card_class(facts.vram_bytes))
@@ -127,19 +127,19 @@ class KnownNodes:
             self._let_go(node, family)
         self._leave(node.kind)
 
-    def opened(self, queue: Queue) -> None:
+    def opened(self, queue: WaitingQueue) -> None:
         """Note a queue in which a job waits."""
         for kind in self._kinds.values():
             if kind.serves(queue):
                 kind.queues.append(queue)
 
-    def closed(self, queue: Queue) -> None:
+    def closed(self, queue: WaitingQueue) -> None:
         """Note that no job waits in a queue any more."""
         for kind in self._kinds.values():
             if kind.serves(queue):
                 kind.queues.remove(queue)
 
-    def clock(self, queue: Queue) -> float:
+    def clock(self, queue: WaitingQueue) -> float:
         """Return the virtual time of a queue: nobody who waits there has a lower tag."""
         first = queue.owners.first()
         latest = first[0] if first is not None else 0.0
@@ -148,7 +148,7 @@ class KnownNodes:
                 latest = kind.clock
         return latest
 
-    def holder_count(self, family: str, queue: Queue) -> int:
+    def holder_count(self, family: str, queue: WaitingQueue) -> int:
         """Return how many nodes that serve a queue hold a family."""
         counts = self._counts.get(family)
         return sum(count for kind, count in counts.items() if kind.serves(queue)) if counts else 0
@@ -158,7 +158,7 @@ class KnownNodes:
         index = self._holders.get(family)
         return [(at, self._nodes[name]) for at, name in index.head(ASKED)] if index is not None else []
 
-    def soonest_s(self, family: str, queue: Queue, other: KnownNode, now: float) -> float:
+    def soonest_s(self, family: str, queue: WaitingQueue, other: KnownNode, now: float) -> float:
         """Return in how many seconds a holder of a family, other than one, is free; infinite if unknown."""
         index = self._holders.get(family)
         if index is not None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from comfy_fleet.domain.schedule.backlog import Queue, Waiting
+from comfy_fleet.domain.schedule.backlog import WaitingEntry, WaitingQueue
 from comfy_fleet.domain.schedule.choose import Head
 from comfy_fleet.domain.schedule.known_nodes import KnownNode
 
 
-class Look:
+class NodeLook:
     """What one node sees.
 
     Attributes:
@@ -21,7 +21,9 @@ class Look:
 
     __slots__ = ("_seen", "heads", "least", "node", "queues", "turn", "window_s")
 
-    def __init__(self, node: KnownNode, queues: Sequence[Queue], turn: Waiting, least: float) -> None:
+    def __init__(
+        self, node: KnownNode, queues: Sequence[WaitingQueue], turn: WaitingEntry, least: float
+    ) -> None:
         self.node = node
         self.queues = queues
         self.turn = turn

@@ -9,7 +9,7 @@ from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class JobChoice:
     """A job that starts now; it does not wait any more.
 
     Attributes:
@@ -35,7 +35,7 @@ class Nothing:
     look_again_at: float | None = None
 
 
-class Policy(Protocol):
+class SchedulingPolicy(Protocol):
     """A way to choose the next job for a node.
 
     Calls come in the order of their times; ``now`` never goes back.
@@ -53,7 +53,7 @@ class Policy(Protocol):
     def node_down(self, name: str, now: float) -> None:
         """Note that a node takes no jobs any more; a run on it still ends with :meth:`ended`."""
 
-    def next_for(self, node: str, now: float) -> Choice | Nothing:
+    def next_for(self, node: str, now: float) -> JobChoice | Nothing:
         """Choose the job that an idle node starts now."""
 
     def node_for(self, job: WaitingJob, idle: Collection[str], now: float) -> str | Nothing:

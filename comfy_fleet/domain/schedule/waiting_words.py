@@ -2,11 +2,11 @@
 
 import math
 
-from comfy_fleet.domain.schedule.backlog import Waiting
+from comfy_fleet.domain.schedule.backlog import WaitingEntry
 from comfy_fleet.domain.schedule.known_nodes import KnownNodes
 
 
-def waiting_for(waiting: Waiting, nodes: KnownNodes, now: float) -> str:
+def waiting_for(waiting: WaitingEntry, nodes: KnownNodes, now: float) -> str:
     """Return why a job waits."""
     job, queue, owner = waiting.job, waiting.queue, waiting.owner
     if not nodes.serve(queue):

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
 
-from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 from comfy_fleet.planning.policies.ranked import NOTHING
@@ -60,14 +60,14 @@ class Pushed:
                 del self._node_of[job.id]
                 self.submitted(job, now)
 
-    def next_for(self, node: str, now: float) -> Choice | Nothing:
+    def next_for(self, node: str, now: float) -> JobChoice | Nothing:
         """Choose the first job of the node's own queue."""
         queue = self._queues[node]
         while queue:
             job = queue.popleft()
             if self._node_of.get(job.id) == node:
                 del self._node_of[job.id]
-                return Choice(job, self.reason, 0.0)
+                return JobChoice(job, self.reason, 0.0)
         return NOTHING
 
     def node_for(self, job: WaitingJob, idle: Collection[str], now: float) -> str | Nothing:

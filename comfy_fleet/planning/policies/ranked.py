@@ -6,7 +6,7 @@ from collections.abc import Collection
 from heapq import heappop, heappush, heapreplace
 from typing import TypeAlias
 
-from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 
@@ -51,7 +51,7 @@ class Fifo:
         """Forget a node."""
         self._nodes.pop(name, None)
 
-    def next_for(self, node: str, now: float) -> Choice | Nothing:
+    def next_for(self, node: str, now: float) -> JobChoice | Nothing:
         """Choose the first job that the node's card can hold."""
         found = self._nodes[node]
         best: list[_Entry] | None = None
@@ -64,7 +64,7 @@ class Fifo:
             return NOTHING
         _, job = heappop(best)
         del self._waiting[job.id]
-        return Choice(job, self.reason, 0.0)
+        return JobChoice(job, self.reason, 0.0)
 
     def node_for(self, job: WaitingJob, idle: Collection[str], now: float) -> str | Nothing:
         """Choose the node that has been idle for the longest."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 from comfy_fleet.planning.policies.ranked import NOTHING
@@ -106,7 +106,7 @@ class SwarmUi:
         for job in backend.bound:
             self.submitted(job, now)
 
-    def next_for(self, node: str, now: float) -> Choice | Nothing:
+    def next_for(self, node: str, now: float) -> JobChoice | Nothing:
         """Choose what was bound to the backend, what it has loaded, or the model with the most pressure."""
         backend = self._backends[node]
         for place in backend.node.places:
@@ -214,7 +214,7 @@ class SwarmUi:
         if not self._pressures[key].requests:
             del self._pressures[key]
 
-    def _chosen(self, backend: _Backend, job: WaitingJob, now: float) -> Choice:
+    def _chosen(self, backend: _Backend, job: WaitingJob, now: float) -> JobChoice:
         model, load_s = job.models.family, 0.0
         if model and backend.model != model:
             load_s = job.models.size / backend.node.disk_rate
@@ -223,7 +223,7 @@ class SwarmUi:
                 self._having[backend.model].pop(backend.node.name, None)
             backend.model = model
             self._having.setdefault(model, {})[backend.node.name] = backend
-        return Choice(job, "loads" if load_s else "has it", load_s)
+        return JobChoice(job, "loads" if load_s else "has it", load_s)
 
     def _later(self, now: float) -> Nothing:
         """Return when to look again: when a pressure is old enough, or after the loop's pause."""

@@ -10,7 +10,7 @@ from comfy_fleet.planning.fleet import NodeGroup, PlannedNode, planned
 from comfy_fleet.planning.outcome import Outcome
 from comfy_fleet.planning.registry import CONTENDERS
 from comfy_fleet.planning.simulation import Simulation
-from comfy_fleet.planning.states import Run
+from comfy_fleet.planning.states import SimulatedRun
 from comfy_fleet.planning.trace import ModelSets, TraceJob
 
 GIB = 2**30
@@ -43,7 +43,7 @@ class Simulated:
     """What came out, and the runs in the order in which they ended."""
 
     outcome: Outcome
-    runs: list[Run] = field(default_factory=list)
+    runs: list[SimulatedRun] = field(default_factory=list)
 
     def started(self) -> dict[str, float]:
         """Return when each job's last run started, rounded to microseconds."""
@@ -57,7 +57,7 @@ def simulate(
     jobs: Sequence[TraceJob], nodes: Sequence[PlannedNode], policy: str = "fifo", **conditions: Any
 ) -> Simulated:
     """Simulate without a gap between jobs, unless one is given."""
-    runs: list[Run] = []
+    runs: list[SimulatedRun] = []
     simulation = Simulation(
         nodes, CONTENDERS[policy], Conditions(**{"gap_s": 0.0, **conditions}), on_run=runs.append
     )

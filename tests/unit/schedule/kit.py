@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_fleet.domain.schedule.chooser import FairChooser
 from comfy_fleet.domain.schedule.model_set import NO_MODELS, ModelSet
-from comfy_fleet.domain.schedule.policy import Choice, Nothing
+from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
 from comfy_fleet.domain.schedule.scheduled_node import GIB, ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import SINGLE, WaitingJob
 from comfy_fleet.domain.schedule.warmth import Warmth
@@ -59,9 +59,9 @@ def chooser(*nodes: ScheduledNode, waiting: Iterable[WaitingJob] = (), **more: A
     return made
 
 
-def chosen(answer: Choice | Nothing) -> str | None:
+def chosen(answer: JobChoice | Nothing) -> str | None:
     """Return the id of the job that was chosen."""
-    return answer.job.id if isinstance(answer, Choice) else None
+    return answer.job.id if isinstance(answer, JobChoice) else None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from comfy_fleet.domain.schedule.backlog import MAX_HEADS
 from comfy_fleet.domain.schedule.chooser import FairChooser
 from comfy_fleet.domain.schedule.model_set import NO_MODELS, ModelSet
-from comfy_fleet.domain.schedule.policy import Choice
+from comfy_fleet.domain.schedule.policy import JobChoice
 from comfy_fleet.domain.schedule.scheduled_node import GIB
 from comfy_fleet.domain.schedule.waiting_job import BATCH, EDITOR, SINGLE, WaitingJob
 from tests.unit.schedule.kit import Fleet, job, models, node
@@ -121,7 +121,7 @@ def test_a_claim_reads_few_heads_whatever_waits() -> None:
         now, name = 0.05 * step, f"n{step % 20:02}"
         answer = fair.next_for(name, now)
         most = max(most, fair.heads_read)
-        if isinstance(answer, Choice):
+        if isinstance(answer, JobChoice):
             chosen += 1
             fair.ended(
                 answer.job.id, name, load_s=answer.load_s, run_s=3 * answer.job.run_s, ok=True, now=now
@@ -234,7 +234,7 @@ def test_nothing_is_left_behind_and_nothing_runs_twice(steps: list[tuple[str, in
                 fair.withdrawn(gone, now)
             case "ask" if name in up and name not in running:
                 answer = fair.next_for(name, now)
-                if isinstance(answer, Choice):
+                if isinstance(answer, JobChoice):
                     assert waiting.pop(answer.job.id) == answer.job
                     running[name] = answer.job.id
             case "end" if name in running:
