@@ -10,6 +10,7 @@ _BECOME = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
 if os.getppid() == int(sys.argv[1]):
     os.execvp(sys.argv[2], sys.argv[2:])
 """

@@ -241,7 +241,7 @@ def test_the_manifest_wins_over_titles(tmp_path: Path) -> None:
         ("[parameters.x]\nmaxx = 1", "parameters.x.maxx: is unknown"),
         ("[parameters.x]\ndefault = []", "parameters.x.default: must be text, a number, true or false"),
         ("[parameters.x]\ntype = 'string'", "parameters.x: it sets nothing"),
-        ("[parameters.x]", "no node titled .[$]x. .any more.: title one, give it a target, or a type"),
+        ("[parameters.x]", "no node of the graph is titled .[$]x., and it has no target: title a node, give"),
         ("[parameters.'$x']\ntype = 'string'", "a name consists of"),
         ("[parameters.x]\ntarget = { input = 'text' }", "needs 'title', 'class' or both"),
         ("[parameters.x]\ntarget = { class = 'CLIPTextEncode', input = 'text' }", "2 nodes have class"),

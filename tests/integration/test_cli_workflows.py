@@ -278,7 +278,7 @@ async def test_a_manifest_that_does_not_fit_is_told_by_its_file(api: Api, tmp_pa
     lost = await refused(
         api, "workflow", "add", write(tmp_path / "g.json", graph(title="no more")), "--force"
     )
-    assert "the graph has no node titled '$width' (any more)" in lost.message
+    assert "no node of the graph is titled '$width'" in lost.message
     assert lost.hint == "--manifest FILE replaces the one in production"
 
 

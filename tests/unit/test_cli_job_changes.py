@@ -149,7 +149,7 @@ def test_what_is_no_file_is_neither_replaced_nor_downloaded_for_nothing(
     assert target.is_dir() if what == "folder" else target.read_bytes() == CONTENT
 
 
-def test_a_file_that_appears_meanwhile_stays_and_nothing_is_left_beside_it(
+def test_a_file_that_appears_meanwhile_stays_and_what_has_come_is_kept(
     canned: Canned, tmp_path: Path
 ) -> None:
     target = tmp_path / "card_00001_.png"
@@ -165,7 +165,9 @@ def test_a_file_that_appears_meanwhile_stays_and_nothing_is_left_beside_it(
     result = run(canned, "job", "download", JOB, "--out", str(tmp_path))
     assert isinstance(result.exception, Fail)
     assert "--force" in str(result.exception.hint)
-    assert names(tmp_path) == [target.name] and target.is_symlink()
+    part = f"{target.name}.part"
+    assert part in result.exception.message
+    assert names(tmp_path) == [target.name, part] and target.is_symlink()
 
 
 def test_two_commands_do_not_write_one_file(canned: Canned, tmp_path: Path) -> None:
