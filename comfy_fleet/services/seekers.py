@@ -34,7 +34,6 @@ UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for a
 LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
 AWAITED_LOOK_S = 0.25  # pause while the only jobs of a class wait for a node with their results
 EDITED_S = 300.0  # how long after its last run for an editor a node goes to others last
-SPARE_LOOKS, SPARE_GAP_S = 25, 0.01  # how often others then look for another node, if all are busy
 IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
 
 
@@ -263,10 +262,9 @@ class Seekers:
             asked = [(pool, self._able_nodes(placement, pool)) for pool in pools]
             better = self._order.better(placement, lease.node, asked)
             pool, nodes = asked[-1]
-            if lease.node in (edited := self._edited(nodes)):  # another may become free just now
+            if lease.node in (edited := self._edited(nodes)):  # another may have become free meanwhile
                 spared = [name for name in nodes if name not in edited and name not in better.get(pool, ())]
                 better = {**better, pool: [*better.get(pool, ()), *spared[:MAX_PREFERRED]]}
-                await self._until_one_is_left(better[pool])
             found = await self._await_better(better)
         except BaseException:
             lease.release()
@@ -276,14 +274,6 @@ class Seekers:
         lease.release()
         self.look_again()  # other seekers may have been told that it is busy
         return found
-
-    async def _until_one_is_left(self, names: Sequence[str]) -> None:
-        """Wait until one of the nodes that are up is not at work, but not long."""
-        up = [name for name in names if self._directory.states[name].verdict == "up"]
-        for _ in range(SPARE_LOOKS):
-            if not up or not await self._runs.occupied(up) >= set(up):
-                return
-            await asyncio.sleep(SPARE_GAP_S)
 
     async def _await_better(self, better: Mapping[str, Sequence[str]]) -> tuple[Lease, str] | None:
         """Return one of the nodes, or None once all are at work or it takes too long."""

@@ -672,30 +672,3 @@ async def test_a_node_that_an_editor_leaves_is_not_taken_ahead_of_others() -> No
         seekers.freed(edited.node)  # nothing else is free
         await until(lambda: len(world.claims) == 3, what="the last job has a node")
         assert world.claims[-1].node == edited.node
-
-
-@pytest.mark.parametrize("left", [True, False])
-async def test_others_leave_an_editor_s_node_alone_while_one_more_may_become_free(
-    monkeypatch: pytest.MonkeyPatch, left: bool
-) -> None:
-    monkeypatch.setattr("comfy_fleet.services.seekers.SPARE_LOOKS", 6000 if left else 5)
-    world = World("g1", "g2", jobs=0)
-    world.runs.queues[ANY] = [replace(a_claim().job, id="e1", status=JobStatus.QUEUED, editor="ann")]
-    async with world.seekers() as seekers:
-        seekers.wanted(ANY)
-        await world.idle()
-        (edited,) = world.claims
-        other = "g1" if edited.node == "g2" else "g2"
-        theirs = a_claim(node=other, run="theirs")
-        world.runs.hold(theirs)
-        await world.runs.finish(edited, JobStatus.SUCCEEDED, error=None, duration_s=None)
-        world.leases.free = [edited.node]
-        world.runs.queue(1)
-        seekers.wanted(ANY)
-        await until(lambda: world.runs.calls["occupied"] > 2, what="it waits for the other node")
-        if left:
-            await world.runs.finish(theirs, JobStatus.SUCCEEDED, error=None, duration_s=None)
-            world.leases.free.append(other)
-        await world.idle()
-        assert world.claims[-1].node == (other if left else edited.node)
-        assert len(world.claims) == 2
