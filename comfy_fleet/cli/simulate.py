@@ -70,7 +70,8 @@ def simulate(
 
     The jobs are those of a trace, the fleet's own history, or made up. Nothing runs: no GPU, no node.
 
-    Policies: fair (this fleet's), fifo, leastconn, round-robin, swarmui, edf (an oracle: it knows run times).
+    Policies: fair (shares, then warm models: what dispatchers will do), fifo (by rank: what they do now),
+    leastconn, round-robin, swarmui, edf (an oracle: it knows run times).
 
     Example: `fleet simulate -n 2000 --rate 0.4 --nodes 4x24GiB --policy fair,fifo,leastconn`.
     """
