@@ -108,11 +108,12 @@ class Refused:
     """Why a claim got no job.
 
     Attributes:
-        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``waits`` (for ``node``), or
-            ``broken``: the best job could not be read and has ended; others may wait behind it.
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``waits`` (for ``node``),
+            ``spared`` (the node, for an editor), or ``broken``: the best job could not be read and has ended;
+            others may wait behind it.
         run: Who has the node.
         node: The node that has the results of the only jobs that could be claimed.
-        left_s: For how many seconds they wait for it; 0: only if it is free now.
+        left_s: For how many seconds they wait for it, or leave it alone; 0: only if it is free now.
     """
 
     why: str
@@ -143,11 +144,13 @@ class RunStore(Protocol):
         dispatcher: str,
         ttl_s: float,
         unawaited: Sequence[str] = (),
+        spare: bool = False,
     ) -> Claim | Refused:
         """Take the best job of the given classes for a granted node, with node and run lease, in one step.
 
         An editor's job is passed over while another node has its graph's results and is worth the wait, but
-        not for the nodes in ``unawaited``.
+        not for the nodes in ``unawaited``. With ``spare``, a job that has come less than a quarter of a
+        second ago leaves the node to the editor whose results it has.
 
         Raises:
             Outdated: A newer version works on this store: no more jobs may be claimed.

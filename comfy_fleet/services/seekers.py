@@ -319,6 +319,12 @@ class Seekers:
         self._edited_until = {node: until for node, until in self._edited_until.items() if now < until}
         return frozenset(self._edited_until.keys() & able.keys())
 
+    def _spare(self, node: str, placement: Placement) -> bool:
+        """Whether a node has results of an editor's, and the class's jobs have another one to wait for."""
+        able = self._able_nodes(placement, self._directory.pool_of(node))
+        up = [name for name, state in able.items() if state.verdict == "up"]
+        return node in self._edited(able) and len(up) > 1
+
     async def _ask_for(self, pool: str, preferred: Sequence[str]) -> tuple[Lease, str] | None:
         """Ask a pool for the first free one of some nodes, or for any; return the lease and its run's id."""
         run = self._new_id()
@@ -365,6 +371,7 @@ class Seekers:
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
                 unawaited=sorted(unawaited),
+                spare=self._spare(lease.node, placement),
             )
         except Outdated:  # for good; the dispatcher reports it
             lease.release()
@@ -395,6 +402,9 @@ class Seekers:
             return True
         if got.why == "empty":
             self._known.difference_update(placements)
+        elif got.why == "spared":
+            self._busy_until[placement] = self._now() + got.left_s
+            self._look_in(got.left_s + HOT_GAP_S)
         else:
             self._telemetry.lease_refused(got.why, node=lease.node)
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]

@@ -121,6 +121,7 @@ class FakeRunStore(Fake):
         self.queues: dict[Placement, list[Job]] = {}
         self.runs: dict[str, FakeRun] = {}
         self.offered: list[Sequence[Placement]] = []
+        self.sparing: list[tuple[str, bool]] = []
         self.progressed: list[Progress] = []
         self.previews: list[Mapping[str, Any]] = []
         self.waiting_for: list[str | None] = []
@@ -176,8 +177,10 @@ class FakeRunStore(Fake):
         dispatcher: str,
         ttl_s: float,
         unawaited: Sequence[str] = (),
+        spare: bool = False,
     ) -> Claim | Refused:
         self.offered.append(placements)
+        self.sparing.append((node, spare))
         self.answer("claim")
         if self.registry is not None:
             state = self.registry.held.get(node)

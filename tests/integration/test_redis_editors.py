@@ -28,7 +28,13 @@ async def edited(store: Stores, editor: str = ANN, *, patience_s: float = 10.0, 
 
 
 async def asked(
-    store: Stores, node: str, *, ttl_s: float = 5, unawaited: tuple[str, ...] = (), placement: str = "default"
+    store: Stores,
+    node: str,
+    *,
+    ttl_s: float = 5,
+    unawaited: tuple[str, ...] = (),
+    placement: str = "default",
+    spare: bool = False,
 ) -> Claim | Refused:
     return await store.runs.claim(
         node=node,
@@ -38,6 +44,7 @@ async def asked(
         dispatcher="d1",
         ttl_s=ttl_s,
         unawaited=unawaited,
+        spare=spare,
     )
 
 
@@ -111,6 +118,29 @@ async def test_somebody_else_s_run_takes_the_results_away(store: Stores) -> None
     await has_run(store)
     await took(store, "g1", await submit(store))
     await took(store, "g2", await edited(store))
+
+
+async def test_a_job_that_has_just_come_leaves_the_node_to_its_editor_for_a_moment(store: Stores) -> None:
+    await has_run(store)
+    other = await submit(store)
+    got = await asked(store, "g1", spare=True)
+    assert isinstance(got, Refused) and got.why == "spared" and 0 < got.left_s <= 0.25, got
+    mine = await edited(store)
+    claim = await asked(store, "g1", spare=True)
+    assert isinstance(claim, Claim) and claim.job.id == mine.id
+    await over(store, claim, warm=True, ran_s=1.0)
+    await asyncio.sleep(0.26)
+    claim = await asked(store, "g1", spare=True)
+    assert isinstance(claim, Claim) and claim.job.id == other.id
+    await over(store, claim)
+    last = await submit(store)
+    claim = await asked(store, "g1", spare=True)  # nobody's results are there any more
+    assert isinstance(claim, Claim) and claim.job.id == last.id
+
+
+async def test_without_another_node_to_wait_for_a_job_takes_the_editors_at_once(store: Stores) -> None:
+    await has_run(store)
+    await took(store, "g1", await submit(store))
 
 
 async def test_two_editors_that_alternate_wait_for_nothing_that_is_not_there(store: Stores) -> None:

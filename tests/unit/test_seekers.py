@@ -672,3 +672,20 @@ async def test_a_node_that_an_editor_leaves_is_not_taken_ahead_of_others() -> No
         seekers.freed(edited.node)  # nothing else is free
         await until(lambda: len(world.claims) == 3, what="the last job has a node")
         assert world.claims[-1].node == edited.node
+
+
+@pytest.mark.parametrize("others", [True, False])
+async def test_an_editor_s_node_is_spared_where_there_is_another_one(others: bool) -> None:
+    world = World("g1", *(["g2"] if others else []), jobs=0)
+    world.runs.queues[ANY] = [replace(a_claim().job, id="e1", status=JobStatus.QUEUED, editor="ann")]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        (edited,) = world.claims
+        await world.runs.finish(edited, JobStatus.SUCCEEDED, error=None, duration_s=None)
+        world.leases.free = [edited.node]
+        world.runs.queue(1)
+        world.runs.sparing.clear()
+        seekers.wanted(ANY)
+        await world.idle()
+        assert world.runs.sparing == [(edited.node, others)]

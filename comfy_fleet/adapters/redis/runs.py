@@ -94,6 +94,7 @@ class RedisRunStore:
         dispatcher: str,
         ttl_s: float,
         unawaited: Sequence[str] = (),
+        spare: bool = False,
     ) -> Claim | Refused:
         """Take the best job for a granted node."""
         answer = await self._scripts.begin(
@@ -106,10 +107,13 @@ class RedisRunStore:
             placements=[placement.key for placement in placements],
             peek=PEEK,
             unawaited=list(unawaited),
+            spare=spare,
         )
         why = answer[0].decode()
         if why == "waits":
             return Refused(why=why, node=answer[1].decode(), left_s=float(answer[2]))
+        if why == "spared":
+            return Refused(why=why, left_s=float(answer[1]))
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
         job_id = answer[1].decode()

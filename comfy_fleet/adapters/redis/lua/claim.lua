@@ -1,7 +1,7 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
 -- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class), unawaited (nodes that no
---       job waits for).
--- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
+--       job waits for), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
 local other = other_schema()
 if other then return other end
 local node, run = args.node, args.run
@@ -44,6 +44,18 @@ local function leaves_it(whose, patience, created)
   return true
 end
 
+-- Whether a job leaves this node to the editor whose results it has, because it has only just come, and another node may
+-- be left this moment: who sends one job after the other sends it when the one before has ended.
+local SPARED_S = 0.25
+local spared
+local function spares(whose, created)
+  if not args.spare or not about[3] or whose == about[3] then return false end
+  local left = (tonumber(created or '') or 0) + SPARED_S - at
+  if left <= 0 then return false end
+  spared = { 'spared', num(math.min(left, spared and tonumber(spared[2]) or left)) }
+  return true
+end
+
 for _, placement in ipairs(args.placements) do
   local heads = redis.call('ZRANGE', queue_key(placement), 0, args.peek - 1, 'WITHSCORES')
   for j = 1, #heads, 2 do
@@ -51,7 +63,7 @@ for _, placement in ipairs(args.placements) do
     if f[1] ~= 'queued' then
       dequeue(heads[j], placement)  -- a leftover: whatever ended the job has moved on
     elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], placement)
-      and not leaves_it(f[4], f[5], f[6]) then
+      and not leaves_it(f[4], f[5], f[6]) and not spares(f[4], f[6]) then
       if not rank or tonumber(heads[j + 1]) < rank then
         best, rank, class, editor = heads[j], tonumber(heads[j + 1]), placement, f[4]
       end
@@ -59,7 +71,7 @@ for _, placement in ipairs(args.placements) do
     end
   end
 end
-if not best then return held or { 'empty' } end
+if not best then return held or spared or { 'empty' } end
 
 local key = job_key(best)
 dequeue(best, class)
