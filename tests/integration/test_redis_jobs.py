@@ -1,6 +1,8 @@
 """Jobs in Redis: submitting, idempotency, order, cancelling and listing."""
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,27 @@ async def test_a_repeated_submit_of_the_same_id_is_one_job(stores: Stores, key: 
     for _ in range(2):  # as after a lost reply
         await stores.jobs.submit(new, idempotency=key, depth_limit=10)
     assert await stores.jobs.depth() == 1
+
+
+async def test_what_the_order_goes_by_is_in_the_record(
+    stores: Stores,
+) -> None:
+    files = (("checkpoints/b", 2**34), ("loras/a", 2**20))
+    new = new_job(tier=2, finish_by=2_000_000_000.5, timeout_s=90.0, memory=2**35, models=files)
+    job = (await stores.jobs.submit(new, idempotency=None, depth_limit=9)).job
+    wanted = (2, 2_000_000_000.5, 90.0, 2**35)
+    for seen in (job, await stores.jobs.get(job.id), (await stores.jobs.briefs([job.id]))[0]):
+        assert seen and (seen.tier, seen.finish_by, seen.timeout_s, seen.memory) == wanted
+    client: Any = stores.redis
+    key = f"fleet:sched:set:{(await client.hget(f'fleet:job:{job.id}', 'set')).decode()}"
+    assert json.loads(await client.get(key)) == [["checkpoints/b", 2**34], ["loras/a", 2**20]]
+    assert await client.ttl(key) > 86_400
+
+    plain = await submit(stores)
+    assert (plain.tier, plain.finish_by, plain.timeout_s, plain.memory) == (1, None, None, 0)
+    record = await client.hkeys(f"fleet:job:{plain.id}")
+    assert not {b"tier", b"finish_by", b"timeout_s", b"memory", b"set"} & set(record)
+    assert await stores.jobs.get(plain.id) == plain
 
 
 async def test_cancel_queued_running_and_final_jobs(stores: Stores) -> None:

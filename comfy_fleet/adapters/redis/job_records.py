@@ -23,7 +23,9 @@ from comfy_fleet.domain.jobs.job import (
     Placement,
     Progress,
 )
+from comfy_fleet.domain.jobs.model_files import set_key, usable_files
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.domain.schedule.waiting_job import SINGLE
 from comfy_fleet.domain.text import clean
 from comfy_fleet.ports.telemetry import EndedJob
 
@@ -89,7 +91,23 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["retry_of"] = new.retry_of
     if new.editor and new.patience_s:
         fields["patience"] = f"{new.patience_s:g}"
+    if new.tier != SINGLE:
+        fields["tier"] = str(new.tier)
+    if new.finish_by is not None:
+        fields["finish_by"] = f"{new.finish_by:.6f}"
+    if new.timeout_s is not None:
+        fields["timeout_s"] = f"{new.timeout_s:g}"
+    if new.memory:
+        fields["memory"] = str(new.memory)
+    if files := usable_files(new.models):
+        fields["set"] = set_key(files)
     return fields
+
+
+def model_set(new: NewJob) -> dict[str, str] | None:
+    """Return a job's model files for submit.lua, under the key in its record; None without any."""
+    files = usable_files(new.models)
+    return {"key": set_key(files), "files": orjson.dumps(files).decode()} if files else None
 
 
 def hashed(text: str) -> str:
@@ -351,4 +369,8 @@ def load_job(
         retry_of=text("retry_of"),
         kept=bool(record.get("kept")),
         removed=bool(record.get("removed")),
+        tier=int(record.get("tier", SINGLE)),
+        finish_by=_time(record, "finish_by"),
+        timeout_s=float(record["timeout_s"]) if record.get("timeout_s") else None,
+        memory=int(record.get("memory", 0)),
     )

@@ -48,6 +48,7 @@ _BRIEF = (
     *("cancel", "progress", "seq", "waits", "traceparent"),
     *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
     *("excerpt", "retry_of", "kept", "removed"),
+    *("tier", "finish_by", "timeout_s", "memory"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -105,6 +106,7 @@ class RedisJobStore:
             prompt_hash=fields.get("prompt_hash"),
             number=new.prompt.number,
             front=new.prompt.front or None,
+            model_set=job_records.model_set(new),
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -471,6 +473,10 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         targets=new.prompt.targets,
         output_nodes=new.output_nodes,
         editor=new.editor,
+        tier=new.tier,
+        finish_by=new.finish_by,
+        timeout_s=new.timeout_s,
+        memory=new.memory,
     )
 
 

@@ -88,6 +88,7 @@ class Keyspace:
     durations = _Each("durations:PROFILE")  # list: the last 50 run times in seconds; "*" is every profile
     latest = _One("latest")  # list: SECONDS NODE of the last 50 jobs that succeeded
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
+    sched_set = _Each("sched:set:KEY")  # string: files that a job loads, [[FOLDER/NAME, bytes] ...] as JSON
     oom = _Each("oom:PROFILE")  # string: bytes of the largest card on which it ran out of memory
     # jobs that are kept beyond their retention
     kept = _Each("kept:OWNER")  # set: the owner's jobs that are kept

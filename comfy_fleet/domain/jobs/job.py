@@ -292,6 +292,14 @@ class NewJob:
         traceparent: The caller's trace, as W3C Trace Context writes it.
         excerpt: The beginning of its prompt's text, for lists; empty if it has none.
         retry_of: The job that it repeats.
+        tier: Of one owner's jobs, lower tiers go first: 0 = an editor's run, 1 = a single submit, 2 = an item
+            of a batch.
+        finish_by: When its client wishes it to be done, in Unix seconds; for the order only.
+        timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
+        weight: Its owner's share of the GPUs' time, compared with 1, that of all others.
+        models: The model files that its graph loads: FOLDER/NAME and bytes.
+        memory: How many bytes it probably needs on the card at most; 0: unknown.
+        able: Some nodes that can run it; what they have done since tells where its owner's share begins.
     """
 
     id: str
@@ -320,6 +328,13 @@ class NewJob:
     traceparent: str | None = None
     excerpt: str = ""
     retry_of: str | None = None
+    tier: int = 1
+    finish_by: float | None = None
+    timeout_s: float | None = None
+    weight: float = 1.0
+    models: tuple[tuple[str, int], ...] = ()
+    memory: int = 0
+    able: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +367,11 @@ class Job:
         retry_of: The job that it repeats; None for any other.
         kept: Whether its owner has exempted it from retention.
         removed: Whether its owner has removed it: it is gone for everybody, and what is left of it goes soon.
+        tier: Of one owner's jobs, lower tiers go first: 0 = an editor's run, 1 = a single submit, 2 = an item
+            of a batch.
+        finish_by: When its client wishes it to be done, for the order only.
+        timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
+        memory: How many bytes it probably needs on the card at most; 0: unknown.
     """
 
     id: str
@@ -400,6 +420,10 @@ class Job:
     retry_of: str | None = None
     kept: bool = False
     removed: bool = False
+    tier: int = 1
+    finish_by: float | None = None
+    timeout_s: float | None = None
+    memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

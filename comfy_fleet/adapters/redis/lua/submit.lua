@@ -1,7 +1,7 @@
 -- Write and enqueue a job; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
 --       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
---       prompt_hash (of the id that its client chose), number, front (bool).
+--       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)}.
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local other = other_schema()
@@ -69,6 +69,10 @@ if ARGV[4] ~= '' then
   record[#record + 1] = 1
 end
 redis.call(unpack(record))
+if args.model_set then
+  redis.call('SET', sched_set_key(args.model_set.key), args.model_set.files, 'EX',
+    math.max(2592000, math.ceil(2 * args.expires_in_s)))
+end
 if args.prompt_hash then redis.call('SET', prompt_key(args.owner, args.prompt_hash), id) end
 redis.call('ZADD', live, number, id)
 list_job(id)
