@@ -9,6 +9,10 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
+from comfy_fleet.domain.nodes.pool import PATIENCE_S
+
+MAX_PLACEMENTS = 8
+"""Most placement classes that one claim looks at."""
 
 ONLY_CLIENTS = -1
 """Who listens if nobody follows the job itself: its client, or, without one, its owner's websockets."""
@@ -24,6 +28,9 @@ class Claim:
         pool: The node's pool, which may differ from the one that the job named; empty if unknown.
         heard: Whether anybody listened to the job's frames when it was claimed.
         extra_data: What its owner can read of the job's ``extra_data``; empty after a take-over.
+        rule: Why this job was chosen, a short constant word
+            (:attr:`comfy_fleet.domain.schedule.policy.JobChoice.reason`); empty if it is not known.
+        load_s: How long loading its models on the node is expected to take, in seconds.
     """
 
     job: Job
@@ -36,6 +43,8 @@ class Claim:
     pool: str = ""
     heard: bool = False
     extra_data: Mapping[str, Any] = field(default_factory=dict)
+    rule: str = ""
+    load_s: float = 0.0
 
     @cached_property
     def log_fields(self) -> Mapping[str, str]:
@@ -108,12 +117,15 @@ class Refused:
     """Why a claim got no job.
 
     Attributes:
-        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``waits`` (for ``node``),
-            ``spared`` (the node, for an editor), or ``broken``: the best job could not be read and has ended;
-            others may wait behind it.
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``nothing`` (jobs wait that the
+            node could run, but none is worth it now), ``waits`` (for ``node``), ``spared`` (the node, for an
+            editor), or ``broken``: the best job could not be read and has ended; others may wait behind it.
         run: Who has the node.
-        node: The node that has the results of the only jobs that could be claimed.
-        left_s: For how many seconds they wait for it, or leave it alone; 0: only if it is free now.
+        node: With ``waits``: the node that has the results of the only jobs that could be claimed. With
+            ``nothing``: an idle node that has the models of one of them; empty if there is none.
+        left_s: With ``waits`` and ``spared``: for how many seconds they wait for it, or leave it alone; 0:
+            only if it is free now. With ``nothing``: after how many seconds it is worth another look; 0: only
+            when something happens.
     """
 
     why: str
@@ -143,14 +155,38 @@ class RunStore(Protocol):
         token: str,
         dispatcher: str,
         ttl_s: float,
+        pool: str = "",
+        peers: Sequence[str] = (),
+        speed: float = 1.0,
+        vram: int = 0,
+        ram: int = 0,
+        patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         spare: bool = False,
     ) -> Claim | Refused:
-        """Take the best job of the given classes for a granted node, with node and run lease, in one step.
+        """Choose a job of the given classes for a granted node, and write node and run lease, in one step.
+
+        The rules are those of :mod:`comfy_fleet.domain.schedule`.
 
         An editor's job is passed over while another node has its graph's results and is worth the wait, but
         not for the nodes in ``unawaited``. With ``spare``, a job that has come less than a quarter of a
         second ago leaves the node to the editor whose results it has.
+
+        Args:
+            node: A node that HAProxy has granted.
+            placements: At most :data:`MAX_PLACEMENTS` placement classes, the sought one first.
+            run: The run's id.
+            token: Its fencing token.
+            dispatcher: Who claims.
+            ttl_s: How long the run's lease holds without a beat.
+            pool: The node's pool.
+            peers: Other nodes that may serve the same classes.
+            speed: How fast the node computes compared with one of speed 1.
+            vram: Memory of its card in bytes; 0: unknown.
+            ram: Its main memory in bytes; 0: unknown.
+            patience_s: For how long a job may be passed over beyond its turn.
+            unawaited: Nodes that no editor's job waits for.
+            spare: Whether the node is kept for an editor for a moment.
 
         Raises:
             Outdated: A newer version works on this store: no more jobs may be claimed.

@@ -11,6 +11,7 @@ from typing import Any
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
+from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.ports.runs import Claim, Refused, StagedInput, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
@@ -176,6 +177,12 @@ class FakeRunStore(Fake):
         token: str,
         dispatcher: str,
         ttl_s: float,
+        pool: str = "",
+        peers: Sequence[str] = (),
+        speed: float = 1.0,
+        vram: int = 0,
+        ram: int = 0,
+        patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         spare: bool = False,
     ) -> Claim | Refused:

@@ -18,6 +18,7 @@ from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
+from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.runs import ONLY_CLIENTS, Beat, Claim, Held, Refused, StagedInput, Waiting
@@ -93,10 +94,16 @@ class RedisRunStore:
         token: str,
         dispatcher: str,
         ttl_s: float,
+        pool: str = "",
+        peers: Sequence[str] = (),
+        speed: float = 1.0,
+        vram: int = 0,
+        ram: int = 0,
+        patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         spare: bool = False,
     ) -> Claim | Refused:
-        """Take the best job for a granted node."""
+        """Choose a job for a granted node."""
         answer = await self._scripts.begin(
             "claim",
             node=node,
@@ -106,6 +113,12 @@ class RedisRunStore:
             ttl_s=ttl_s,
             placements=[placement.key for placement in placements],
             peek=PEEK,
+            pool=pool,
+            peers=list(peers),
+            speed=speed,
+            vram=vram,
+            ram=ram,
+            patience_s=patience_s,
             unawaited=list(unawaited),
             spare=spare,
         )

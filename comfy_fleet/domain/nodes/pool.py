@@ -7,6 +7,8 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.node import check_name
 
 LONGEST_S = 10 * 365 * 86400.0
+PATIENCE_S = 60.0
+"""For how long a job is passed over at most beyond its turn, for nodes that have its models."""
 
 
 @dataclass(frozen=True, kw_only=True)

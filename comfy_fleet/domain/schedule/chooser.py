@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, WaitingEntry
 from comfy_fleet.domain.schedule.choose import choose_first, choose_next
 from comfy_fleet.domain.schedule.gather import Gatherer
@@ -16,8 +17,6 @@ from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 from comfy_fleet.domain.schedule.waiting_words import waiting_for
 from comfy_fleet.domain.schedule.warmth import Missing
 
-PATIENCE_S = 60.0
-"""For how long a job is passed over at most."""
 CALM_S = 1e-4
 """For how long a look in vain counts for other nodes, for each of those that serve the same queues."""
 PROPOSED = 16
