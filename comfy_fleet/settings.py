@@ -28,7 +28,7 @@ from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.nodes import former_pools
-from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
+from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
@@ -231,6 +231,13 @@ class Settings(BaseSettings):
         True,
         description="1: a node unloads its models after a job ran out of memory on it, 0: never. A pool "
         "may have its own value (`fleet pool set`).",
+    )
+    patience_s: Seconds = Field(
+        PATIENCE_S,
+        ge=0,
+        le=LONGEST_PATIENCE_S,
+        description="For how many seconds a job may be passed over beyond its turn, so that nodes keep the "
+        "models that they have; 0: never. A pool may have its own value (`fleet pool set`).",
     )
 
     queue_depth: Count = Field(
@@ -557,7 +564,10 @@ class Settings(BaseSettings):
     def pool_defaults(self) -> PoolDefaults:
         """The values for pools that have not set their own."""
         return PoolDefaults(
-            free_idle_s=self.free_idle_s, free_on_oom=self.free_oom, former=dict(self._former)
+            free_idle_s=self.free_idle_s,
+            free_on_oom=self.free_oom,
+            patience_s=self.patience_s,
+            former=dict(self._former),
         )
 
     @property

@@ -13,7 +13,7 @@ from comfy_fleet.cli.paths import path_of
 app = typer.Typer(help="List pools, and change their settings.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The pool's name.")]
 DEFAULT = "default"
-COLUMNS = ("<Pool", ">Slot", ">Nodes", ">Up", "Unload when idle", "Unload after OOM")
+COLUMNS = ("<Pool", ">Slot", ">Nodes", ">Up", "Unload when idle", "Unload after OOM", "Patience")
 
 
 @app.callback()
@@ -43,7 +43,15 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
 
 def row(pool: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return a pool as a row under :data:`COLUMNS`."""
-    return pool["name"], pool.get("slot") or "-", pool["nodes"], pool["up"], _idle(pool), _on_oom(pool)
+    return (
+        pool["name"],
+        pool.get("slot") or "-",
+        pool["nodes"],
+        pool["up"],
+        _idle(pool),
+        _on_oom(pool),
+        _patience(pool),
+    )
 
 
 @app.command()
@@ -76,6 +84,15 @@ def set_(
             show_default="unchanged",
         ),
     ] = None,
+    patience_s: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S",
+            help="Seconds for which a job may be passed over beyond its turn, so that nodes keep the models "
+            "that they have; 0: never; the word default: use FLEET_PATIENCE_S.",
+            show_default="unchanged",
+        ),
+    ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -91,17 +108,19 @@ def set_(
 
     wanted: dict[str, Any] = {}
     if free_idle_s is not None:
-        wanted["free_idle_s"] = _seconds(free_idle_s)
+        wanted["free_idle_s"] = _seconds("--free-idle-s", free_idle_s)
     if free_on_oom is not None:
         wanted["free_on_oom"] = _truth(free_on_oom)
+    if patience_s is not None:
+        wanted["patience_s"] = _seconds("--patience-s", patience_s)
     if not wanted:
-        raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no", code=Exit.USAGE)
+        raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no, --patience-s S", code=Exit.USAGE)
     path = path_of("pool", check_name("pool", name))
     with Client(api, key) as client:
         _print(client.patch(path, wanted), json_=json_)
 
 
-def _seconds(text: str) -> float | None:
+def _seconds(option: str, text: str) -> float | None:
     if text == DEFAULT:
         return None
     try:
@@ -109,7 +128,7 @@ def _seconds(text: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise Fail(f"--free-idle-s {text!r} must be a number of seconds from 0, or default", code=Exit.USAGE)
+        raise Fail(f"{option} {text!r} must be a number of seconds from 0, or default", code=Exit.USAGE)
     return seconds
 
 
@@ -134,6 +153,7 @@ def _print(pool: Mapping[str, Any], *, json_: bool) -> None:
                 "nodes": f"{pool['nodes']} ({pool['up']} up)",
                 "unload when idle": _idle(pool),
                 "unload after OOM": _on_oom(pool),
+                "patience": _patience(pool),
             }
         )
     )
@@ -144,6 +164,13 @@ def _idle(pool: Mapping[str, Any]) -> str:
     if idle_s is None:
         return DEFAULT
     return f"after {idle_s:g} s" if idle_s else "never"
+
+
+def _patience(pool: Mapping[str, Any]) -> str:
+    patience_s = pool.get("patience_s")
+    if patience_s is None:
+        return DEFAULT
+    return f"{patience_s:g} s"
 
 
 def _on_oom(pool: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ from tests.integration.redis_kit import add_nodes
 from tests.integration.test_host_verdict import beside
 from tests.integration.test_lifecycle import operated
 
+UNSET = {"free_idle_s": None, "free_on_oom": None}
+
 
 @pytest.fixture(autouse=True)
 def clean(redis: Redis) -> None:
@@ -111,7 +113,7 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
     async with operated(redis_port, tmp_path, "g1") as world:
         client = world.client
         await until(lambda: _slot(world.fleet.stores, "default", 1), what="its slot is known")
-        default = {"slot": 1, "nodes": 1, "up": 1, "free_idle_s": None, "free_on_oom": None}
+        default = {"slot": 1, "nodes": 1, "up": 1, "patience_s": None, **UNSET}
         assert (await client.get("/api/v1/pools")).json() == {"pools": [{"name": "default", **default}]}
         assert (await client.get("/api/v1/pools/big")).status_code == 404
         done = await world.cli("pool", "set", "big", "--free-idle-s", "120")
@@ -119,6 +121,7 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         done = await world.cli("pool", "set", "big", "--free-on-oom", "no")  # what was set stays
         assert "after 120 s" in done.stdout and "no" in done.stdout
         big = {"name": "big", "slot": None, "nodes": 0, "up": 0, "free_idle_s": 120, "free_on_oom": False}
+        big["patience_s"] = None
         assert (await client.get("/api/v1/pools/big")).json() == big
         listed = (await world.cli("pool", "ls")).stdout
         assert "Unload when idle" in listed and "after 120 s" in listed and "default" in listed
@@ -130,6 +133,10 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         assert done.exit_code == 0
         assert (await client.get("/api/v1/pools/big")).status_code == 404  # nothing is left of it
         assert (await client.get("/api/v1/pools")).json()["pools"] == [{"name": "default", **default}]
+        done = await world.cli("pool", "set", "big", "--patience-s", "20")
+        assert done.exit_code == 0 and "20 s" in done.stdout, done.output
+        assert (await client.get("/api/v1/pools/big")).json() == {**big, "patience_s": 20, **UNSET}
+        assert "20 s" in (await world.cli("pool", "ls")).stdout
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,10 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         ("big", {"free_idle_s": 1e12}, 422, "free_idle_s"),
         ("big", {"free_idle_s": "120"}, 422, "free_idle_s"),
         ("big", {"free_on_oom": 1}, 422, "free_on_oom"),
-        ("big", {"weight": 2}, 422, "there is no such field; there are free_idle_s, free_on_oom"),
+        ("big", {"patience_s": -1}, 422, "patience_s"),
+        ("big", {"patience_s": 86401}, 422, "patience_s"),
+        ("big", {"patience_s": "20"}, 422, "patience_s"),
+        ("big", {"weight": 2}, 422, "there is no such field; there are free_idle_s, free_on_oom, patience_s"),
         ("Big", {}, 400, "pool 'Big' must be 1 to 63 of a-z"),
         ("x" * 64, {}, 400, "must be 1 to 63 of a-z"),
     ],
@@ -161,6 +171,7 @@ async def test_what_no_pool_can_be_is_refused_with_the_field(
         (["--free-idle-s", "nan"], "--free-idle-s 'nan' must be a number of seconds"),
         (["--free-idle-s", "inf"], "--free-idle-s 'inf' must be a number of seconds"),
         (["--free-idle-s=-1"], "--free-idle-s '-1' must be a number of seconds from 0"),
+        (["--patience-s=-1"], "--patience-s '-1' must be a number of seconds from 0"),
         (["--free-on-oom", "1"], "--free-on-oom '1' must be yes, no or default"),
         ([], "nothing to set: --free-idle-s S, --free-on-oom yes|no"),
     ],

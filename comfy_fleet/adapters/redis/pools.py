@@ -84,5 +84,9 @@ class RedisPools:
 
 def _dump(pool: Pool) -> bytes:
     """Return a pool's settings as they are stored; nothing if none is set."""
-    record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
+    record = {
+        "free_idle_s": pool.free_idle_s,
+        "free_on_oom": pool.free_on_oom,
+        "patience_s": pool.patience_s,
+    }
     return orjson.dumps(record) if pool.is_set else b""

@@ -262,6 +262,7 @@ class PoolAnswer(TypedDict):
     up: int
     free_idle_s: float | None
     free_on_oom: bool | None
+    patience_s: float | None
 
 
 class PoolListAnswer(TypedDict):

@@ -13,7 +13,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.nodes.node import NodeState, check_name
-from comfy_fleet.domain.nodes.pool import LONGEST_S, Pool
+from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, LONGEST_S, Pool
 
 
 class PoolBody(BaseModel):
@@ -34,6 +34,14 @@ class PoolBody(BaseModel):
     )
     free_on_oom: bool | None = Field(
         None, description="Whether a node on which a job ran out of memory unloads its models."
+    )
+    patience_s: float | None = Field(
+        None,
+        ge=0,
+        le=LONGEST_PATIENCE_S,
+        allow_inf_nan=False,
+        description="For how many seconds a job may be passed over beyond its turn, so that nodes keep the "
+        "models that they have; 0: never.",
     )
 
 
@@ -95,4 +103,5 @@ def _row(pool: Pool, states: Sequence[NodeState]) -> dict[str, Any]:
         "up": verdicts["up"],
         "free_idle_s": pool.free_idle_s,
         "free_on_oom": pool.free_on_oom,
+        "patience_s": pool.patience_s,
     }

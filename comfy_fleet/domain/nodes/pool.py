@@ -8,7 +8,8 @@ from comfy_fleet.domain.nodes.node import check_name
 
 LONGEST_S = 10 * 365 * 86400.0
 PATIENCE_S = 60.0
-"""For how long a job is passed over at most beyond its turn, for nodes that have its models."""
+"""For how long a job is passed over at most beyond its turn, so that nodes keep the models that they have."""
+LONGEST_PATIENCE_S = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,14 @@ class Pool:
         slot: Number of its backend in HAProxy, from 1; None: none yet, or there are more pools than slots.
         free_idle_s: Idle seconds after which a node unloads its models; 0: never.
         free_on_oom: Whether a node on which a job ran out of memory unloads its models.
+        patience_s: For how many seconds a job may be passed over beyond its turn; 0: never.
     """
 
     name: str
     slot: int | None = None
     free_idle_s: float | None = None
     free_on_oom: bool | None = None
+    patience_s: float | None = None
 
     def __post_init__(self) -> None:
         check_name("pool", self.name)
@@ -34,11 +37,16 @@ class Pool:
                 f"free_idle_s {self.free_idle_s:g} must be seconds, from 0 (never) to {LONGEST_S:.0f}",
                 details={"field": "free_idle_s"},
             )
+        if self.patience_s is not None and not 0 <= self.patience_s <= LONGEST_PATIENCE_S:
+            raise BadInput(
+                f"patience_s {self.patience_s:g} must be seconds, from 0 to {LONGEST_PATIENCE_S:.0f}",
+                details={"field": "patience_s"},
+            )
 
     @property
     def is_set(self) -> bool:
         """Whether an operator has set anything."""
-        return self.free_idle_s is not None or self.free_on_oom is not None
+        return any(value is not None for value in (self.free_idle_s, self.free_on_oom, self.patience_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +56,13 @@ class PoolDefaults:
     Attributes:
         free_idle_s: See :class:`Pool`.
         free_on_oom: See :class:`Pool`.
+        patience_s: See :class:`Pool`.
         former: Values for single pools from settings in their former form; a pool's own values come first.
     """
 
     free_idle_s: float = 0.0
     free_on_oom: bool = True
+    patience_s: float = PATIENCE_S
     former: Mapping[str, Pool] = field(default_factory=dict)
 
     def idle_s(self, name: str, own: float | None) -> float:
@@ -68,6 +78,10 @@ class PoolDefaults:
         """Return whether a pool's nodes unload their models after a job ran out of memory."""
         former = self.former.get(pool.name, pool)
         return bool(_first(pool.free_on_oom, former.free_on_oom, self.free_on_oom))
+
+    def patience_of(self, pool: Pool) -> float:
+        """Return for how many seconds a job may be passed over on a pool's nodes."""
+        return _first(pool.patience_s, self.patience_s)
 
 
 def _first(*values: float | None) -> float:
