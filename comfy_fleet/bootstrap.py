@@ -17,6 +17,7 @@ from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.missing import RedisMissing
+from comfy_fleet.adapters.redis.model_sizes import RedisModelSizes
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
@@ -50,6 +51,7 @@ class Stores:
     runs: RedisRunStore
     nodes: RedisNodeRegistry
     inventories: RedisInventories
+    model_sizes: RedisModelSizes
     pools: RedisPools
     hosts: RedisHosts
     workflows: RedisWorkflowStore
@@ -84,6 +86,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             runs=RedisRunStore(redis),
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),
+            model_sizes=RedisModelSizes(redis),
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
             workflows=RedisWorkflowStore(redis),

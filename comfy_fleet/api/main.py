@@ -61,6 +61,7 @@ from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.extension_calls import ExtensionCalls
+from comfy_fleet.services.fleet_model_sizes import FleetModelSizes
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -111,6 +112,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     )
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     answers = NodeAnswers(inventories, info)
+    model_sizes = FleetModelSizes(inventories, info, stores.model_sizes)
     editors = EditorNodes(inventories, answers, EditorFiles(info))
     registry = new_registry()
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
@@ -122,6 +124,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         assets=assets,
         client_files=files,
         inventories=inventories,
+        models=model_sizes,
         catalog=catalog,
         sealer=sealer,
         limits=SubmitLimits(
@@ -221,6 +224,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         registry=registry,
         background=(
             inventories.run,
+            model_sizes.run,
             session_watch.run,
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),

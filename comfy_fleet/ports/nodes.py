@@ -1,11 +1,13 @@
 """Which nodes and hosts there are, and what they have."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.eligibility import Requirements
 from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders
+from comfy_fleet.domain.nodes.model_sizes import Folders
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.domain.nodes.pool import Pool
 
@@ -186,3 +188,37 @@ class InventoryStore(Protocol):
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
         """Remember that a profile ran out of memory with this many bytes; return the largest known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSizes:
+    """What nodes have said about the sizes of their model files.
+
+    Attributes:
+        folders: Bytes by folder and file; None: the same as the caller has.
+        digest: Of them.
+        of: Names the inventories of the nodes that were asked.
+        at: When they were asked last, in Unix seconds.
+    """
+
+    folders: Folders | None
+    digest: str
+    of: str
+    at: float
+
+
+class SizeStore(Protocol):
+    """The sizes of model files, as one process has asked nodes for them and all know them."""
+
+    async def claim(self, *, ttl_s: int) -> bool:
+        """Return True if this process should ask the nodes now; no other process does so for that long."""
+
+    async def load(self, known: str) -> StoredSizes | None:
+        """Return what is stored; None if nothing is, or it can't be read.
+
+        Args:
+            known: The digest of what the caller has.
+        """
+
+    async def save(self, folders: Folders, *, of: str, at: float) -> str:
+        """Store what nodes have said, in place of what was stored; return its digest."""

@@ -17,6 +17,7 @@ from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, sinks
 from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
+from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.missing import LackingNodes, MissingPart, PartKind, missing_parts
 from comfy_fleet.domain.graphs.part_sources import PartSource
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # how many nodes a refusal explains
 MOST_PLACEMENTS = 1000  # placement classes kept for answers to "what does this job wait for?"
+MOST_ABLE = 8  # nodes that a submit names of those that can run the job
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
 _RECENT_S = 1.0  # no message announces that a node becomes busy or free
 _AGAIN_S, _AGAIN_PER_NODE_S = 5.0, 0.5  # how often clients can have all nodes asked again
@@ -80,6 +82,7 @@ class NodeInventories:
         self._states: tuple[float, Sequence[NodeState]] = (float("-inf"), ())
         self._rechecked = float("-inf")
         self._rechecking: asyncio.Task[None] | None = None
+        self._able: dict[Placement, tuple[frozenset[str], Mapping[str, NodeState], tuple[str, ...]]] = {}
 
     async def run(self) -> None:
         """Keep nodes and inventories fresh until canceled."""
@@ -178,7 +181,25 @@ class NodeInventories:
             name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
         )
         await self._keep(needs)
+        self._directory.keep_small(MOST_PLACEMENTS)
+        self._directory.remember(needs)
         return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
+
+    def able_nodes(self, placement: Placement) -> tuple[str, ...]:
+        """Return some nodes that can run jobs of a placement, up to :data:`MOST_ABLE`, as it was just found.
+
+        They are spread evenly over all such nodes; those that are up go first.
+        """
+        able, states = self._directory.able(placement), self._directory.states
+        kept = self._able.get(placement)
+        if kept is not None and kept[0] is able and kept[1] is states:
+            return kept[2]
+        up = [name for name in able if (state := states.get(name)) and state.verdict == "up"]
+        chosen = _spread(up or able)
+        if len(self._able) >= MOST_PLACEMENTS:
+            self._able.clear()
+        self._able[placement] = able, states, chosen
+        return chosen
 
     def _pools(self, request: PlacementRequest) -> Placement:
         if request.pool is not None:
@@ -339,6 +360,11 @@ class NodeInventories:
         """The nodes by name, as of the last look: another mapping whenever they were looked at."""
         return self._directory.states
 
+    @property
+    def inventories(self) -> Sequence[Inventory]:
+        """The fleet's inventories, each different one once."""
+        return self._directory.inventories
+
     async def recheck(self) -> None:
         """Have nodes asked again that were not asked for some seconds, and wait a moment for their answers.
 
@@ -397,6 +423,13 @@ class NodeInventories:
         """Return every node with its present inventory."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._directory.candidates}
+
+
+def _spread(names: Collection[str]) -> tuple[str, ...]:
+    """Return up to :data:`MOST_ABLE` of these, evenly over their order."""
+    ordered = sorted(names, key=natural)
+    count = min(MOST_ABLE, len(ordered))
+    return tuple(ordered[len(ordered) * index // count] for index in range(count))
 
 
 def _with_part(part: MissingPart, nodes: Iterable[tuple[str, Candidate]]) -> tuple[list[str], list[str]]:

@@ -120,6 +120,11 @@ class NodeDirectory:
                 # The requirements are no longer stored: a node decides itself.
                 self._needs[placement.needs] = await self._store.needs(placement.needs) or NOTHING
 
+    def remember(self, needs: Requirements) -> None:
+        """Take requirements that were just worked out, instead of reading them."""
+        if needs.key:
+            self._needs[needs.key] = needs
+
     def forget(self, placements: Iterable[Placement]) -> None:
         """Keep only the requirements of these placement classes."""
         kept = set(placements)

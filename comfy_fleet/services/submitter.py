@@ -69,6 +69,16 @@ class Inventories(Protocol):
     async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
 
+    def able_nodes(self, placement: Placement) -> tuple[str, ...]:
+        """Return some nodes that can run jobs of a placement, as it was just found."""
+
+
+class ModelFiles(Protocol):
+    """The sizes of nodes' model files, in memory."""
+
+    def of(self, graph: Graph) -> tuple[tuple[str, int], ...]:
+        """Return the model files that a graph loads, as ``FOLDER/NAME``, with their bytes."""
+
 
 class Sealer(Protocol):
     """Encrypts data that must not be readable at rest."""
@@ -137,6 +147,7 @@ class Submitter:
         assets: AssetStore,
         client_files: ClientFiles,
         inventories: Inventories,
+        models: ModelFiles,
         catalog: Catalog,
         sealer: Sealer,
         limits: SubmitLimits,
@@ -152,6 +163,7 @@ class Submitter:
         self._assets = assets
         self._client_files = client_files
         self._inventories = inventories
+        self._models = models
         self._catalog = catalog
         self._sealer = sealer
         self._limits = limits
@@ -284,6 +296,9 @@ class Submitter:
             raise await self._missing.explained(
                 owner, error, extra_data=options.extra_data, workflow=workflow
             ) from error
+        # Only what some output reads is ever loaded.
+        loads = {node_id: node for node_id, node in read.items() if node_id in runs}
+        models = await worked(large, lambda: self._models.of(loads))
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
         try:
@@ -321,6 +336,8 @@ class Submitter:
             traceparent=options.traceparent,
             excerpt=await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
             retry_of=options.retry_of,
+            models=models,
+            able=self._inventories.able_nodes(placement),
         )
         return await self._write(new, options.idempotency)
 

@@ -118,6 +118,10 @@ class Keyspace:
     inventory_nodes = _Each("inventory:HASH:nodes")  # set: whose inventory it is
     object_info = _Each("object_info:HASH")  # string: what nodes answer to /object_info, packed
     object_info_nodes = _Each("object_info:HASH:nodes")  # set: whose answer it is
+    # hash: what nodes say about the sizes of their model files: content (packed), digest (of it), of (the
+    #       inventories of the nodes asked), at (when they were asked last)
+    model_sizes = _One("model_sizes")
+    model_sizes_asked = _One("model_sizes:asked")  # string: a process asks the nodes, or did a moment ago
     reading = _Each("reading:NODE")  # string: somebody asks the node what it has
     report = _Each("report:NODE")  # string: what an agent last saw of the node, for 10 s
 
