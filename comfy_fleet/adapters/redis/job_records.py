@@ -24,6 +24,7 @@ from comfy_fleet.domain.jobs.job import (
     Progress,
 )
 from comfy_fleet.domain.jobs.model_files import set_key, usable_files
+from comfy_fleet.domain.jobs.workload import load_workload
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.schedule.waiting_job import SINGLE
 from comfy_fleet.domain.text import clean
@@ -99,6 +100,8 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["timeout_s"] = f"{new.timeout_s:g}"
     if new.memory:
         fields["memory"] = str(new.memory)
+    if new.workload is not None:
+        fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
     return fields
@@ -373,4 +376,5 @@ def load_job(
         finish_by=_time(record, "finish_by"),
         timeout_s=float(record["timeout_s"]) if record.get("timeout_s") else None,
         memory=int(record.get("memory", 0)),
+        workload=load_workload(record["workload"]) if "workload" in record else None,
     )

@@ -477,6 +477,7 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         finish_by=new.finish_by,
         timeout_s=new.timeout_s,
         memory=new.memory,
+        workload=new.workload,
     )
 
 

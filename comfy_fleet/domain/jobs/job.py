@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from comfy_fleet.domain.jobs.workload import Workload
+
 MIN_PRIORITY = -1_000_000
 MAX_PRIORITY = 1_000_000
 DEFAULT_POOL = "default"
@@ -299,6 +301,7 @@ class NewJob:
         weight: Its owner's share of the GPUs' time, compared with 1, that of all others.
         models: The model files that its graph loads: FOLDER/NAME and bytes.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
+        workload: What that follows from; None: it loads no model.
         able: Some nodes that can run it; what they have done since tells where its owner's share begins.
     """
 
@@ -334,6 +337,7 @@ class NewJob:
     weight: float = 1.0
     models: tuple[tuple[str, int], ...] = ()
     memory: int = 0
+    workload: Workload | None = None
     able: tuple[str, ...] = ()
 
 
@@ -372,6 +376,7 @@ class Job:
         finish_by: When its client wishes it to be done, for the order only.
         timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
+        workload: What that follows from; None: it loads no model.
     """
 
     id: str
@@ -424,6 +429,7 @@ class Job:
     finish_by: float | None = None
     timeout_s: float | None = None
     memory: int = 0
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
