@@ -26,9 +26,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.jobs.job import MAX_PRIORITY
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
+from comfy_fleet.domain.schedule.owner_weights import parse_weights
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
@@ -245,6 +247,17 @@ class Settings(BaseSettings):
     )
     ageing_s: Seconds = Field(
         60.0, gt=0, description="Waiting time in seconds that is worth one point of priority."
+    )
+    max_priority: int = Field(
+        1000,
+        ge=0,
+        le=MAX_PRIORITY,
+        description="Highest priority of a job, unless its caller's key has the role admin.",
+    )
+    shares: str = Field(
+        "",
+        description="Shares of the GPUs' time by owner, as the keys file names them: `ada=2,bob=0.5` gives "
+        "ada twice as much as somebody who is not listed, and bob half as much. From 0.01 to 100.",
     )
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job before it fails.")
     lease_ttl_s: Seconds = Field(
@@ -538,6 +551,16 @@ class Settings(BaseSettings):
             raise ValueError(f"agent_token_file {path} is empty")
         return token
 
+    @field_validator("shares")
+    @classmethod
+    def _check_shares(cls, value: str) -> str:
+        """Refuse what :func:`parse_weights` can't read."""
+        try:
+            parse_weights(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
+        return value
+
     @field_validator("free_paths")
     @classmethod
     def _check_free_paths(cls, value: str) -> str:
@@ -559,6 +582,11 @@ class Settings(BaseSettings):
         made = handler(values)
         made._former = pools  # noqa: SLF001 - our own
         return made
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of owners; everybody else has 1."""
+        return parse_weights(self.shares)
 
     @property
     def pool_defaults(self) -> PoolDefaults:

@@ -123,6 +123,12 @@ class JobFields(TypedDict):
     urls: JobUrlsAnswer
     metadata: Annotated[dict[str, str] | str | None, ANYTHING, Field(description="As it was sent.")]
     priority: int
+    tier: Annotated[
+        str, Field(description="Of one owner's jobs, `editor` goes before `single`, that before `batch`.")
+    ]
+    start_by: Annotated[Time | None, Field(description="If it has not started by then, it expires.")]
+    timeout_s: Annotated[float | None, Field(description="Longest time of one run in seconds, as sent.")]
+    finish_by: Annotated[Time | None, Field(description="When it should be done: a wish.")]
     workflow: Annotated[str | None, Field(description="The stored workflow's name.")]
     node: str | None
     simulated: Annotated[bool, Field(description="Whether a simulated node runs it.")]

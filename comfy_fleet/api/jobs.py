@@ -1,192 +1,26 @@
-"""What every surface lets a request say about its job, and how jobs are found, listed and canceled."""
+"""How every surface finds, shows, lists and cancels jobs."""
 
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from comfy_fleet.api import serialize
-from comfy_fleet.api.answers import ANYTHING, JobAnswer, JobPageAnswer
+from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.typed_bodies import checked
+from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
-from comfy_fleet.domain.jobs.trace_context import read_traceparent
-from comfy_fleet.domain.nodes.eligibility import PlacementRequest
-from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
 from comfy_fleet.domain.nodes.waiting_reason import for_results
-from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.services.job_queries import owned, settled
-from comfy_fleet.services.submitter import JobOptions
 
 logger = logging.getLogger(__name__)
 
-MAX_LABELS = 16
-MAX_LABEL_VALUE = 256
-MAX_METADATA_BYTES = 1024
-MAX_DEADLINE_S = 30 * 86400
-_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _STATUSES = frozenset(status.value for status in JobStatus)
-
-
-# -- what a request may say --------------------------------------------------
-
-
-def _invalid(field: str, message: str) -> HttpError:
-    return HttpError(422, "invalid_request", message, details={"field": field})
-
-
-def _priority(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not MIN_PRIORITY <= value <= MAX_PRIORITY:
-        raise _invalid("priority", f"priority must be a whole number from {MIN_PRIORITY} to {MAX_PRIORITY}")
-    return value
-
-
-def _deadline_s(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_DEADLINE_S:
-        raise _invalid(
-            "deadline_s", "deadline_s must be a number of seconds, more than 0 and at most 30 days"
-        )
-    return float(value)
-
-
-def _metadata(value: object) -> Metadata:
-    """Check metadata: labels as the SDK sends them, or an opaque text as Comfy's own proxy accepts."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if len(value.encode()) > MAX_METADATA_BYTES:
-            raise _bad_metadata(f"metadata is longer than {MAX_METADATA_BYTES} bytes")
-        return value
-    if not isinstance(value, Mapping):
-        raise _bad_metadata("metadata must be an object of strings, or a string")
-    if len(value) > MAX_LABELS:
-        raise _bad_metadata(f"metadata has {len(value)} labels; at most {MAX_LABELS} are taken")
-    for key, text in value.items():
-        if not _LABEL.fullmatch(key):
-            raise _bad_metadata(f"metadata key {key[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ . -", key)
-        if not isinstance(text, str) or len(text) > MAX_LABEL_VALUE:
-            raise _bad_metadata(
-                f"metadata {key!r} must be a string of at most {MAX_LABEL_VALUE} characters", key
-            )
-    return dict(value)
-
-
-def _bad_metadata(message: str, key: str | None = None) -> HttpError:
-    details = {"field": "metadata"} | ({"key": key[:80]} if key is not None else {})
-    return HttpError(422, "metadata_invalid", message, details=details)
-
-
-class JobOptionsBody(BaseModel):
-    """The fields that every request for a job may have.
-
-    The validators of single fields raise :class:`HttpError`, so that every surface refuses a wrong value with
-    the same message.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    priority: Annotated[int | None, BeforeValidator(_priority)] = Field(
-        None, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher goes first; 0 if left out."
-    )
-    metadata: Annotated[dict[str, str] | str | None, BeforeValidator(_metadata), ANYTHING] = Field(
-        None,
-        description=f"An object of up to {MAX_LABELS} labels, or a text of up to {MAX_METADATA_BYTES} bytes.",
-    )
-    deadline_s: Annotated[float | None, BeforeValidator(_deadline_s)] = Field(
-        None, description="Seconds from now; a job that has not started by then expires. At most 30 days."
-    )
-    pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
-    prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
-    spill_to: list[str] = Field(
-        default_factory=list, max_length=16, description="With `pool`: pools that are asked next."
-    )
-    zone: str = Field("", max_length=64, description="The zone that it must run in.")
-    labels: dict[str, str] = Field(
-        default_factory=dict, max_length=16, description="Labels that the node must carry."
-    )
-
-
-def options(
-    body: JobOptionsBody,
-    idempotency: Idempotency | None,
-    *,
-    traceparent: str | None,
-    extra_data: Mapping[str, Any] | None = None,
-) -> JobOptions:
-    """Return the options in a body.
-
-    Args:
-        traceparent: The request's trace, see :func:`traceparent_in`.
-        extra_data: What the node gets in addition to the graph.
-
-    Raises:
-        HttpError: 422 if a pool's name is invalid, or pools contradict each other.
-    """
-    return JobOptions(
-        priority=body.priority or 0,
-        metadata=body.metadata,
-        deadline_s=body.deadline_s,
-        where=_placement(body),
-        idempotency=idempotency,
-        extra_data=extra_data or {},
-        traceparent=traceparent,
-    )
-
-
-def traceparent_in(request: Request) -> str | None:
-    """Return the request's trace; None if it has none."""
-    return read_traceparent(request.headers.getlist("traceparent"))
-
-
-_NO_OPTIONS = JobOptionsBody()
-
-
-def options_in(body: Mapping[str, Any]) -> JobOptionsBody:
-    """Return the options in a body that may have other fields, too.
-
-    Raises:
-        HttpError: 422 if a field is wrong.
-    """
-    given = {name: body[name] for name in JobOptionsBody.model_fields if body.get(name) is not None}
-    return checked(given, JobOptionsBody) if given else _NO_OPTIONS
-
-
-def _placement(body: JobOptionsBody) -> PlacementRequest:
-    if body.pool is not None:
-        _check_pool("pool", body.pool)
-    if body.prefer_pool is not None:
-        _check_pool("prefer_pool", body.prefer_pool)
-    for pool in body.spill_to:
-        _check_pool("spill_to", pool)
-    if body.pool is not None and body.prefer_pool is not None:
-        raise _invalid("pool", "pool and prefer_pool exclude each other: name one")
-    if body.spill_to and body.pool is None:
-        raise _invalid("spill_to", "spill_to needs pool")
-    return PlacementRequest(
-        pool=body.pool,
-        prefer=body.prefer_pool,
-        spill_to=tuple(body.spill_to),
-        zone=body.zone,
-        labels=body.labels,
-    )
-
-
-def _check_pool(field: str, pool: str) -> None:
-    try:
-        check_name(field, pool)
-    except BadInput as error:
-        raise _invalid(field, error.message) from None
 
 
 # -- finding, showing and canceling ------------------------------------------
@@ -287,7 +121,7 @@ def _filter(request: Request) -> JobFilter:
     for key, value in request.query_params.multi_items():
         if match := _FILTER.fullmatch(key):
             label = match[1]
-            if not _LABEL.fullmatch(label) or len(value) > MAX_LABEL_VALUE:
+            if not LABEL.fullmatch(label) or len(value) > MAX_LABEL_VALUE:
                 raise _bad_label(f"metadata[{label[:80]}] can't be a label's name and value", label)
             if labels.setdefault(label, value) != value:
                 raise _bad_label(f"metadata[{label}] is asked for twice", label)

@@ -16,6 +16,7 @@ from comfy_fleet.api.answers import (
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
+from comfy_fleet.domain.schedule.waiting_job import SINGLE, TIER_NAMES
 
 _URL_S = 86400.0  # the promised life of URLs of assets without an end
 
@@ -73,6 +74,10 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "urls": {"self": url, "events": f"{url}/events", "cancel": f"{url}/cancel"},
         "metadata": dict(value.metadata) if isinstance(value.metadata, Mapping) else value.metadata,
         "priority": value.priority,
+        "tier": TIER_NAMES[value.tier] if 0 <= value.tier < len(TIER_NAMES) else TIER_NAMES[SINGLE],
+        "start_by": _time(value.deadline_at),
+        "timeout_s": value.timeout_s,
+        "finish_by": _time(value.finish_by),
         "workflow": value.workflow,
         "node": value.node,
         "simulated": simulated,

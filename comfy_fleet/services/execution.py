@@ -18,7 +18,7 @@ from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.outputs import OutputItem
-from comfy_fleet.domain.jobs.run import Run, RunPhase
+from comfy_fleet.domain.jobs.run import Run, RunLimits, RunPhase
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskFailed,
@@ -258,11 +258,16 @@ class Execution:
         return Run(
             run_id=self.claim.run,
             graph=graph,
-            limits=self._tools.limits,
+            limits=self._run_limits(),
             now=self._tools.now(),
             adopted=adopted,
             accepted=accepted,
         )
+
+    def _run_limits(self) -> RunLimits:
+        """Return the operator's limits, with the job's own for the length of its run if that is less."""
+        limits, own_s = self._tools.limits, self.claim.job.timeout_s
+        return limits if own_s is None else replace(limits, run_s=min(limits.run_s, own_s))
 
     async def _drive(self, machine: Run) -> None:
         if self.claim.job.cancel_requested:

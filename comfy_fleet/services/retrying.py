@@ -10,8 +10,9 @@ from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, StoreDown
 from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.reseed import Reseeded, editor_graph_with, is_seed, reseeded
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, ParameterType, Workflow
-from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, Placement, PromptFields
+from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, MAX_PRIORITY, Job, Placement, PromptFields
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
+from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.workflows import Catalog
@@ -45,19 +46,21 @@ class Retry:
         new_seed: Whether its seeds are drawn anew.
         extra_data: Replaces what was sent as ``extra_data``; None: the same again.
         traceparent: The trace that the new job belongs to.
+        most_priority: The highest priority that the new job may have; that of the first may be higher.
     """
 
     new_seed: bool = False
     extra_data: Mapping[str, Any] | None = None
     idempotency: Idempotency | None = None
     traceparent: str | None = None
+    most_priority: int = MAX_PRIORITY
 
 
 class Retrying:
     """Submits jobs again.
 
-    The new job has the graph, the parameters, the workflow's version, the files, the placement and the labels
-    of the first. It is no client's: nobody's websocket is told of it.
+    The new job has the graph, the parameters, the workflow's version, the files, the placement, the priority
+    and the labels of the first, and as much time. It is no client's: nobody's websocket is told of it.
 
     Args:
         submitter: Checks graphs, and writes jobs.
@@ -66,6 +69,7 @@ class Retrying:
         catalog: Stored workflows.
         needs: Tells where the first job could run.
         draw_seed: Draws a seed.
+        clock: Unix seconds.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Retrying:
         catalog: Catalog,
         needs: NeedsOf,
         draw_seed: Callable[[], int],
+        clock: Callable[[], float],
     ) -> None:
         self._submitter = submitter
         self._jobs = jobs
@@ -84,6 +89,7 @@ class Retrying:
         self._catalog = catalog
         self._needs = needs
         self._draw_seed = draw_seed
+        self._clock = clock
 
     async def retry(self, job: Job, how: Retry) -> Submitted:
         """Submit a job again.
@@ -105,10 +111,13 @@ class Retrying:
         if extra is None:
             extra = (await self._prompts.contents([job], 0))[0].extra_data if job.has_extra_data else {}
         options = JobOptions(
-            priority=job.priority,
+            priority=min(job.priority, how.most_priority),
             metadata=job.metadata,
             extra_data=extra,
-            deadline_s=None if job.deadline_at is None else max(1.0, job.deadline_at - job.created_at),
+            ttl_s=None if job.deadline_at is None else max(1.0, job.deadline_at - job.created_at),
+            timeout_s=job.timeout_s,
+            finish_by=self._wish(job),
+            tier=BATCH if job.tier == BATCH else SINGLE,
             where=await self._where(job.placement),
             idempotency=how.idempotency,
             traceparent=how.traceparent,
@@ -128,6 +137,12 @@ class Retrying:
             graph, params = new.graph, _with_seeds(params, new)
             options = _with_editor_graph(options, new)
         return await self._submitter.graph(job.owner, graph, options, made_of=made_of, params=params)
+
+    def _wish(self, job: Job) -> float | None:
+        """Return when the new job should be done: as long after its submit as the first should have been."""
+        if job.finish_by is None:
+            return None
+        return self._clock() + max(1.0, job.finish_by - job.created_at)
 
     async def _version(self, job: Job) -> Workflow | None:
         """Return the stored workflow in the job's version, if it is still there."""

@@ -30,6 +30,7 @@ from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
@@ -94,7 +95,10 @@ class JobOptions:
     Attributes:
         extra_data: What the node gets in addition to the graph: a partner's key, the editor's graph for
             pictures.
-        deadline_s: Seconds from now; later it must not start.
+        ttl_s: Seconds from now; later it must not start.
+        timeout_s: Longest time of one run in seconds; None: the operator's limit alone.
+        finish_by: When it should be done, in Unix seconds; for the order only.
+        tier: :data:`SINGLE` or :data:`BATCH`; an editor's run has its own in any case.
         where: Pools, zone and labels; these override the workflow's.
         traceparent: The trace that the job belongs to.
         prompt: What ComfyUI's own form of a request says besides.
@@ -106,7 +110,10 @@ class JobOptions:
     priority: int = 0
     metadata: Metadata = None
     extra_data: Mapping[str, Any] = field(default_factory=dict)
-    deadline_s: float | None = None
+    ttl_s: float | None = None
+    timeout_s: float | None = None
+    finish_by: float | None = None
+    tier: int = SINGLE
     where: PlacementRequest = field(default_factory=PlacementRequest)
     idempotency: Idempotency | None = None
     traceparent: str | None = None
@@ -117,13 +124,18 @@ class JobOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitLimits:
-    """The operator's limits for new jobs; times in seconds."""
+    """The operator's limits for new jobs; times in seconds.
+
+    Attributes:
+        weights: Owners' shares of the GPUs' time compared with 1, that of all others.
+    """
 
     depth: int
     outputs: int
     retention_s: float
     max_attempts: int
     editor_wait_s: float
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Submitter:
@@ -308,6 +320,7 @@ class Submitter:
                 f"the workflow can't be written as JSON: {error}", details={"field": "workflow"}
             ) from error
         now = self._clock()
+        editor = editor_key(owner, options.prompt.client_id, options.extra_data)
         shown, secrets = split_secrets(options.extra_data)
         new = NewJob(
             id=self._new_id(),
@@ -329,15 +342,19 @@ class Submitter:
             secret=self._sealer.seal(orjson.dumps(secrets)) if secrets else None,
             prompt=replace(options.prompt, targets=targets),
             output_nodes=targets or outputs,
-            editor=editor_key(owner, options.prompt.client_id, options.extra_data),
+            editor=editor,
             patience_s=self._limits.editor_wait_s,
-            deadline_s=options.deadline_s,
+            deadline_s=options.ttl_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,
             excerpt=await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
             retry_of=options.retry_of,
             models=models,
             able=self._inventories.able_nodes(placement),
+            tier=EDITOR if editor else options.tier,
+            finish_by=options.finish_by,
+            timeout_s=options.timeout_s,
+            weight=self._limits.weights.get(owner, 1.0),
         )
         return await self._write(new, options.idempotency)
 

@@ -110,6 +110,36 @@ async def test_nodes_are_for_admins_and_agents_only_read_them(api: Api) -> None:
     assert (await api.client.post("/api/v1/nodes", json=node, headers=bearer(OPS))).status_code == 201
 
 
+async def test_top_priorities_are_for_operators(api: Api) -> None:
+    for path, body in (
+        ("/api/v2/jobs", {"workflow": GRAPH}),
+        ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "x"}}),
+        ("/api/v1/generate", {"prompt": "x"}),
+    ):
+        refused = await api.client.post(path, json={**body, "priority": 1001}, headers=bearer(ANN))
+        assert code(refused) == (403, "forbidden")
+        error = refused.json()["error"]
+        assert error["details"] == {"field": "priority", "limit": 1000}
+        assert "send at most 1000" in error["message"] and "FLEET_MAX_PRIORITY" in error["message"]
+        for priority, who in ((1000, ANN), (-1_000_000, ANN), (1_000_000, OPS)):
+            taken = await api.client.post(path, json={**body, "priority": priority}, headers=bearer(who))
+            assert taken.status_code in (201, 202), taken.text
+
+
+async def test_without_keys_nobody_s_priority_is_limited(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    async with running(redis_port, tmp_path, max_priority=0) as open_fleet:
+        await open_fleet.add_node()
+        for origin in ("editor", "console"):
+            answer = await open_fleet.client.post(
+                "/api/v2/jobs",
+                json={"workflow": GRAPH, "priority": 1_000_000},
+                headers={"X-Fleet-Origin": origin},
+            )
+            assert answer.status_code == 201, answer.text
+
+
 def test_a_fleet_without_keys_stays_on_loopback(tmp_path: Path) -> None:
     for outside in (Settings(host="0.0.0.0"), Settings(api_host="0.0.0.0")):
         with pytest.raises(ConfigError, match="FLEET_KEYS_FILE"):

@@ -1,9 +1,11 @@
 """REST: stored workflows, generate, replay, nodes, readiness, and what every surface shares."""
 
 import asyncio
+import math
 import re
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.job import JobError, JobStatus
 from comfy_fleet.domain.nodes.node import Reading
+from comfy_fleet.domain.schedule.waiting_job import BATCH
 from comfy_fleet.services import node_life
 from comfy_fleet.settings import packaged
 from tests.factories import GRAPH
@@ -573,6 +576,29 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"deadline_s": 0}, "deadline_s", "invalid_request"),
     ({"deadline_s": "5"}, "deadline_s", "invalid_request"),
     ({"deadline_s": 31 * 86400}, "deadline_s", "invalid_request"),
+    ({"ttl_s": -1}, "ttl_s", "invalid_request"),
+    ({"ttl_s": False}, "ttl_s", "invalid_request"),
+    ({"ttl_s": 1e30}, "ttl_s", "invalid_request"),
+    ({"ttl_s": 10**30}, "ttl_s", "invalid_request"),
+    ({"ttl_s": [5]}, "ttl_s", "invalid_request"),
+    ({"ttl_s": 60, "deadline_s": 61}, "ttl_s", "invalid_request"),
+    ({"timeout_s": 0.5}, "timeout_s", "invalid_request"),
+    ({"timeout_s": "60"}, "timeout_s", "invalid_request"),
+    ({"timeout_s": True}, "timeout_s", "invalid_request"),
+    ({"timeout_s": 10**30}, "timeout_s", "invalid_request"),
+    ({"timeout_s": {}}, "timeout_s", "invalid_request"),
+    ({"finish_by": "tomorrow"}, "finish_by", "invalid_request"),
+    ({"finish_by": "2099-01-01T00:00:00"}, "finish_by", "invalid_request"),
+    ({"finish_by": "2099-01-01T00:00:00Z"}, "finish_by", "invalid_request"),
+    ({"finish_by": "2020-01-01T00:00:00Z"}, "finish_by", "invalid_request"),
+    ({"finish_by": True}, "finish_by", "invalid_request"),
+    ({"finish_by": 0}, "finish_by", "invalid_request"),
+    ({"finish_by": -1e300}, "finish_by", "invalid_request"),
+    ({"finish_by": 10**30}, "finish_by", "invalid_request"),
+    ({"finish_by": []}, "finish_by", "invalid_request"),
+    ({"tier": "editor"}, "tier", "invalid_request"),
+    ({"tier": 2}, "tier", "invalid_request"),
+    ({"tier": []}, "tier", "invalid_request"),
     ({"metadata": {"a": 1}}, "metadata", "metadata_invalid"),
     ({"metadata": {"a b": "c"}}, "metadata", "metadata_invalid"),
     ({"metadata": ["a"]}, "metadata", "metadata_invalid"),
@@ -600,7 +626,23 @@ async def test_every_face_takes_the_same_options(api: Api, url: str, body: dict[
     assert (job.priority, job.metadata) == (7, {"order": "4711"})
     assert job.deadline_at is not None
     assert 3590 < job.deadline_at - job.created_at < 3610
-    nothing = dict.fromkeys([*wanted, "prefer_pool"])
+    at = math.ceil(job.created_at) + 7200
+    shown = datetime.fromtimestamp(at, UTC).isoformat()
+    for by in (at, float(at), shown, shown.replace("+00:00", "z")):
+        times = {"ttl_s": 3600, "deadline_s": 3600.0, "timeout_s": 90, "finish_by": by, "tier": "batch"}
+        made = await api.client.post(url, json={**body, **times})
+        assert made.status_code in (201, 202), (by, made.text)
+        job = await api.stores.jobs.get(made.json().get("task_id") or made.json()["id"])
+        assert job is not None
+        assert (job.finish_by, job.timeout_s, job.tier) == (at, 90.0, BATCH)
+        assert job.deadline_at == pytest.approx(job.created_at + 3600)
+        told = (await api.client.get(f"/api/v2/jobs/{job.id}")).json()
+        assert (told["finish_by"], told["timeout_s"], told["tier"]) == (
+            *(shown.replace("+00:00", ".000Z"), 90.0, "batch"),
+        )
+        assert told["start_by"] > told["created_at"]
+    later = ("ttl_s", "timeout_s", "finish_by", "tier")
+    nothing = dict.fromkeys([*wanted, *later, "prefer_pool"])
     answer = await api.client.post(url, json={**body, **nothing})
     assert answer.status_code in (201, 202), answer.text
     for option, field, wrong in OPTIONS:
@@ -611,7 +653,7 @@ async def test_every_face_takes_the_same_options(api: Api, url: str, body: dict[
 
 
 async def test_a_key_of_an_earlier_version_still_fits_its_request(api: Api) -> None:
-    # What version 0.1 made of {"prompt": "x"}: it knew no deadline here.
+    # What version 0.1 made of {"prompt": "x"}: it knew no times here.
     known = ("prompt", "size", "style", "negative_prompt", "seed", "workflow", "priority", "metadata")
     content = {**dict.fromkeys(known), "prompt": "x", "pool": None, "prefer_pool": None}
     content |= {"spill_to": [], "zone": "", "labels": {}}
@@ -621,6 +663,16 @@ async def test_a_key_of_an_earlier_version_still_fits_its_request(api: Api) -> N
     await api.deps.replays.end("v1:local", "k0", answer=answer)
     again = await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers={"Idempotency-Key": "k0"})
     assert (again.status_code, again.text) == (202, '{"task_id": "earlier"}')
+    path = "/api/v1/workflows/image_card/jobs"
+    named = ("priority", "metadata", "deadline_s", "pool", "prefer_pool")
+    content = {**dict.fromkeys(named), "spill_to": [], "zone": "", "labels": {}, "params": {"prompt": "x"}}
+    text = path.encode() + b"\0" + orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    answer = (blake3(text).hexdigest(), b'{"id": "earlier"}')
+    assert await api.deps.replays.begin("v1:local", "k1")
+    await api.deps.replays.end("v1:local", "k1", answer=answer)
+    body = {"params": {"prompt": "x"}}
+    again = await api.client.post(path, json=body, headers={"Idempotency-Key": "k1"})
+    assert (again.status_code, again.text) == (201, '{"id": "earlier"}')
 
 
 async def test_readiness_tells_nobody_s_business(api: Api) -> None:

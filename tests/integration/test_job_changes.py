@@ -1,5 +1,6 @@
 """REST: jobs that are removed, submitted again, and kept beyond their retention."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.domain.schedule.waiting_job import BATCH
 from tests.factories import GRAPH, picture, sampled
 from tests.integration.api_kit import Api, code, running, upload
 from tests.older_version import older
@@ -248,7 +250,9 @@ async def graph_of(api: Api, job_id: str) -> dict[str, Any]:
 
 
 async def test_a_retry_is_a_new_job_with_the_same_content(api: Api) -> None:
-    options = {"metadata": {"order": "1"}, "priority": 7, "deadline_s": 60.0}
+    by = time.time() + 600
+    options = {"metadata": {"order": "1"}, "priority": 7, "ttl_s": 60.0, "timeout_s": 30, "finish_by": by}
+    options |= {"tier": "batch"}
     job_id = await done(api, sampled(seed=5), **options)
     answer = await api.client.post(f"/api/v1/jobs/{job_id}/retry")
     assert answer.status_code == 201, answer.text
@@ -260,6 +264,25 @@ async def test_a_retry_is_a_new_job_with_the_same_content(api: Api) -> None:
     new = await record(api, made["id"])
     assert new.deadline_at is not None
     assert new.deadline_at - new.created_at == pytest.approx(60, abs=1)
+    assert (new.timeout_s, new.tier) == (30.0, BATCH)
+    assert new.finish_by is not None
+    assert new.finish_by - new.created_at == pytest.approx(600, abs=1)
+    assert new.finish_by > by  # as long after its own submit
+
+
+async def test_a_retry_by_somebody_who_may_not_go_first_goes_as_early_as_they_may(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    (keys_file := tmp_path / "keys").write_text("ann ann-key-0123456789 admin\n")
+    async with running(redis_port, tmp_path / "data", keys_file=keys_file, max_priority=5) as api:
+        await api.add_node(info=False)
+        api.client.headers["Authorization"] = "Bearer ann-key-0123456789"
+        job_id = await done(api, priority=9)
+        assert (await again(api, job_id)).json()["priority"] == 9
+        del api.client.headers["Authorization"]  # in the path, a key makes nobody an operator there
+        path = f"/k/ann-key-0123456789/api/v1/jobs/{job_id}/retry"
+        made = await api.client.post(path, headers={"X-Fleet-Origin": "editor"})
+        assert (made.status_code, made.json()["priority"]) == (201, 5)
 
 
 async def test_new_seeds_are_drawn_where_there_are_seeds(api: Api) -> None:

@@ -117,6 +117,26 @@ def test_every_number_has_an_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) > 40
 
 
+def test_shares_by_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().weights == {}
+    monkeypatch.setenv("FLEET_SHARES", " ada=2, b.o-b_1 = 0.5 ,")
+    assert load().weights == {"ada": 2.0, "b.o-b_1": 0.5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ada", "ada=", "=2", "ada=0", "ada=0.001", "ada=101", "ada=-1", "ada=nan", "ada=inf", "ada=1e3"),
+        *("ada=" + "9" * 400, "a b=1", "ada=2,ada=2", "ada=2;bob=1", "ada=\u0662", "a" * 65 + "=1"),
+    ],
+)
+def test_shares_that_can_not_be_read_are_refused_by_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_SHARES", text)
+    with pytest.raises(Fail, match=r"^FLEET_SHARES: ") as caught:
+        load()
+    assert caught.value.exit is Exit.USAGE
+
+
 @pytest.mark.parametrize("name", ["HOST", "API_HOST", "BROKER_BIND", "AGENT_HOST", "BROKER_HOST"])
 @pytest.mark.parametrize("value", ["", " ", "a b", "http://gpu1", "gpu1:80", "::1]", "-gpu1"])
 def test_what_is_no_host_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

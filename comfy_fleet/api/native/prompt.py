@@ -11,7 +11,7 @@ from comfy_fleet.api.body import graph_limits, json_taken, kind_of, read_json
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.jobs import traceparent_in
+from comfy_fleet.api.job_options import traceparent_in
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
 from comfy_fleet.api.native.refusals import BAD_PROMPT_ID, PromptRefusal

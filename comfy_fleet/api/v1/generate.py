@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import jobs
+from comfy_fleet.api import job_options, jobs
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.jobs import JobOptionsBody
+from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1 import task_words
@@ -74,7 +74,7 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
 
     async def submit() -> Submitted:
         workflow = await d.catalog.get(body.workflow or d.settings.generate_workflow, who)
-        options = jobs.options(body, replay.idempotency, traceparent=jobs.traceparent_in(request))
+        options = job_options.options(request, body, replay.idempotency)
         try:
             return await d.submitter.workflow(who, workflow, _params(body, workflow), options)
         except InvalidParameter as error:
@@ -144,7 +144,7 @@ def _fingerprinted(body: GenerateBody) -> dict[str, Any]:
 
     A field that was added later must not change the fingerprint of a body without it: keys may be older.
     """
-    content = body.model_dump()
+    content = body.identity()
     if body.deadline_s is None:
         del content["deadline_s"]
     return content

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.job_options import most_priority, traceparent_in
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
 from comfy_fleet.api.v1.jobs import shown
@@ -68,7 +69,8 @@ async def retry_job(request: Request) -> Response:
             new_seed=body.new_seed,
             extra_data=body.extra_data,
             idempotency=replay.idempotency,
-            traceparent=jobs.traceparent_in(request),
+            traceparent=traceparent_in(request),
+            most_priority=most_priority(request),
         )
         return await d.retrying.retry(job, how)
 

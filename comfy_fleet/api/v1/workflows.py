@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import jobs
+from comfy_fleet.api import job_options
 from comfy_fleet.api.deps import NodeFacts, admin, deps, owner
-from comfy_fleet.api.jobs import JobOptionsBody
+from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1.jobs import shown
@@ -68,14 +68,14 @@ async def run_workflow(request: Request) -> Response:
     """Submit a job; `Idempotency-Key` makes it safe to send again."""
     d, who, name = deps(request), owner(request), request.path_params["workflow"]
     body = await read(request, NewJobBody)
-    replay = Replay(request, who, body.model_dump())
+    replay = Replay(request, who, body.identity())
 
     async def submit() -> Submitted:
         return await d.submitter.stored(
             who,
             name,
             body.params,
-            jobs.options(body, replay.idempotency, traceparent=jobs.traceparent_in(request)),
+            job_options.options(request, body, replay.idempotency),
         )
 
     return await replay.answer(201, submit, partial(shown, request))

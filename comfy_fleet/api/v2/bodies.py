@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from comfy_fleet.api.jobs import JobOptionsBody
+from comfy_fleet.api.job_options import JobOptionsBody
 
 
 class ExtraDataBody(BaseModel):

@@ -6,7 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import events, jobs, serialize
+from comfy_fleet.api import events, job_options, jobs, serialize
 from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
@@ -47,10 +47,10 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
     done = await d.submitter.graph(
         who,
         body["workflow"],
-        jobs.options(
-            jobs.options_in(body),
+        job_options.options(
+            request,
+            job_options.options_in(body),
             once,
-            traceparent=jobs.traceparent_in(request),
             extra_data=_extra_data(body.get("extra_data"), d.settings.max_pnginfo_bytes),
         ),
     )

@@ -6,6 +6,8 @@ from comfy_fleet.domain.schedule.model_set import ModelSet
 
 EDITOR, SINGLE, BATCH = 0, 1, 2
 """Tiers of one owner's jobs: an editor's run, a single submit, an item of a batch."""
+TIER_NAMES = ("editor", "single", "batch")
+"""The tiers as clients know them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

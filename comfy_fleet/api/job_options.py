@@ -1,0 +1,284 @@
+"""What every surface lets a request say about its job, besides its graph or parameters."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from starlette.requests import Request
+
+from comfy_fleet.api.answers import ANYTHING
+from comfy_fleet.api.deps import deps, principal
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.typed_bodies import checked
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.jobs import job_times
+from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Metadata
+from comfy_fleet.domain.jobs.trace_context import read_traceparent
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE, TIER_NAMES
+from comfy_fleet.ports.jobs import Idempotency
+from comfy_fleet.services.submitter import JobOptions
+
+MAX_LABELS = 16
+MAX_LABEL_VALUE = 256
+MAX_METADATA_BYTES = 1024
+_TIERS = {TIER_NAMES[tier]: tier for tier in (SINGLE, BATCH)}
+LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ADDED_LATER = ("ttl_s", "timeout_s", "finish_by", "tier")
+"""Fields that versions before did not know, and did not count among what identifies a request."""
+
+
+def _invalid(field: str, message: str) -> HttpError:
+    return HttpError(422, "invalid_request", message, details={"field": field})
+
+
+def _priority(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_PRIORITY <= value <= MAX_PRIORITY:
+        raise _invalid("priority", f"priority must be a whole number from {MIN_PRIORITY} to {MAX_PRIORITY}")
+    return value
+
+
+def _span(field: str, value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        return job_times.span_s(field, value)
+    except BadInput as error:
+        raise _invalid(field, error.message) from None
+
+
+def _ttl_s(value: object) -> float | None:
+    return _span("ttl_s", value)
+
+
+def _deadline_s(value: object) -> float | None:
+    return _span("deadline_s", value)
+
+
+def _timeout_s(value: object) -> float | None:
+    return _span("timeout_s", value)
+
+
+def _finish_by(value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        return job_times.moment(value)
+    except BadInput as error:
+        raise _invalid("finish_by", error.message) from None
+
+
+def _tier(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value in _TIERS:
+        return _TIERS[value]
+    raise _invalid("tier", "tier must be single, or batch for one of many")
+
+
+def _metadata(value: object) -> Metadata:
+    """Check metadata: labels as the SDK sends them, or an opaque text as Comfy's own proxy accepts."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if len(value.encode()) > MAX_METADATA_BYTES:
+            raise _bad_metadata(f"metadata is longer than {MAX_METADATA_BYTES} bytes")
+        return value
+    if not isinstance(value, Mapping):
+        raise _bad_metadata("metadata must be an object of strings, or a string")
+    if len(value) > MAX_LABELS:
+        raise _bad_metadata(f"metadata has {len(value)} labels; at most {MAX_LABELS} are taken")
+    for key, text in value.items():
+        if not LABEL.fullmatch(key):
+            raise _bad_metadata(f"metadata key {key[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ . -", key)
+        if not isinstance(text, str) or len(text) > MAX_LABEL_VALUE:
+            raise _bad_metadata(
+                f"metadata {key!r} must be a string of at most {MAX_LABEL_VALUE} characters", key
+            )
+    return dict(value)
+
+
+def _bad_metadata(message: str, key: str | None = None) -> HttpError:
+    details = {"field": "metadata"} | ({"key": key[:80]} if key is not None else {})
+    return HttpError(422, "metadata_invalid", message, details=details)
+
+
+class JobOptionsBody(BaseModel):
+    """The fields that every request for a job may have.
+
+    The validators of single fields raise :class:`HttpError`, so that every surface refuses a wrong value with
+    the same message.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: Annotated[int | None, BeforeValidator(_priority)] = Field(
+        None,
+        ge=MIN_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Of your own jobs, higher goes first; 0 if left out. Above the operator's limit "
+        "(usually 1,000) only with a key that has the role admin.",
+    )
+    metadata: Annotated[dict[str, str] | str | None, BeforeValidator(_metadata), ANYTHING] = Field(
+        None,
+        description=f"An object of up to {MAX_LABELS} labels, or a text of up to {MAX_METADATA_BYTES} bytes.",
+    )
+    ttl_s: Annotated[float | None, BeforeValidator(_ttl_s)] = Field(
+        None, description="Seconds from now; a job that has not started by then expires. At most 30 days."
+    )
+    deadline_s: Annotated[float | None, BeforeValidator(_deadline_s)] = Field(
+        None, description="The same as `ttl_s`, by its earlier name."
+    )
+    timeout_s: Annotated[float | None, BeforeValidator(_timeout_s)] = Field(
+        None,
+        description="Longest time of one run in seconds, 1 to 30 days; the operator's limit stays if it is "
+        "smaller. A run that takes longer is interrupted, and the job fails with `run_timeout`.",
+    )
+    finish_by: Annotated[
+        float | None,
+        BeforeValidator(_finish_by),
+        WithJsonSchema({"type": "string", "format": "date-time", "nullable": True}),
+    ] = Field(
+        None,
+        description="When it should be done, at most 30 days from now; Unix seconds are taken, too. A wish "
+        "for the order of your own jobs: nothing is ended for its sake.",
+    )
+    tier: Annotated[
+        int | None,
+        BeforeValidator(_tier),
+        WithJsonSchema({"type": "string", "enum": list(_TIERS), "nullable": True}),
+    ] = Field(
+        None,
+        description="`batch`: one of many; your own jobs of tier `single`, the usual one, go before it, "
+        "whatever their priorities.",
+    )
+    pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
+    prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
+    spill_to: list[str] = Field(
+        default_factory=list, max_length=16, description="With `pool`: pools that are asked next."
+    )
+    zone: str = Field("", max_length=64, description="The zone that it must run in.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="Labels that the node must carry."
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies equal requests.
+
+        A field that was added later must not change it for a body without: keys may be older.
+        """
+        content = self.model_dump()
+        return {name: one for name, one in content.items() if one is not None or name not in _ADDED_LATER}
+
+
+def options(
+    request: Request,
+    body: JobOptionsBody,
+    idempotency: Idempotency | None,
+    *,
+    extra_data: Mapping[str, Any] | None = None,
+) -> JobOptions:
+    """Return the options in a body.
+
+    Args:
+        request: Who asks, and the trace that the job belongs to.
+        body: The options as sent.
+        idempotency: The request's key.
+        extra_data: What the node gets in addition to the graph.
+
+    Raises:
+        HttpError: 422 if a pool's name is invalid, fields contradict each other, or a time is past; 403 for a
+            priority that only operators may ask for.
+    """
+    d = deps(request)
+    most = most_priority(request)
+    priority = body.priority or 0
+    if priority > most:
+        raise HttpError(
+            403,
+            "forbidden",
+            f"priority {priority} is more than {most} (FLEET_MAX_PRIORITY): send at most {most}, or "
+            "an `Authorization` header with a key that has the role admin",
+            details={"field": "priority", "limit": most},
+        )
+    if body.finish_by is not None:
+        try:
+            job_times.check_ahead(body.finish_by, now=d.clock())
+        except BadInput as error:
+            raise _invalid("finish_by", error.message) from None
+    return JobOptions(
+        priority=priority,
+        metadata=body.metadata,
+        ttl_s=_time_to_live(body),
+        timeout_s=body.timeout_s,
+        finish_by=body.finish_by,
+        tier=SINGLE if body.tier is None else body.tier,
+        where=_placement(body),
+        idempotency=idempotency,
+        extra_data=extra_data or {},
+        traceparent=traceparent_in(request),
+    )
+
+
+def most_priority(request: Request) -> int:
+    """Return the highest priority that the caller's jobs may have; without keys there is no limit."""
+    d = deps(request)
+    return MAX_PRIORITY if d.keys.open or principal(request).admin else d.settings.max_priority
+
+
+def traceparent_in(request: Request) -> str | None:
+    """Return the request's trace; None if it has none."""
+    return read_traceparent(request.headers.getlist("traceparent"))
+
+
+_NO_OPTIONS = JobOptionsBody()
+
+
+def options_in(body: Mapping[str, Any]) -> JobOptionsBody:
+    """Return the options in a body that may have other fields, too.
+
+    Raises:
+        HttpError: 422 if a field is wrong.
+    """
+    given = {name: body[name] for name in JobOptionsBody.model_fields if body.get(name) is not None}
+    return checked(given, JobOptionsBody) if given else _NO_OPTIONS
+
+
+def _time_to_live(body: JobOptionsBody) -> float | None:
+    ttl_s, alias = body.ttl_s, body.deadline_s
+    if ttl_s is not None and alias is not None and ttl_s != alias:
+        raise _invalid(
+            "ttl_s", f"ttl_s {ttl_s:g} and deadline_s {alias:g} are two names for one time: send ttl_s alone"
+        )
+    return alias if ttl_s is None else ttl_s
+
+
+def _placement(body: JobOptionsBody) -> PlacementRequest:
+    if body.pool is not None:
+        _check_pool("pool", body.pool)
+    if body.prefer_pool is not None:
+        _check_pool("prefer_pool", body.prefer_pool)
+    for pool in body.spill_to:
+        _check_pool("spill_to", pool)
+    if body.pool is not None and body.prefer_pool is not None:
+        raise _invalid("pool", "pool and prefer_pool exclude each other: name one")
+    if body.spill_to and body.pool is None:
+        raise _invalid("spill_to", "spill_to needs pool")
+    return PlacementRequest(
+        pool=body.pool,
+        prefer=body.prefer_pool,
+        spill_to=tuple(body.spill_to),
+        zone=body.zone,
+        labels=body.labels,
+    )
+
+
+def _check_pool(field: str, pool: str) -> None:
+    try:
+        check_name(field, pool)
+    except BadInput as error:
+        raise _invalid(field, error.message) from None
