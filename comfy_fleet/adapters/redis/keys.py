@@ -94,6 +94,32 @@ class Keyspace:
     kept = _Each("kept:OWNER")  # set: the owner's jobs that are kept
     asset_kept = _Each("asset:ID:kept")  # set: jobs that are kept and use this asset
 
+    # -- choosing (docs/adr/0038).  FAMILY is the largest of a job's model files, or nothing
+    sched_count = _One("sched:count")  # hash: PLACEMENT -> how many jobs wait
+    sched_owners = _Each("sched:owners:PLACEMENT")  # zset: OWNER -> tag, or an earlier one
+    sched_unpassed = _Each(
+        "sched:unpassed:PLACEMENT"
+    )  # the same, of those with jobs that were not passed over
+    sched_passed = _Each(
+        "sched:passed:PLACEMENT"
+    )  # zset: OWNER -> when the first of its passed jobs is overdue
+    sched_jobs = _Each("sched:jobs:PLACEMENT\tOWNER")  # zset: ID -> order
+    sched_turns = _Each("sched:turns:PLACEMENT\tOWNER")  # the same, of jobs that were not passed over
+    sched_late = _Each("sched:late:PLACEMENT\tOWNER")  # zset: ID of a passed job -> when it is overdue
+    sched_family = _Each("sched:family:PLACEMENT\tFAMILY")  # zset: OWNER -> tag, or an earlier one
+    sched_loads = _Each("sched:loads:PLACEMENT\tOWNER\tFAMILY")  # zset: ID -> order
+    sched_backlog = _Each("sched:backlog:PLACEMENT")  # hash: FAMILY -> SECONDS BYTES
+    sched_pressure = _Each("sched:pressure:PLACEMENT")  # zset: FAMILY -> minus its seconds for each holder
+    sched_used = _Each("sched:used:OWNER")  # hash: used, credit, active, present, weight
+    sched_base = _Each("sched:base:PLACEMENT")  # hash: =OWNER -> by how much it was lifted; clock
+    sched_left = _Each("sched:left:PLACEMENT")  # zset: OWNER that waits no more, and is ahead -> tag
+    sched_holders = _Each("sched:holders:POOL\tFAMILY")  # zset: NODE -> when it is free, -1: it is
+    sched_pools = _One("sched:pools")  # set: POOLs of nodes that hold families
+    sched_node = _Each("sched:node:NODE")  # hash: card, memory ([[file, bytes], ...]) and held ([FAMILY,
+    #                                   ...]), what was used last at the end; pool, disk_rate, ram_rate,
+    #                                   clock, passes_until, free_at, run, off
+    sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile
+
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends
     run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat,

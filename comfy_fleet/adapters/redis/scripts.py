@@ -25,6 +25,16 @@ field in a record does not. ``schema.lua`` converts older data. Layouts so far: 
 
 _PRELUDE = (
     "basics",
+    "schedule",
+    "schedule_shares",
+    "schedule_holders",
+    "schedule_backlog",
+    "schedule_nodes",
+    "schedule_rules",
+    "schedule_gather",
+    "schedule_heads",
+    "schedule_choose",
+    "schedule_ends",
     "rq",
     "lists",
     "queues",

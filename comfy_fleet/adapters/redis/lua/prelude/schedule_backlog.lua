@@ -1,0 +1,141 @@
+-- What waits, in indexes that each change keeps up to date.  A tag in an index may be an earlier, lower one.
+
+-- What waits of a family in a queue: {seconds, bytes of its file}, or false.
+local function sched_backlog(C, F)
+  local known = sched.backlogs[C]
+  if not known then
+    known = {}
+    sched.backlogs[C] = known
+  end
+  if known[F] == nil then
+    local seconds, size = string.match(sched_call('HGET', sched_backlog_key(C), F) or '', '^(%S+) (%S+)$')
+    known[F] = seconds and { sched_number(seconds, 0), sched_number(size, 0) } or false
+  end
+  return known[F]
+end
+
+local function sched_pressure_of(backlog, holders)
+  return holders > 0 and -backlog[1] / holders or -backlog[1] - SCHED.UNHELD
+end
+
+-- The number of a family's holders has changed, or what waits of it.
+local function sched_press(C, F)
+  local backlog = sched_backlog(C, F)
+  if F == '' or not backlog then return end
+  sched_call('ZADD', sched_pressure_key(C), sched_text(sched_pressure_of(backlog, sched_holder_count(C, F))), F)
+end
+
+-- More or less waits of a family.
+local function sched_change_backlog(C, F, by, size)
+  local backlog = sched_backlog(C, F) or { 0, size }
+  backlog[1] = backlog[1] + by
+  sched.backlogs[C][F] = backlog
+  sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]))
+  sched_press(C, F)
+end
+
+-- Nothing waits of a family.
+local function sched_end_family(C, F)
+  sched_backlog(C, F)
+  sched.backlogs[C][F] = false
+  sched_call('HDEL', sched_backlog_key(C), F)
+  if F ~= '' then sched_call('ZREM', sched_pressure_key(C), F) end
+end
+
+-- List an owner by its first passed job, or not at all.
+local function sched_list_passed(C, O)
+  local first = sched_call('ZRANGE', sched_late_key(C, O), 0, 0, 'WITHSCORES')
+  if not first[1] then
+    sched_call('ZREM', sched_passed_key(C), O)
+  else
+    sched_call('ZADD', sched_passed_key(C), 'GT', first[2], O)
+  end
+end
+
+-- An owner has no job of a family left in a queue.
+local function sched_end_owner_of_family(C, O, F)
+  sched_call('ZREM', sched_family_key(C, F), O)
+  if redis.call('EXISTS', sched_family_key(C, F)) == 0 then
+    sched_end_family(C, F)
+    return true
+  end
+end
+
+-- An owner has no job left in a queue.
+local function sched_end_owner(C, O)
+  sched_call('ZREM', sched_unpassed_key(C), O)
+  sched_call('ZREM', sched_passed_key(C), O)
+  if sched_call('ZREM', sched_owners_key(C), O) == 1 then sched_leave(C, O) end
+end
+
+-- Take a waiting job out of all indexes.
+local function sched_take(job)
+  local id, C, O, F = job.id, job.placement, job.owner, job.family
+  local was = sched_call('ZREM', sched_jobs_key(C, O), id) == 1
+  local unpassed = not job.overdue_at and sched_call('ZREM', sched_turns_key(C, O), id) == 1
+  local more = false  -- whether the owner is known to have other jobs there
+  if unpassed then
+    more = redis.call('EXISTS', sched_turns_key(C, O)) == 1
+    if not more then sched_call('ZREM', sched_unpassed_key(C), O) end
+  elseif sched_call('ZREM', sched_late_key(C, O), id) == 1 then
+    sched_list_passed(C, O)
+  end
+  if sched_call('ZREM', sched_loads_key(C, O, F), id) == 1 then
+    local others = redis.call('EXISTS', sched_loads_key(C, O, F)) == 1
+    more = more or others
+    if others or not sched_end_owner_of_family(C, O, F) then
+      sched_change_backlog(C, F, -job.run_s, job.models.family_size)
+    end
+  end
+  if was and not more and redis.call('EXISTS', sched_jobs_key(C, O)) == 0 then sched_end_owner(C, O) end
+  sched.jobs[id] = nil
+end
+
+-- Add a queued job, as its record is, to what waits.  One that is there moves to its new place.
+-- able: names of nodes that can run it, whose times its owner must not be behind; nil: none.
+local function sched_add(id, at, able)
+  sched.jobs[id] = nil
+  local job = sched_job(id)
+  if not job then return end
+  local C, O, F, f = job.placement, job.owner, job.models.family, job.f
+  local late = job.late
+  job.late = false
+  if not f.run_s then job.run_s = sched_run_s(f.profile) end
+  if sched_call('ZADD', sched_jobs_key(C, O), sched_text(sched_order(job)), id) == 0 then
+    job.late = late
+    local order = sched_text(sched_order(job))
+    sched_call('ZADD', sched_jobs_key(C, O), order, id)
+    sched_call('ZADD', sched_turns_key(C, O), 'XX', order, id)
+    sched_call('ZADD', sched_loads_key(C, O, job.family), 'XX', order, id)
+    return
+  end
+  if f.overdue_at or f.late then redis.call('HDEL', job_key(id), 'overdue_at', 'late') end
+  if F ~= (f.family or '') or not f.run_s then
+    redis.call('HSET', job_key(id), 'family', F, 'run_s', sched_text(job.run_s))
+  end
+  job.overdue_at, job.family = nil, F
+  local order = sched_text(sched_order(job))
+  if not sched_call('ZSCORE', sched_owners_key(C), O) then
+    for _, node in ipairs(able or {}) do
+      sched_lift_clock(C, sched_number(sched_call('HGET', sched_node_key(node), 'clock'), 0))
+    end
+    sched_enter(C, O, sched_virtual(C))
+  end
+  local tag = sched_text(sched_tag(C, O))
+  sched_call('ZADD', sched_owners_key(C), 'NX', tag, O)
+  sched_call('ZADD', sched_turns_key(C, O), order, id)
+  sched_call('ZADD', sched_unpassed_key(C), 'NX', tag, O)
+  sched_call('ZADD', sched_loads_key(C, O, F), order, id)
+  sched_call('ZADD', sched_family_key(C, F), 'NX', tag, O)
+  sched_change_backlog(C, F, job.run_s, job.models.family_size)
+  sched_flush()
+end
+
+-- Take a job out of what waits, if it is there; before its record changes.
+local function sched_remove(id)
+  sched.jobs[id] = nil
+  local job = sched_job(id)
+  if not job then return end
+  sched_take(job)
+  sched_flush()
+end

@@ -1,0 +1,102 @@
+-- What becomes of the estimates when a run is over, and what people are told about a waiting job.
+
+-- What sched_start has kept of a run: {owner, charged, since, missing_disk, missing_memory, speed, load_s}, or nil.
+local function sched_of_run(run)
+  local f = fields(run_key(run), 'sched', 'used_s', 'node')
+  local had = sched_list(f[1])
+  if type(had[1]) ~= 'string' then return nil end
+  return { owner = had[1], charged_s = sched_number(had[2], 0), since = sched_number(had[3], 0), disk = sched_number(had[4], 0),
+    memory = sched_number(had[5], 0), speed = math.max(sched_number(had[6], 1), 1e-6), load_s = sched_number(had[7], 0),
+    used_s = sched_number(f[2], nil), node = f[3] }
+end
+
+-- A node is done with a run's prompt: its owner is charged what was used, and the node is idle.  Once is enough; the run's hash
+-- must still be there.
+local function sched_left(run, at)
+  local had = sched_of_run(run)
+  if not had or had.used_s then return end
+  local used_s = math.max(0, at - had.since)
+  redis.call('HSET', run_key(run), 'used_s', sched_text(used_s))
+  local account = sched_account(had.owner)
+  if used_s > had.charged_s then
+    sched_charge(account, used_s - had.charged_s)
+  else
+    account.credit = account.credit + (had.charged_s - used_s) / account.weight
+  end
+  account.active, account.present = math.max(0, account.active - 1), account.present - 1
+  sched.dirty[had.owner] = account
+  sched_forget_if_gone(account)
+  sched_flush()
+  if not had.node then return end
+  local node = sched_node(had.node)
+  if node.run ~= run then return end
+  sched_call('HSET', sched_node_key(node.name), 'free_at', SCHED.IDLE)
+  sched_call('HDEL', sched_node_key(node.name), 'run')
+  node.free_at = SCHED.IDLE
+  if node.pool and not node.off then sched_list_node(node) end
+end
+
+-- A run has taught a profile's time: a mean in which one odd run counts for little.  From a run that loaded models, a first guess.
+local function sched_learn_run(profile, seconds, loaded)
+  local key = sched_profile_key(profile)
+  local f = fields(key, 'run_s', 'runs')
+  local mean, runs = sched_number(f[1], nil), sched_number(f[2], 0)
+  if loaded then
+    if runs > 0 then return end
+    mean = mean and math.min(mean, seconds) or seconds
+  elseif runs == 0 or not mean then
+    mean, runs = seconds, 1
+  else
+    runs = runs + 1
+    mean = mean + math.max(0.1, 1 / runs) * (math.min(math.max(seconds, mean / 4), mean * 4) - mean)
+  end
+  sched_call('HSET', cleared(key, 'hash'), 'run_s', sched_text(math.max(mean, 0.001)), 'runs', runs)
+  redis.call('EXPIRE', key, SCHED.KEPT_S)
+end
+
+-- A run that computed everything has succeeded: learn how long its profile's runs take, and how fast its node loads.
+local function sched_learn(run, profile)
+  local had = sched_of_run(run)
+  if not had or not had.used_s then return end
+  local known = fields(sched_profile_key(profile), 'run_s', 'runs')
+  local loaded = had.disk + had.memory > 0
+  if loaded and had.node and had.load_s >= 0.5 and sched_number(known[2], 0) > 0 then
+    sched_measured(had.node, had.disk, had.memory, had.used_s - sched_number(known[1], 0) / had.speed)
+  end
+  local seconds = loaded and math.max(had.used_s - had.load_s, had.used_s / 10) or had.used_s
+  for _, each in ipairs({ profile, '*' }) do sched_learn_run(each, seconds * had.speed, loaded) end
+end
+
+-- Of nodes that hold a family and serve a queue, those that are free first: {name, when it is free, -1: it is} of each.
+local function sched_first_holders(C, F)
+  local found = {}
+  for _, pool in ipairs(sched_pools_of(C)) do
+    local listed = sched_call('ZRANGE', sched_holders_key(pool, F), 0, 3, 'WITHSCORES')
+    for i = 1, #listed, 2 do found[#found + 1] = { listed[i], tonumber(listed[i + 1]) } end
+  end
+  table.sort(found, function(a, b) return a[2] < b[2] end)
+  return found
+end
+
+-- An idle node that has a waiting job's models on its card, or nil.
+local function sched_idle_holder(id)
+  local job = sched_job(id)
+  if not job or job.family == '' then return nil end
+  for i, each in ipairs(sched_first_holders(job.placement, job.family)) do
+    if i > 4 or each[2] ~= SCHED.IDLE then return nil end
+    if sched_free(each[1]) then return each[1] end
+  end
+end
+
+-- Why a job waits, as facts: {its place among its owner's jobs there (from 0), when it is overdue or '', a node that has its
+-- models or '', when that is free (-1: it is) or '', 1 if its owner has used its share}.  nil if it does not wait.
+local function sched_place(id)
+  local job = sched_job(id)
+  local place = job and sched_call('ZRANK', sched_jobs_key(job.placement, job.owner), id)
+  if not place then return nil end
+  local C, O = job.placement, job.owner
+  local holder = job.family ~= '' and sched_first_holders(C, job.family)[1] or { '', '' }
+  local first = sched_call('ZRANGE', sched_owners_key(C), 0, 0, 'WITHSCORES')
+  local used = first[1] ~= O and tonumber(first[2] or 0) < sched_tag(C, O)
+  return { place, job.overdue_at and sched_text(job.overdue_at) or '', holder[1], tostring(holder[2]), used and 1 or 0 }
+end
