@@ -119,6 +119,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "repeats": record.get("retry_of"),
                 "kept": "until it is removed" if record.get("kept") else None,
                 "priority": record.get("priority") or None,
+                **_wishes(record),
                 "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
                 "parameters": _words(record.get("params") or {}),
                 "node": f"{node} {SIMULATED}" if node and record.get("simulated") else node,
@@ -293,6 +294,23 @@ def attempt_row(attempt: dict[str, Any]) -> tuple[str | None, ...]:
         "yes" if attempt.get("counted") else "no",
         _error(attempt.get("error")),
     )
+
+
+def _wishes(record: dict[str, Any]) -> dict[str, str | None]:
+    """Return what was said about a job's times and tier, in local time, if anything was."""
+    from comfy_fleet.cli.console import parse_time, span
+
+    def local(field: str) -> str | None:
+        at = parse_time(record.get(field))
+        return f"{at.astimezone():%Y-%m-%d %H:%M:%S}" if at else None
+
+    queued = record["status"] == "queued"
+    return {
+        "tier": record.get("tier") if record.get("tier") != "single" else None,
+        "starts by": f"{local('start_by')}, or expires" if queued and record.get("start_by") else None,
+        "finish by": local("finish_by"),
+        "longest run": span(record.get("timeout_s")),
+    }
 
 
 def _words(pairs_: dict[str, Any]) -> str:

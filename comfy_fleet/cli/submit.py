@@ -4,6 +4,7 @@ import json
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.graph_files import content_of
+from comfy_fleet.cli.job_times import moment, seconds
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.parameters import pairs, parameters
 from comfy_fleet.cli.paths import path_of
@@ -61,8 +63,21 @@ def submit(
         typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds."),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(metavar="N", help="Higher goes first, -1000000 to 1000000.")
+        int | None, typer.Option(metavar="N", help="Of your jobs, higher goes first, -1000000 to 1000000.")
     ] = None,
+    ttl: Annotated[
+        float | None, typer.Option(metavar="S", help="It expires if it has not begun after so many seconds.")
+    ] = None,
+    run_timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Stop a run that takes longer; the job fails.")
+    ] = None,
+    finish_by: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="A wish for the order: 18:30, '2030-05-17 18:30' or RFC 3339."),
+    ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="One of many: your other jobs go first. With -n, always so.")
+    ] = False,
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="A label on the job. Repeatable.")
     ] = None,
@@ -107,6 +122,10 @@ def submit(
         raise Fail("--idempotency-key must be 1 to 255 printable ASCII characters", code=Exit.USAGE)
     extra: dict[str, Any] = {
         "priority": priority,
+        "ttl_s": seconds("--ttl", "ttl_s", ttl),
+        "timeout_s": seconds("--run-timeout", "timeout_s", run_timeout),
+        "finish_by": None if finish_by is None else moment(finish_by, datetime.now().astimezone()),
+        "tier": "batch" if batch or count > 1 else None,
         "metadata": pairs(metadata or [], "--metadata"),
         "pool": pool,
         "prefer_pool": prefer_pool,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from comfy_fleet.cli.exits import Exit
+from comfy_fleet.cli.exits import Exit, Fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +41,20 @@ def watch(
                 position = data.get("queue_position")
                 place = f", number {position} in the queue" if position and data["status"] == "queued" else ""
                 node = f" on {data['node']}" if data.get("node") else ""
-                show(f"{data['status']}{node}{place}", None)
+                why = _waits(client, job_id) if place else ""
+                show(f"{data['status']}{node}{place}{why}", None)
             elif kind == "progress":
                 show(data.get("message") or "running", float(data.get("value") or 0))
     return client.job(job_id)
+
+
+def _waits(client: "Client", job_id: str) -> str:
+    """Return why a job waits; nothing if that can't be asked now."""
+    try:
+        why = client.job(job_id).get("waiting_for")
+    except Fail:
+        return ""
+    return f": {why}" if why else ""
 
 
 @contextmanager

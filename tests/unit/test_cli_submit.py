@@ -40,6 +40,39 @@ def test_submit_sends_typed_parameters_and_uploads(canned: Canned, tmp_path: Pat
     assert canned.seen[-1][2]["Idempotency-Key"] == "k1"
 
 
+def test_submit_sends_times_and_says_that_several_are_a_batch(canned: Canned) -> None:
+    path = "/api/v1/workflows/portrait/jobs"
+    canned.on("GET", "/api/v1/workflows/portrait", {"parameters": SCHEMA})
+    canned.on("POST", path, {"id": JOB, "status": "queued"}, 201)
+    by = "2030-05-17T18:30:00+02:00"
+    times = ("--ttl", "90", "--run-timeout", "60.5", "--finish-by", by)
+    result = run(canned, "submit", "portrait", "-p", "prompt=x", *times)
+    assert result.exit_code == 0, result.output
+    assert run(canned, "submit", "portrait", "-p", "prompt=x", "--batch").exit_code == 0
+    assert canned.bodies("POST", path) == [
+        {"params": {"prompt": "x"}, "ttl_s": 90.0, "timeout_s": 60.5, "finish_by": by},
+        {"params": {"prompt": "x"}, "tier": "batch"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--ttl", value) for value in ("0", "-1", "nan", "inf", "1e30")),
+        *(("--run-timeout", value) for value in ("0.5", "nan", "1e30")),
+        *(("--finish-by", value) for value in ("", "soon", "25:00", "2030-02-30 10:00", "1e30", "18")),
+    ],
+)
+def test_a_time_that_is_none_is_refused_before_anything_is_sent(
+    canned: Canned, option: str, value: str
+) -> None:
+    result = run(canned, "submit", "portrait", "-p", "prompt=x", option, value)
+    assert isinstance(result.exception, Fail)
+    assert result.exception.exit is Exit.USAGE
+    assert result.exception.message.startswith(f"{option} ")
+    assert canned.seen == []
+
+
 @pytest.mark.parametrize(
     ("status", "expected"), [("succeeded", 0), ("failed", 4), ("expired", 4), ("canceled", 5)]
 )
@@ -275,7 +308,8 @@ def test_several_jobs_print_their_ids_one_per_line(canned: Canned) -> None:
     result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "3", "--idempotency-key", "k")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == IDS
-    assert canned.bodies("POST", "/api/v1/workflows/w/jobs") == [{"params": {"prompt": "x"}}] * 3
+    body = {"params": {"prompt": "x"}, "tier": "batch"}
+    assert canned.bodies("POST", "/api/v1/workflows/w/jobs") == [body] * 3
     keys = [head["Idempotency-Key"] for verb, _, head, _ in canned.seen if verb == "POST"]
     assert keys == ["k-1", "k-2", "k-3"]
 
