@@ -83,8 +83,8 @@ class Dispatcher:
         name: Unique; RQ's worker name.
         beats: The same store as ``runs`` over a separate connection, so that leases are renewed in time even
             while much is written.
-        wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``,
-            ``frames JOB``).
+        wakes: Yields wake-up messages (``job PLACEMENT``, ``job@NODE PLACEMENT`` if an idle node has the
+            models, ``free``, ``nodes``, ``cancel RUN``, ``frames JOB``).
         forget_files: Deletes a forgotten job's files.
         files: Which files graphs may name.
         telemetry: Is told what happens to jobs and runs.
@@ -121,6 +121,9 @@ class Dispatcher:
         self._runs = runs
         self._beats = beats
         self._registry = registry
+        self._pools = pools
+        self._pool_defaults = failure_limits.pools
+        self._patience: Mapping[str, float] = {}
         self._assets = assets
         self._wakes = wakes
         self._limits = limits
@@ -165,6 +168,7 @@ class Dispatcher:
             now=now,
             new_id=new_id,
             chance=chance,
+            patience=lambda pool: self._patience.get(pool, self._pool_defaults.patience_s),
             spawn=self._spawn,
             on_claim=self._start,
             on_taken=self._lease_holder.park,
@@ -182,6 +186,7 @@ class Dispatcher:
             ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
         """
         await self._directory.look()
+        await self._read_patience()
         background = [
             asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
             for loop in (self._listen, self._beat, self._watch_nodes, self._upkeep, self._seekers.seek)
@@ -385,9 +390,10 @@ class Dispatcher:
     async def _listen(self) -> None:
         async for message in self._wakes():
             kind, _, rest = message.partition(" ")
+            kind, _, node = kind.partition("@")
             if kind == "job":
                 with contextlib.suppress(*UNREADABLE):  # from a newer version, and for it
-                    self._seekers.wanted(Placement.parse(rest))
+                    self._seekers.wanted(Placement.parse(rest), node)
             elif kind == "cancel":
                 self._cancel(rest)
             elif kind == "release":
@@ -416,9 +422,14 @@ class Dispatcher:
     async def _upkeep(self) -> None:
         while True:
             await self._check_schema()
+            await self._read_patience()
             if not self._retired.is_set():  # else a newer version cleans up: only it can read the data
                 await self._clean_up()
             await asyncio.sleep(max(1.0, self._limits.beat_s))
+
+    async def _read_patience(self) -> None:
+        """Read for how long pools' nodes may pass over jobs."""
+        self._patience = {one.name: self._pool_defaults.patience_of(one) for one in await self._pools.pools()}
 
     async def _clean_up(self) -> None:
         await self._runs.overdue(UPKEEP_LIMIT)

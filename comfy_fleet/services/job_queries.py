@@ -13,8 +13,6 @@ from typing import TypeGuard
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs import estimate
 from comfy_fleet.domain.jobs.job import Job, JobStatus
-from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.domain.nodes.weights import default_weight
 from comfy_fleet.ports.jobs import Events, JobStore
 from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.timeouts import Timeout
@@ -146,7 +144,7 @@ class Estimator:
         states, runs = await self._nodes.states(), await self._jobs.latest_runs()
         if not runs:  # nothing has ended since an earlier version, which did not store the nodes
             runs = [(seconds, "") for seconds in await self._jobs.durations("*")]
-        rates = {s.node.name: _rate(s) for s in states}
+        rates = {s.node.name: s.speed for s in states}
         up = [s.node.name for s in states if s.verdict == "up" and not s.node.cordoned]
         self._load = _Load(
             up=len(up),
@@ -164,12 +162,6 @@ class _Load:
     up: int = 0
     busy: int = 0
     took_s: Sequence[float] = ()
-
-
-def _rate(state: NodeState) -> float:
-    """Return a node's relative speed, from its GPU's model and what was measured."""
-    reading = state.reading
-    return default_weight(reading.gpu, reading.device) * (state.node.speed or 1.0)
 
 
 async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estimator) -> Job:

@@ -189,6 +189,16 @@ class NodeDirectory:
         state = self.states.get(node)
         return None if state is None else self._digests.get(state.reading.inventory)
 
+    def speed(self, node: str) -> float:
+        """Return how fast a node computes, see :attr:`NodeState.speed`; 1.0 if it is not known."""
+        state = self.states.get(node)
+        return 1.0 if state is None else state.speed
+
+    def ram_bytes(self, node: str) -> int:
+        """Return a node's main memory; 0 if it is not known."""
+        state = self.states.get(node)
+        return 0 if state is None else state.reading.ram_bytes
+
     def vram_bytes(self, node: str) -> int:
         """Return the memory of a node's card; 0 if it is not known."""
         state = self.states.get(node)

@@ -8,32 +8,28 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.jobs.job import Placement
-from comfy_fleet.domain.nodes.node_order import NodeOrder, Nodes
+from comfy_fleet.domain.nodes.node_order import NodeOrder
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
-from comfy_fleet.ports.runs import Claim, Refused, RunStore
+from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim, Refused, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.node_asker import NodeAsker
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.vain_looks import VainLooks
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
-MAX_PREFERRED = 64  # most names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # most lease requests of one placement class at a time
 RECLAIM_S = 0.05  # how long a slot may take to become free after we gave it back
 HOT_GAP_S = 0.001
-BETTER_TIMEOUT_S = 0.25  # time to ask about better nodes: one of them may be frozen
-BETTER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # a granted node is claimed for within these
-UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for again
 LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
 AWAITED_LOOK_S = 0.25  # pause while the only jobs of a class wait for a node with their results
-EDITED_S = 300.0  # how long after its last run for an editor a node goes to others last
 IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
 
 
@@ -53,6 +49,7 @@ class Seekers:
         now: Monotonic seconds.
         new_id: Makes run ids and fencing tokens.
         chance: Random numbers from 0 to 1; they spread load.
+        patience: Returns for how many seconds a job may be passed over on a pool's nodes.
         spawn: Starts a task that ends with the dispatcher.
         on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
         on_taken: Called with a lease on a node that another run has already, and with that run.
@@ -72,6 +69,7 @@ class Seekers:
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
+        patience: Callable[[str], float],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         on_claim: Callable[[Claim, Lease, float], None],
         on_taken: Callable[[Lease, str], None],
@@ -81,12 +79,12 @@ class Seekers:
         self._directory = directory
         self._runs = runs
         self._leases = leases
-        self._order = order
         self._name = name
         self._lease_ttl_s = lease_ttl_s
         self._now = now
         self._new_id = new_id
         self._chance = chance
+        self._patience = patience
         self._spawn = spawn
         self._on_claim = on_claim
         self._on_taken = on_taken
@@ -95,11 +93,22 @@ class Seekers:
         self.idle = False
         self._stopped = False
         self._seekers: Counter[Placement] = Counter()
-        self._known: set[Placement] = set()  # classes with waiting jobs, as far as we know
+        self._known: dict[Placement, None] = {}  # classes with waiting jobs, as far as we know
         self._busy_until: dict[Placement, float] = {}
-        self._vain_until: dict[str, float] = {}
         self._awaiting: set[Placement] = set()  # their only jobs wait for nodes with their results
-        self._edited_until: dict[str, float] = {}  # nodes whose last run of ours was an editor's
+        self._vain = VainLooks(now, chance)
+        self._asker = NodeAsker(
+            directory,
+            runs,
+            leases,
+            order=order,
+            now=now,
+            new_id=new_id,
+            resting=self._vain.resting,
+            telemetry=telemetry,
+        )
+        self._called: set[str] = set()  # nodes that are asked for because they have the models of a new job
+        self._turn = 0  # of more classes than fit into a claim, each gets its turn
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -109,8 +118,9 @@ class Seekers:
         """Look at the queues, now and whenever there is a reason, and seek nodes for the waiting jobs."""
         while True:
             waiting = await self._runs.waiting() if self._claiming else []
-            self._known = {head.placement for head in waiting}
-            self._awaiting &= self._known
+            self._known = dict.fromkeys(head.placement for head in waiting)
+            self._awaiting &= self._known.keys()
+            self._vain.forget(self._known)
             self._directory.forget({*self._known, *self._seekers})
             await self._directory.learn(self._known)
             for head in waiting:
@@ -138,20 +148,31 @@ class Seekers:
     def _claiming(self) -> bool:
         return not self._stopped and self._may()
 
-    def wanted(self, placement: Placement) -> None:
-        """Note that a job of a class waits."""
+    def wanted(self, placement: Placement, node: str = "") -> None:
+        """Note that a job of a class waits.
+
+        Args:
+            placement: The class.
+            node: An idle node that has the job's models; it is asked for first. Empty: there is none.
+        """
         if placement in self._awaiting:  # the new one may run anywhere
             self._awaiting.discard(placement)
             self._busy_until.pop(placement, None)
-        if not self._start(placement):
-            self._look_in(LOOK_AGAIN_S[0])  # present seekers may have looked before it was there
+        self._vain.wake(placement)
+        if node and self._claiming and node not in self._called and not self._asker.is_edited(node):
+            self._known[placement] = None
+            self._called.add(node)
+            self._spawn(self._seek_called(node, placement))
+        elif not self._start(placement):
+            # Present seekers may have looked before it was there.
+            self._look_in(self._vain.left_s(placement) or LOOK_AGAIN_S[0])
 
     def freed(self, node: str) -> None:
         """Note that a node of ours can take another job: ask for exactly this node at once.
 
         One that an editor has just used is not taken ahead of other nodes that may be free.
         """
-        if self._now() < self._edited_until.get(node, 0.0):
+        if self._asker.is_edited(node):
             self.look_again()
             return
         placement = next((p for p in self._known if self._able(p, node)), None)
@@ -160,6 +181,11 @@ class Seekers:
 
     def look_again(self) -> None:
         """Note that nodes have changed, or that another dispatcher let one go: none counts as busy now."""
+        self._vain.wake()
+        self._ask_anew()
+
+    def _ask_anew(self) -> None:
+        """Look now; no node counts as busy any more."""
         self._busy_until.clear()
         self._look.set()
 
@@ -175,11 +201,12 @@ class Seekers:
 
     def _start(self, placement: Placement) -> bool:
         """Start a seeker unless there are enough or all nodes were busy just now; return True if started."""
-        self._known.add(placement)
+        self._known[placement] = None
         if (
             not self._claiming
             or self._seekers[placement] >= PARALLEL
             or self._now() < self._busy_until.get(placement, 0.0)
+            or self._vain.left_s(placement)
         ):
             return False
         self._seekers[placement] += 1
@@ -190,6 +217,8 @@ class Seekers:
         """Take node after node for one placement class, until no node is free or no job waits."""
         try:
             while self._claiming and await self._seek_one(placement):
+                if self._vain.left_s(placement):
+                    break
                 self._start(placement)  # more nodes may be free: ask for several at a time
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
@@ -216,6 +245,20 @@ class Seekers:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         self._look.set()
 
+    async def _seek_called(self, node: str, placement: Placement) -> None:
+        """Take an idle node that has the models of a job that has just come."""
+        try:
+            await self._directory.learn([placement])
+            found = await self._asker.ask_for_one(node) if self._able(placement, node) else None
+            if found is None:  # whoever has it claims now; if that is not for this job, a look follows
+                self._look_in(LOOK_AGAIN_S[0])
+            elif await self._claim(*found, placement, seekers=0):
+                self._start(placement)
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+        finally:
+            self._called.discard(node)
+
     # -- asking for nodes -----------------------------------------------------------------------------
 
     async def _seek_one(self, placement: Placement) -> bool:
@@ -232,107 +275,14 @@ class Seekers:
         if not pools:
             return False
         for at, pool in enumerate(pools, start=1):  # a later pool only if the earlier ones have no free node
-            if granted := await self._ask(placement, pool):
-                granted = await self._prefer_better(placement, pools[:at], granted)
-                return await self._claim(*granted, placement, seekers=1)
+            if granted := await self._asker.ask(placement, pool):
+                found = await self._asker.prefer_better(placement, pools[:at], granted)
+                if found is not granted:
+                    self._ask_anew()
+                return await self._claim(*found, placement, seekers=1)
         self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         self._look_in(LOOK_AGAIN_S[1])
         return False
-
-    def _able_nodes(self, placement: Placement, pool: str) -> Nodes:
-        """Return the able nodes of a pool."""
-        states = self._directory.states
-        return {name: states[name] for name in self._directory.able_in(placement, pool) if name in states}
-
-    async def _prefer_better(
-        self, placement: Placement, pools: Sequence[str], granted: tuple[Lease, str]
-    ) -> tuple[Lease, str]:
-        """Return one of the better nodes if one is free by now; else the granted one.
-
-        If HAProxy refuses a better node that no run has, it was granted a moment ago to another seeker or
-        dispatcher, perhaps for the same job. Then this returns once that one has made its claim.
-
-        Args:
-            placement: Whose job is to get it.
-            pools: The pools that were asked, the granted node's last.
-            granted: A lease, and its run's id.
-        """
-        lease, _ = granted
-        try:
-            asked = [(pool, self._able_nodes(placement, pool)) for pool in pools]
-            better = self._order.better(placement, lease.node, asked)
-            pool, nodes = asked[-1]
-            if lease.node in (edited := self._edited(nodes)):  # another may have become free meanwhile
-                spared = [name for name in nodes if name not in edited and name not in better.get(pool, ())]
-                better = {**better, pool: [*better.get(pool, ()), *spared[:MAX_PREFERRED]]}
-            found = await self._await_better(better)
-        except BaseException:
-            lease.release()
-            raise
-        if found is None:
-            return granted
-        lease.release()
-        self.look_again()  # other seekers may have been told that it is busy
-        return found
-
-    async def _await_better(self, better: Mapping[str, Sequence[str]]) -> tuple[Lease, str] | None:
-        """Return one of the nodes, or None once all are at work or it takes too long."""
-        states, now = self._directory.states, self._now()
-        self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
-        left = {
-            pool: [n for n in names if states[n].verdict == "up" and n not in self._vain_until]
-            for pool, names in better.items()
-        }
-        with contextlib.suppress(TimeoutError):
-            async with Timeout(BETTER_TIMEOUT_S):
-                for gap in BETTER_GAPS_S:
-                    occupied = await self._runs.occupied(list(chain.from_iterable(left.values())))
-                    for pool, names in left.items():
-                        left[pool] = [name for name in names if name not in occupied]
-                    if not any(left.values()):
-                        return None
-                    for pool, names in left.items():
-                        if names and (found := await self._ask_for(pool, names)):
-                            return found
-                    await asyncio.sleep(gap)
-        # No run has them, and HAProxy does not grant them: they or their dispatcher may have frozen.
-        self._vain_until |= dict.fromkeys(chain.from_iterable(left.values()), self._now() + UNAVAILABLE_S)
-        return None
-
-    async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
-        """Ask a pool for an able node; return the lease and its run's id."""
-        able = self._able_nodes(placement, pool)
-        if not able:
-            return None
-        # A proxy in front of a node is sent the node's name, so the node must be chosen before HAProxy does.
-        named = any(state.node.proxied for state in able.values())
-        everyone = len(able) == len(self._directory.pools[pool])
-        edited = self._edited(able)
-        if self._order.as_haproxy and everyone and not named and not edited:
-            return await self._ask_for(pool, ())
-        preferred = self._order.preferred(placement, able)
-        return await self._ask_for(pool, sorted(preferred, key=lambda node: node in edited))
-
-    def _edited(self, able: Nodes) -> frozenset[str]:
-        """Return the nodes that have results of an editor's, who will come back to them."""
-        now = self._now()
-        self._edited_until = {node: until for node, until in self._edited_until.items() if now < until}
-        return frozenset(self._edited_until.keys() & able.keys())
-
-    def _spare(self, node: str, placement: Placement) -> bool:
-        """Whether a node has results of an editor's, and the class's jobs have another one to wait for."""
-        able = self._able_nodes(placement, self._directory.pool_of(node))
-        up = [name for name, state in able.items() if state.verdict == "up"]
-        return node in self._edited(able) and len(up) > 1
-
-    async def _ask_for(self, pool: str, preferred: Sequence[str]) -> tuple[Lease, str] | None:
-        """Ask a pool for the first free one of some nodes, or for any; return the lease and its run's id."""
-        run = self._new_id()
-        lease = await self._leases.lease(run=run, pool=pool, nodes=preferred[:MAX_PREFERRED])
-        if not isinstance(lease, NoLease):
-            return lease, run
-        self._telemetry.lease_refused(lease.why, detail=lease.detail)
-        return None
 
     # -- claiming -------------------------------------------------------------------------------------
 
@@ -344,6 +294,7 @@ class Seekers:
         *,
         seekers: int,
         unawaited: frozenset[str] = frozenset(),
+        sent: bool = False,
     ) -> bool:
         """Take the best job for a leased node.
 
@@ -353,6 +304,7 @@ class Seekers:
             placement: The class whose job was sought; the node may get a better job of another class.
             seekers: How many of the placement's seekers are this dispatcher's.
             unawaited: Nodes that no job is to wait for, because they can't be had.
+            sent: Whether a claim for another node has named this one.
 
         Returns:
             True if more jobs wait than other seekers are seeking nodes for.
@@ -360,18 +312,25 @@ class Seekers:
         if not self._claiming:
             lease.release()
             return False
-        asked = self._now()
-        placements = self._fitting(lease.node, placement)
+        asked, node, directory = self._now(), lease.node, self._directory
+        pool = directory.pool_of(node)
+        placements = self._fitting(node, placement)
         try:
             got = await self._runs.claim(
-                node=lease.node,
+                node=node,
                 placements=placements,
                 run=run,
                 token=self._new_id(),
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
+                pool=pool,
+                peers=[name for name in directory.able(placement) if name != node],
+                speed=directory.speed(node),
+                vram=directory.vram_bytes(node),
+                ram=directory.ram_bytes(node),
+                patience_s=self._patience(pool),
                 unawaited=sorted(unawaited),
-                spare=self._spare(lease.node, placement),
+                spare=self._asker.spared(node, placement),
             )
         except Outdated:  # for good; the dispatcher reports it
             lease.release()
@@ -382,13 +341,10 @@ class Seekers:
             raise
         if isinstance(got, Claim):
             if not got.jobs_behind:
-                self._known.difference_update(placements)
+                self._all_claimed(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
-            pool = self._directory.pool_of(got.node)
             got = replace(got, jobs_behind=max(0, got.jobs_behind - sought), pool=pool)
-            self._edited_until.pop(got.node, None)
-            if got.job.editor:
-                self._edited_until[got.node] = self._now() + EDITED_S
+            self._asker.claimed(got.node, editor=bool(got.job.editor))
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.jobs_behind > 0
@@ -400,14 +356,50 @@ class Seekers:
         lease.release()
         if got.why == "broken":
             return True
+        if got.why == "nothing":
+            return await self._seek_holder(got, node, placement, placements, seekers=seekers, sent=sent)
         if got.why == "empty":
-            self._known.difference_update(placements)
+            self._all_claimed(placements)
         elif got.why == "spared":
             self._busy_until[placement] = self._now() + got.left_s
             self._look_in(got.left_s + HOT_GAP_S)
         else:
-            self._telemetry.lease_refused(got.why, node=lease.node)
+            self._telemetry.lease_refused(got.why, node=node)
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+        return False
+
+    async def _seek_holder(
+        self,
+        nothing: Refused,
+        node: str,
+        placement: Placement,
+        placements: Sequence[Placement],
+        *,
+        seekers: int,
+        sent: bool,
+    ) -> bool:
+        """Take the idle node that has the models of a job which was not worth its load on another.
+
+        Without such a node, or if it can't be had, the classes are left alone for a moment. Returns as
+        :meth:`_claim`.
+
+        Args:
+            nothing: What the claim said.
+            node: For which node.
+            placement: The class whose job was sought.
+            placements: The classes that were offered.
+            seekers: How many of the placement's seekers are this dispatcher's.
+            sent: Whether that node was named by a claim itself: then this ends here.
+        """
+        self._telemetry.lease_refused(nothing.why, node=node)
+        self._vain.note(node, placements)
+        holder = nothing.node
+        sought = next((one for one in placements if self._able(one, holder)), None) if holder else None
+        if sought is not None and not sent and (found := await self._asker.ask_for_one(holder)):
+            return await self._claim(*found, sought, seekers=seekers, sent=True)
+        able = self._directory.able(placement)
+        alike = [one for one in placements if one == placement or self._directory.able(one) == able]
+        self._look_in(self._vain.pause(alike, nothing.left_s) + HOT_GAP_S)
         return False
 
     async def _await_results(
@@ -425,24 +417,18 @@ class Seekers:
         If it can't be had, the jobs are left alone for as long as they wait for it, and get the leased node
         otherwise. Returns as :meth:`_claim`.
         """
-        state = self._directory.states.get(wait.node)
-        able = state is not None and any(
-            self._able(one, wait.node) for one in self._fitting(lease.node, placement)
-        )
-        found = None
+        offered = self._fitting(lease.node, placement) if wait.node in self._directory.states else []
+        able = next((one for one in offered if self._able(one, wait.node)), None)
         try:
-            with contextlib.suppress(TimeoutError):
-                async with Timeout(BETTER_TIMEOUT_S):
-                    if able:
-                        found = await self._ask_for(self._directory.pool_of(wait.node), (wait.node,))
+            found = None if able is None else await self._asker.ask_for_one(wait.node)
         except BaseException:
             lease.release()
             raise
-        if found is not None:
+        if able is not None and found is not None:
             lease.release()
-            self.look_again()  # other seekers may have been told that it is busy
-            return await self._claim(*found, placement, seekers=seekers, unawaited=unawaited | {wait.node})
-        if able and wait.left_s > 0:
+            self._ask_anew()  # other seekers may have been told that it is busy
+            return await self._claim(*found, able, seekers=seekers, unawaited=unawaited | {wait.node})
+        if able is not None and wait.left_s > 0:
             lease.release()
             self._awaiting.add(placement)
             pause_s = min(wait.left_s, AWAITED_LOOK_S)
@@ -452,7 +438,7 @@ class Seekers:
         return await self._claim(lease, run, placement, seekers=seekers, unawaited=unawaited | {wait.node})
 
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
-        """Return the placement classes that may use the node, the sought one first.
+        """Return the placement classes that may use the node, the sought one first; not too many.
 
         Jobs that prefer another pool are left out while that pool is still being asked for them.
         """
@@ -463,7 +449,17 @@ class Seekers:
             and self._able(placement, node)
             and (not self._seekers[placement] or self._first_choice(placement, node))
         ]
+        most = MAX_PLACEMENTS - 1
+        if len(others) > most:
+            at = self._turn % len(others)
+            self._turn += most
+            others = [*others[at:], *others[:at]][:most]
         return [wanted, *others]
+
+    def _all_claimed(self, placements: Sequence[Placement]) -> None:
+        """Note that no job of these classes waits any more."""
+        for placement in placements:
+            self._known.pop(placement, None)
 
     def _first_choice(self, placement: Placement, node: str) -> bool:
         """Whether a node is in the first of a class's pools with any able node."""

@@ -111,6 +111,9 @@ class FakeRunStore(Fake):
         broken: Claims that meet a job that can't be read: it ends.
         names: What was drawn for each job and place; all jobs are one owner's.
         numbers: The last number of each counter.
+        asked: What each claim said of its node.
+        vain: Nodes on which no job is worth its load: an idle node that has the models, or empty, and in how
+            many seconds it is worth another look.
         results: The node that has the results of a job, by its id, and for how long it waits for that.
         staged: Where files belong on their nodes, by asset.
         kept_s: For how long each was to stay there.
@@ -132,6 +135,8 @@ class FakeRunStore(Fake):
         self.broken = 0
         self.names: dict[tuple[str, OutputId], SavedFile] = {}
         self.numbers: Counter[str] = Counter()
+        self.asked: list[Mapping[str, Any]] = []
+        self.vain: dict[str, tuple[str, float]] = {}
         self.results: dict[str, tuple[str, float]] = {}
         self.staged: dict[str, StagedInput] = {}
         self.kept_s: list[float] = []
@@ -188,6 +193,17 @@ class FakeRunStore(Fake):
     ) -> Claim | Refused:
         self.offered.append(placements)
         self.sparing.append((node, spare))
+        self.asked.append(
+            {
+                "node": node,
+                "pool": pool,
+                "peers": sorted(peers),
+                "speed": speed,
+                "vram": vram,
+                "ram": ram,
+                "patience_s": patience_s,
+            }
+        )
         self.answer("claim")
         if self.registry is not None:
             state = self.registry.held.get(node)
@@ -201,6 +217,8 @@ class FakeRunStore(Fake):
         found = [(job, jobs) for jobs in waiting for job in jobs]
         if not found:
             return Refused(why="empty")
+        if (vain := self.vain.get(node)) is not None:
+            return Refused(why="nothing", node=vain[0], left_s=vain[1])
         here = [one for one in found if self.results.get(one[0].id, (node, 0))[0] in (node, *unawaited)]
         if not here:
             there, left_s = self.results[found[0][0].id]

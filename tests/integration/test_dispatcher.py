@@ -96,8 +96,8 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
         return await claim(self, node=node, **rest)
 
     # However long a busy machine takes: what is shown is the choice, not the patience.
-    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 30.0)
-    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_GAPS_S", (0.001, 0.002, *[0.008] * 3000))
+    monkeypatch.setattr("comfy_fleet.services.node_asker.BETTER_TIMEOUT_S", 30.0)
+    monkeypatch.setattr("comfy_fleet.services.node_asker.BETTER_GAPS_S", (0.001, 0.002, *[0.008] * 3000))
     monkeypatch.setattr(RedisRunStore, "claim", unhurried)
     async with fleet_of(redis_port) as fleet:
         await fleet.dispatcher("d2")

@@ -12,19 +12,13 @@ import pytest
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
-from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import NoLease
-from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim
+from comfy_fleet.services.node_asker import BETTER_GAPS_S, MAX_PREFERRED, UNAVAILABLE_S
 from comfy_fleet.services.node_directory import NodeDirectory
-from comfy_fleet.services.seekers import (
-    BETTER_GAPS_S,
-    MAX_PREFERRED,
-    PARALLEL,
-    RECLAIM_S,
-    UNAVAILABLE_S,
-    Seekers,
-)
+from comfy_fleet.services.seekers import PARALLEL, RECLAIM_S, Seekers
 from tests.factories import a_claim
 from tests.fakes.comfyui import FakeLeases
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
@@ -57,6 +51,7 @@ class World:
         self.leases = FakeLeases(pools)
         self.order: NodeOrder = ByShare(self.chance)
         self.time = 0.0
+        self.patience_s: dict[str, float] = {}
         self.claims: list[Claim] = []
         self.taken: list[tuple[str, str]] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -76,6 +71,7 @@ class World:
             now=lambda: self.time + 0.002 * self.leases.calls["lease"],
             new_id=lambda: f"id-{next(self.ids)}",
             chance=self.chance,
+            patience=lambda pool: self.patience_s.get(pool, 60.0),
             spawn=self.spawn,
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),
@@ -317,7 +313,7 @@ async def test_a_better_node_that_is_kept_for_no_run_is_not_waited_for_long() ->
 async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("comfy_fleet.services.node_asker.BETTER_TIMEOUT_S", 0.01)
     world = World("slow", "fast", jobs=1)
     world.weigh(UNEQUAL)
     world.leases.frozen = "fast"
@@ -611,7 +607,7 @@ async def test_a_node_that_may_not_run_it_or_is_unknown_is_not_waited_for(wish: 
 async def test_a_node_that_is_idle_and_not_to_be_had_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("comfy_fleet.services.node_asker.BETTER_TIMEOUT_S", 0.01)
     world = World("g1", "g3", jobs=1)
     with_results(world, 0.0)
     if frozen:
@@ -689,3 +685,180 @@ async def test_an_editor_s_node_is_spared_where_there_is_another_one(others: boo
         seekers.wanted(ANY)
         await world.idle()
         assert world.runs.sparing == [(edited.node, others)]
+
+
+# -- jobs that are not worth their load ----------------------------------------------------------------------
+
+
+async def test_a_claim_is_told_of_the_node_and_its_like() -> None:
+    world = World("g1", "g2", "g3", jobs=1)
+    world.registry.put(
+        "g1",
+        reading=Reading(gpu="NVIDIA H100 80GB", device="cuda", vram_bytes=80, ram_bytes=256),
+        node=replace(world.registry.held["g1"].node, speed=0.5, weight=7, weight_by_gpu=False),
+    )
+    world.patience_s = {"default": 20.0}
+    async with world.seekers() as seekers:
+        world.leases.free = ["g1"]
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.runs.asked[0] == {
+        "node": "g1",
+        "pool": "default",
+        "peers": ["g2", "g3"],
+        "speed": 1.0,  # twice an RTX 4090 by its model, half of that by what was measured
+        "vram": 80,
+        "ram": 256,
+        "patience_s": 20.0,
+    }
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_node_for_which_nothing_is_worth_it_is_given_back_and_its_class_left_alone() -> None:
+    world = World("g1", "g2", "g3", jobs=3)
+    world.runs.vain = dict.fromkeys(("g1", "g2", "g3"), ("", 0.0))
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        assert len(world.leases.asked) == 1 and world.leases.granted[0].released and not world.claims
+        seekers.look_again()
+        seekers.wanted(ANY)
+        await world.idle()
+        assert len(world.leases.asked) == 1, "the last look was just now"
+        world.time += 0.3
+        seekers.wanted(ANY)
+        await world.idle()
+        assert len(world.leases.asked) == 2
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_node_that_is_freed_is_asked_for_whatever_was_in_vain_elsewhere() -> None:
+    world = World("cold", "warm", jobs=4)
+    world.runs.vain = {"cold": ("", 5.0)}
+    world.leases.free = ["cold"]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        assert world.leases.asked == [("default", ())]
+        for claimed in (1, 2, 3):
+            world.leases.free = ["cold", "warm"]
+            seekers.freed("warm")
+            await world.idle()
+            assert [claim.node for claim in world.claims] == ["warm"] * claimed
+            await world.runs.finish(world.claims[-1], JobStatus.SUCCEEDED, error=None, duration_s=None)
+    assert world.leases.asked[1:] == [("default", ("warm",))] * 3
+
+
+async def test_a_job_goes_to_the_idle_node_that_has_its_models() -> None:
+    world = World("g1", "g2", "g3", jobs=1)
+    world.runs.vain = {"g1": ("g3", 1.0), "g2": ("g3", 1.0)}
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["g3"]
+    assert world.leases.asked == [("default", ()), ("default", ("g3",))]
+    assert [(lease.node, lease.released) for lease in world.leases.granted] == [("g1", True), ("g3", False)]
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("holder", ["at work", "frozen", "of no use", "in vain, too", "gone", "not able"])
+async def test_a_node_that_is_named_is_tried_once(holder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfy_fleet.services.node_asker.BETTER_TIMEOUT_S", 0.01)
+    wish = Placement(without=frozenset({"g2"})) if holder == "not able" else ANY
+    world = World("g1", *(["g2"] if holder != "gone" else []), jobs=2, wish=wish)
+    world.runs.vain = {"g1": ("g2", 0.0), "g2": ("g1", 0.0)}
+    if holder == "at work":
+        world.leases.free.remove("g2")
+    elif holder == "frozen":
+        world.leases.frozen = "g2"
+    elif holder == "of no use":
+        await world.registry.cordon("g2", reason="fans")
+    async with world.seekers() as seekers:
+        seekers.wanted(wish)
+        await world.idle()
+        assert len(world.leases.asked) == (1 if holder in ("gone", "not able") else 2)
+        assert not world.claims
+        seekers.wanted(wish)
+        assert not world.tasks, "the class is left alone for a moment"
+    assert all(lease.released for lease in world.leases.granted)
+
+
+async def test_a_new_job_is_offered_first_to_the_idle_node_that_has_its_models() -> None:
+    world = World("g1", "g2", "g3", jobs=1)
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY, "g2")
+        await world.idle()
+        assert world.leases.asked == [("default", ("g2",))] and [one.node for one in world.claims] == ["g2"]
+        world.runs.queue(3)
+        await world.runs.finish(world.claims[0], JobStatus.SUCCEEDED, error=None, duration_s=None)
+        world.leases.free = ["g1", "g2", "g3"]
+        for _ in range(3):  # one after the other, before any is claimed
+            seekers.wanted(ANY, "g2")
+        await world.idle()
+    assert sorted(claim.node for claim in world.claims[1:]) == ["g1", "g2", "g3"]
+
+
+@pytest.mark.parametrize("why", ["at work", "gone", "not able"])
+async def test_a_new_job_s_node_that_is_not_to_be_had_costs_it_a_moment(why: str) -> None:
+    wish = Placement(without=frozenset({"g2"})) if why == "not able" else ANY
+    world = World("g1", *(["g2"] if why != "gone" else []))
+    world.leases.free = ["g1"]
+    async with world.seekers(looking=True) as seekers:
+        world.runs.queue(1, wish)
+        seekers.wanted(wish, "g2")
+        await until(lambda: world.claims, what="it has another node")
+    assert world.claims[0].node == "g1"
+
+
+async def test_a_node_that_an_editor_will_come_back_to_is_not_offered_first() -> None:
+    world = World("g1", "g2", jobs=0)
+    world.runs.queues[ANY] = [replace(a_claim().job, id="e1", status=JobStatus.QUEUED, editor="ann")]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        (edited,) = world.claims
+        await world.runs.finish(edited, JobStatus.SUCCEEDED, error=None, duration_s=None)
+        world.leases.free = ["g1", "g2"]
+        world.runs.queue(1)
+        seekers.wanted(ANY, edited.node)
+        await world.idle()
+    assert world.claims[-1].node != edited.node
+
+
+async def test_of_many_classes_each_gets_its_turn_with_every_node() -> None:
+    world = World("g1")
+    world.leases.free = []
+    classes = [Placement(without=frozenset({f"x{number}"})) for number in range(3 * MAX_PLACEMENTS)]
+    async with world.seekers() as seekers:
+        for placement in classes:
+            world.runs.queue(9, placement)
+            seekers.wanted(placement)
+        await world.idle()
+        seekers.look_again()
+        for turn in range(4):
+            world.leases.free = ["g1"]
+            seekers.freed("g1")
+            await world.idle()
+            await world.runs.finish(world.claims[turn], JobStatus.SUCCEEDED, error=None, duration_s=None)
+    assert all(len(set(offered)) == len(offered) == MAX_PLACEMENTS for offered in world.runs.offered)
+    assert set(classes) == {one for offered in world.runs.offered for one in offered}
+
+
+async def test_a_better_node_on_which_nothing_was_worth_it_is_not_asked_for_again_at_once() -> None:
+    world = World("slow", "fast", jobs=2)
+    world.weigh(UNEQUAL)
+    world.runs.vain = {"fast": ("", 0.0)}
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        assert [lease.node for lease in world.leases.granted] == ["slow", "fast"] and not world.claims
+        world.time += 0.3
+        seekers.look_again()
+        world.leases.free = ["slow", "fast"]
+        world.leases.asked.clear()
+        async with asyncio.timeout(5):
+            looking = asyncio.create_task(seekers.seek())
+            await until(lambda: world.claims, what="a job has a node")
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+    assert world.claims[0].node == "slow"

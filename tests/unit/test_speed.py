@@ -1,9 +1,11 @@
 """How fast a node is beside others."""
 
 import math
+from typing import Any
 
 import pytest
 
+from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.domain.nodes.speed import ENOUGH, LIMIT, OTHERS, WINDOW, Speeds, speed_of
 
 
@@ -72,3 +74,14 @@ def test_a_speed_counts_after_a_few_runs() -> None:
     assert speed_of(math.log(0.5), ENOUGH) == 0.5
     assert speed_of(9.0, 100) == LIMIT
     assert speed_of(-9.0, 100) == 1 / LIMIT
+
+
+def test_how_fast_a_node_computes_is_its_card_s_promise_times_what_was_measured() -> None:
+    def speed(gpu: str = "", **node: Any) -> float:
+        reading = Reading(gpu=gpu, device="cuda")
+        return NodeState(node=Node(name="g1", url="http://g1.test:1", **node), reading=reading).speed
+
+    assert speed() == 1.0 == speed("NVIDIA GeForce RTX 4090")
+    assert speed("NVIDIA H100 80GB HBM3") == 2.0
+    assert speed("NVIDIA H100 80GB HBM3", speed=0.75) == 1.5
+    assert speed("NVIDIA H100 80GB HBM3", weight=3) == 2.0, "that says how much work it should get"

@@ -21,11 +21,12 @@ CARD = {
 def test_a_real_answer() -> None:
     reading = reading_of(RECORDED)
     assert (reading.comfyui, reading.device, reading.gpu) == ("0.3.64", "cpu", "cpu")
-    assert reading.python == "3.11.7" and reading.vram_bytes == 25276502016
+    assert reading.python == "3.11.7" and reading.vram_bytes == 25276502016 == reading.ram_bytes
 
 
 def test_what_is_not_told_stays_empty() -> None:
-    assert reading_of({}).vram_bytes == 0
+    assert reading_of({}).vram_bytes == reading_of({}).ram_bytes == 0
+    assert reading_of({"system": {"ram_total": "64"}, "devices": []}).ram_bytes == 0
     assert reading_of({"devices": [{"type": "privateuseone", "vram_total": GIB}]}).vram_bytes == 0
     assert room_bytes({}) == 0
 

@@ -119,6 +119,22 @@ def test_a_job_counts_once_however_often_it_ran() -> None:
     assert registry.get_sample_value("fleet_jobs_total", {"status": "queued", **labels}) is None
 
 
+def test_claims_are_counted_by_the_rule_that_chose_the_job(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    registry = CollectorRegistry()
+    for telemetry in (PrometheusTelemetry(registry), LoggingTelemetry()):
+        for rule, load_s in (("warm", 0.0), ("unheld", 2.5), ("unheld", 4.25), ("", 0.0)):
+            telemetry.claimed(replace(CLAIM, rule=rule, load_s=load_s))
+    counted = {
+        rule: registry.get_sample_value("fleet_claims_total", {"rule": rule})
+        for rule in ("warm", "unheld", "other")
+    }
+    assert counted == {"warm": 1, "unheld": 2, "other": 1}
+    assert registry.get_sample_value("fleet_claim_load_seconds_total") == 6.75
+    told = [(getattr(line, "rule", None), getattr(line, "load_s", None)) for line in caplog.records]
+    assert told == [("warm", 0.0), ("unheld", 2.5), ("unheld", 4.25), (None, None)]
+
+
 def test_no_client_can_make_any_number_of_labels() -> None:
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
@@ -142,6 +158,7 @@ def test_lines_of_the_log_are_those_that_people_look_for(caplog: pytest.LogCaptu
     telemetry = LoggingTelemetry()
     tell_all(telemetry)
     telemetry.lease_refused("busy")
+    telemetry.lease_refused("nothing", node="g1")
     telemetry.lease_refused("cordoned", node="g1")
     telemetry.store_retried(StoreDown("away"), about={}, tell=False)
     assert caplog.messages == [

@@ -66,6 +66,7 @@ class RedisInventories:
             "gpu": reading.gpu,
             "device": reading.device,
             "vram": str(reading.vram_bytes),
+            "ram": str(reading.ram_bytes),
         }
         told, text = inventory.object_info, b""
         if told is not None and not await self._redis.exists(self._keys.object_info(told.digest)):

@@ -287,6 +287,7 @@ def _reading(live: Mapping[str, str]) -> Reading:
         gpu=live.get("gpu", ""),
         device=live.get("device", ""),
         vram_bytes=int(live.get("vram", 0)),
+        ram_bytes=int(live.get("ram", 0)),
         read_at=float(live.get("read", 0)),
         changed_at=float(live.get("changed", 0)),
         wanted=live.get("wanted") == "1",

@@ -10,6 +10,8 @@ from comfy_fleet.ports.telemetry import EndedJob
 
 logger = logging.getLogger(__name__)
 
+USUAL = frozenset({"busy", "nothing"})
+
 
 class LoggingTelemetry:
     """Writes a line for each event that people search for; the port describes the events."""
@@ -24,7 +26,10 @@ class LoggingTelemetry:
 
     def claimed(self, claim: Claim) -> None:
         """Log where a job will run."""
-        logger.info("job claimed", extra={**claim.log_fields, "attempt": claim.attempt})
+        facts: dict[str, Any] = {"attempt": claim.attempt}
+        if claim.rule:
+            facts |= {"rule": claim.rule, "load_s": round(claim.load_s, 3)}
+        logger.info("job claimed", extra={**claim.log_fields, **facts})
 
     def posted(self, claim: Claim) -> None:
         """Log that the node has accepted the prompt."""
@@ -56,10 +61,12 @@ class LoggingTelemetry:
         logger.info("job ended", extra=facts)
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
-        """Log unusual reasons; that all nodes are busy is usual."""
+        """Log unusual reasons; that all nodes are busy, or none of the jobs worth its load, is usual."""
+        if reason in USUAL:
+            return
         if node is not None:
             logger.info("node refused", extra={"node": node, "why": reason})
-        elif reason != "busy":
+        else:
             logger.warning("no lease", extra={"why": reason, "detail": detail})
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:

@@ -89,6 +89,12 @@ class PrometheusTelemetry:
         self._busy_s = cache(
             counter("fleet_node_busy_seconds_total", "Time for which runs held the node.", "node").labels
         )
+        self._claims = cache(
+            counter("fleet_claims_total", "Jobs claimed, by the rule that chose them.", "rule").labels
+        )
+        self._loads_s = counter(
+            "fleet_claim_load_seconds_total", "Expected time of loading the models of claimed jobs."
+        )
         self._posted = counter("fleet_prompts_posted_total", "Prompts that a node accepted.")
         self._retried = counter("fleet_store_retries_total", "Calls that Redis did not answer, repeated.")
 
@@ -97,8 +103,10 @@ class PrometheusTelemetry:
         self._submitted(self._workflow[new.workflow or GRAPH]).inc()
 
     def claimed(self, claim: Claim) -> None:
-        """Measure how long a job waited for its first run."""
+        """Count why a job was chosen, and measure how long it waited for its first run."""
         job = claim.job
+        self._claims(self._code[claim.rule or OTHER]).inc()
+        self._loads_s.inc(max(0.0, claim.load_s))
         if not job.attempts and job.started_at is not None:
             self._queue_s(*self._labels(claim)).observe(max(0.0, job.started_at - job.created_at))
 

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
+from comfy_fleet.domain.nodes.weights import DEFAULT, default_weight
 
 LIVE = ("cordoned", "cordon_reason", "twin", "speed", "free_idle_s")
 """Facts about a node that are not part of its registration, because they change while the fleet runs."""
@@ -135,6 +136,7 @@ class Reading:
         gpu: The device's name as ComfyUI writes it.
         device: ``cuda``, ``cpu``, ``mps``, ...
         vram_bytes: The device's memory; 0 while it is not known.
+        ram_bytes: The machine's main memory; 0 while it is not known.
         read_at: Unix seconds of the last answer; 0: never.
         changed_at: Unix seconds when the inventory became what it is.
         wanted: Whether somebody wants it to be read again.
@@ -150,6 +152,7 @@ class Reading:
     gpu: str = ""
     device: str = ""
     vram_bytes: int = 0
+    ram_bytes: int = 0
     read_at: float = 0.0
     changed_at: float = 0.0
     wanted: bool = False
@@ -203,6 +206,16 @@ class NodeState:
     def simulated(self) -> bool:
         """Whether it is simulated, by its registration or by the version that it reports."""
         return self.node.simulated or self.reading.comfyui.startswith("sim-")
+
+    @property
+    def speed(self) -> float:
+        """How fast it computes: what its GPU's model promises times what was measured.
+
+        1.0 is an RTX 4090, and a node of which nothing is known. A weight that somebody has set does not
+        count: it says how much work the node should get, see :attr:`Node.share`.
+        """
+        promised = default_weight(self.reading.gpu, self.reading.device) / DEFAULT
+        return promised * (self.node.speed or 1.0)
 
 
 def check_name(what: str, value: str) -> str:

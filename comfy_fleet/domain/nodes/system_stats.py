@@ -26,6 +26,7 @@ def reading_of(stats: Mapping[str, Any]) -> Reading:
         gpu=_text(device, "name"),
         device=kind,
         vram_bytes=0 if kind in _NO_MEMORY else _bytes(device, "vram_total"),
+        ram_bytes=_bytes(system, "ram_total"),
     )
 
 
@@ -45,8 +46,8 @@ def _device(stats: Mapping[str, Any]) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
-def _bytes(device: Mapping[str, Any], name: str) -> int:
-    value = device.get(name)
+def _bytes(facts: Mapping[str, Any], name: str) -> int:
+    value = facts.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         return 0
     return int(value)
