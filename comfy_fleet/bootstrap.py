@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.memory import RedisMemory
 from comfy_fleet.adapters.redis.missing import RedisMissing
 from comfy_fleet.adapters.redis.model_sizes import RedisModelSizes
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
@@ -52,6 +53,7 @@ class Stores:
     nodes: RedisNodeRegistry
     inventories: RedisInventories
     model_sizes: RedisModelSizes
+    memory: RedisMemory
     pools: RedisPools
     hosts: RedisHosts
     workflows: RedisWorkflowStore
@@ -87,6 +89,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),
             model_sizes=RedisModelSizes(redis),
+            memory=RedisMemory(redis),
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
             workflows=RedisWorkflowStore(redis),

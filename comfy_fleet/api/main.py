@@ -66,6 +66,7 @@ from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.owner_clients import HubDeps
@@ -125,6 +126,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         client_files=files,
         inventories=inventories,
         models=model_sizes,
+        memory=MemoryPrediction(stores.memory, keep_s=settings.oom_memory_s),
         catalog=catalog,
         sealer=sealer,
         limits=SubmitLimits(

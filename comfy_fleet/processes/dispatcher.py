@@ -44,6 +44,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits
 from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
 from comfy_fleet.services.failure_policy import FailureLimits
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import forever
 
@@ -152,6 +153,7 @@ async def open_dispatcher(
             beats=beats,
             registry=stores.nodes,
             inventories=stores.inventories,
+            memory=MemoryPrediction(stores.memory, keep_s=settings.oom_memory_s),
             pools=stores.pools,
             leases=LeaseClient(
                 settings.lease_url,

@@ -28,6 +28,7 @@ from comfy_fleet.services.execution import Execution
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.lease_holder import LeaseHolder
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_metrics import Measure
@@ -101,6 +102,7 @@ class Dispatcher:
         beats: RunStore,
         registry: NodeRegistry,
         inventories: InventoryStore,
+        memory: MemoryPrediction,
         pools: PoolStore,
         leases: Leases,
         nodes: NodeApi,
@@ -143,8 +145,9 @@ class Dispatcher:
             telemetry=telemetry,
             measure=Measure(self._directory),
             failure_policy=FailurePolicy(
-                registry, inventories, nodes, self._directory, pools, failure_limits
+                registry, inventories, nodes, self._directory, pools, memory, failure_limits
             ),
+            memory=memory,
             files=files,
             now=now,
             elsewhere=lambda claim: self._directory.free(claim.job.placement, besides=claim.node),

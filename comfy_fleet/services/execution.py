@@ -497,6 +497,9 @@ class Execution:
             duration_s=duration_s,
             outputs=len(self._outputs),
         )
+        if status is JobStatus.SUCCEEDED:
+            card = self._tools.measure.card(self.claim.node)
+            await self._tools.memory.succeeded(self.claim.job.workload, card)
 
     async def _give_back(self, back: GivenBack) -> None:
         rerun_nodes = frozenset(self._outputs.gone)

@@ -7,7 +7,8 @@ restarted.
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,10 +20,12 @@ from comfy_fleet.domain.jobs.job import JobError, Placement
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes import eligibility
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, gib
+from comfy_fleet.domain.nodes.memory_need import too_small
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 from comfy_fleet.domain.nodes.system_stats import room_bytes
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.ports.runs import Claim
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
 
@@ -45,6 +48,8 @@ _OF_THE_GRAPH = frozenset(
 REST_S = 1.0
 """If another program has taken memory, the agent needs this long to see it and to tell HAProxy. A job that
 runs out of memory ends at once, and without a pause the next one would follow too early."""
+PLACED_S = 0.5
+"""A job that has come less than this ago was placed by what is known now."""
 ASK_S = 3.0  # a node that has just failed may not answer, and its job must not wait for that
 
 
@@ -102,6 +107,8 @@ class FailurePolicy:
         nodes: Frees memory.
         directory: Which nodes can run what.
         pools: The pools' settings.
+        memory: Learns from jobs that run out of it, and says which cards are too small.
+        clock: Unix seconds.
     """
 
     def __init__(
@@ -111,14 +118,19 @@ class FailurePolicy:
         nodes: FailingNode,
         directory: NodeDirectory,
         pools: PoolStore,
+        memory: MemoryPrediction,
         limits: FailureLimits,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
         self._store = store
         self._nodes = nodes
         self._directory = directory
         self._pools = pools
+        self._memory = memory
         self._limits = limits
+        self._clock = clock
 
     async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
         """Return what to do after a failed run, or None for the usual handling."""
@@ -158,10 +170,11 @@ class FailurePolicy:
 
         A job is checked against the nodes at its submit. Only a node that has changed since is checked again.
         """
+        placement = await self._larger_card(claim)
         known = self.changed(claim)
         if known is None or not graph_problems.problems(graph, known):
-            return None
-        placement = claim.job.placement
+            return placement
+        placement = placement or claim.job.placement
         await self._directory.learn([placement])
         needed = self._directory.needs(placement) or Requirements()
         found = eligibility.needs_of(graph, PlacementRequest(), self._directory.inventories)
@@ -176,6 +189,23 @@ class FailurePolicy:
         ):  # something that requirements can't express, such as an input's range
             moved = _without(moved, claim.node)
         return moved
+
+    async def _larger_card(self, claim: Claim) -> Placement | None:
+        """Return the placement of a job that would run out of memory, by what is known now; None: it would
+        not, or there is no larger card.
+
+        Jobs that wait were placed by what was known at their submit.
+        """
+        card = self._directory.vram_bytes(claim.node)
+        if not card or self._clock() - claim.job.created_at < PLACED_S:
+            return None
+        least = (await self._memory.need(claim.job.workload)).least
+        if least <= card:
+            return None
+        await self._directory.learn([claim.job.placement])
+        able = self._directory.able(claim.job.placement)
+        above = too_small((self._directory.vram_bytes(name) for name in able), least)
+        return replace(claim.job.placement, above=above) if above >= card else None
 
     def fitted(self, claim: Claim, graph: Graph) -> Graph:
         """Return the graph for a job's node: only what some output reads, in the node's spelling.
@@ -233,11 +263,12 @@ class FailurePolicy:
         return Disposition(placement=moved if left else None, counts=True, error=error)
 
     async def _out_of_memory(self, claim: Claim, error: JobError) -> Disposition:
-        total, room = await self._memory(claim.node)
+        total, room = await self._freed(claim.node)
         shared = room < total * eligibility.CARD_TOLERANCE
         rest_s = REST_S if shared else 0.0
         if room:
             await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
+            await self._memory.failed(claim.job.workload, room)
         placement = claim.job.placement
         moved = replace(_without(placement, claim.node), above=max(placement.above, room))
         cards = {name: self._directory.vram_bytes(name) for name in await self._able(moved)}
@@ -260,7 +291,7 @@ class FailurePolicy:
         message = f"out of memory on {where}, the largest node that can run it: {error.message}"
         return Disposition(placement=None, counts=True, error=replace(error, message=message))
 
-    async def _memory(self, node: str) -> tuple[int, int]:
+    async def _freed(self, node: str) -> tuple[int, int]:
         """Free a node if its pool says so; return its card's bytes, and those that were usable; 0:
         unknown."""
         total = self._directory.vram_bytes(node)

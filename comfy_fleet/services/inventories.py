@@ -23,6 +23,7 @@ from comfy_fleet.domain.graphs.part_sources import PartSource
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
+from comfy_fleet.domain.nodes.memory_need import too_small
 from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.text import natural
@@ -184,6 +185,19 @@ class NodeInventories:
         self._directory.keep_small(MOST_PLACEMENTS)
         self._directory.remember(needs)
         return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
+
+    def large_enough(self, placement: Placement, least: int) -> Placement:
+        """Return a placement, as it was just found, for a job that needs this much of a card.
+
+        Args:
+            placement: Where the job may run.
+            least: Bytes; smaller cards are left out, but never the largest one.
+        """
+        if not least:
+            return placement
+        able = self._directory.able(placement)
+        above = too_small((self._directory.vram_bytes(name) for name in able), least)
+        return replace(placement, above=above) if above > placement.above else placement
 
     def able_nodes(self, placement: Placement) -> tuple[str, ...]:
         """Return some nodes that can run jobs of a placement, up to :data:`MOST_ABLE`, as it was just found.

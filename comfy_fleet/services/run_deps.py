@@ -13,6 +13,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.frame_publisher import FramePublisher
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.run_metrics import Measure
 
 
@@ -28,6 +29,7 @@ class RunDeps:
         telemetry: Is told what happens to runs.
         failure_policy: Decides where a job goes after a failure.
         measure: Learns from runs that succeed.
+        memory: Learns how much memory they need.
         output_limits: The operator's limits for one job's outputs.
         sharing: Shared by all runs for collecting outputs.
         files: Which files graphs may name.
@@ -46,6 +48,7 @@ class RunDeps:
     telemetry: Telemetry
     failure_policy: FailurePolicy
     measure: Measure
+    memory: MemoryPrediction
     files: FilePolicy
     now: Callable[[], float]
     elsewhere: Callable[[Claim], Awaitable[bool]]

@@ -42,6 +42,10 @@ class Measure:
         self._speeds = Speeds()
         self._used: dict[str, tuple[int, frozenset[str]]] = {}
 
+    def card(self, node: str) -> int:
+        """Return the bytes of a node's card; 0: unknown."""
+        return self._directory.vram_bytes(node)
+
     def succeeded(self, claim: Claim, *, took_s: float | None) -> Measured:
         """Measure a successful run.
 

@@ -26,9 +26,12 @@ from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
 from comfy_fleet.domain.graphs.missing import LackingNodes
 from comfy_fleet.domain.graphs.output_count import certain_files
+from comfy_fleet.domain.graphs.pixels import sampled_pixels
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
+from comfy_fleet.domain.jobs.model_files import usable_files
+from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE
 from comfy_fleet.ports.assets import AssetStore
@@ -39,6 +42,7 @@ from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.input_lists import KEPT_S, NEW_S
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.turns import FairTurns, NoTurn
 
@@ -69,6 +73,9 @@ class Inventories(Protocol):
 
     async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
+
+    def large_enough(self, placement: Placement, least: int) -> Placement:
+        """Return a placement, as it was just found, for a job that needs this many bytes of a card."""
 
     def able_nodes(self, placement: Placement) -> tuple[str, ...]:
         """Return some nodes that can run jobs of a placement, as it was just found."""
@@ -149,6 +156,7 @@ class Submitter:
         draw_seed: Draws a seed for a parameter.
         retry_after: Estimates the whole seconds until a full queue has room.
         telemetry: Is told of each job.
+        memory: Predicts how much memory jobs need.
         missing: Explains what nodes lack.
     """
 
@@ -160,6 +168,7 @@ class Submitter:
         client_files: ClientFiles,
         inventories: Inventories,
         models: ModelFiles,
+        memory: MemoryPrediction,
         catalog: Catalog,
         sealer: Sealer,
         limits: SubmitLimits,
@@ -176,6 +185,7 @@ class Submitter:
         self._client_files = client_files
         self._inventories = inventories
         self._models = models
+        self._memory = memory
         self._catalog = catalog
         self._sealer = sealer
         self._limits = limits
@@ -310,7 +320,10 @@ class Submitter:
             ) from error
         # Only what some output reads is ever loaded.
         loads = {node_id: node for node_id, node in read.items() if node_id in runs}
-        models = await worked(large, lambda: self._models.of(loads))
+        models = usable_files(await worked(large, lambda: self._models.of(loads)))
+        workload = workload_of(models, await worked(large, lambda: sampled_pixels(loads)))
+        need = await self._memory.need(workload)
+        placement = self._inventories.large_enough(placement, need.least)
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
         try:
@@ -350,6 +363,8 @@ class Submitter:
             excerpt=await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
             retry_of=options.retry_of,
             models=models,
+            memory=need.peak,
+            workload=workload,
             able=self._inventories.able_nodes(placement),
             tier=EDITOR if editor else options.tier,
             finish_by=options.finish_by,

@@ -13,17 +13,21 @@ from comfy_fleet.domain.errors import BadInput, Conflict, LeaseLost, NoRoom, Not
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.eligibility import Requirements
+from comfy_fleet.domain.nodes.memory_need import FamilyMemory
 from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore
+from comfy_fleet.ports.memory import MemoryStore
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.ports.runs import Claim, Refused, RunStore
 from comfy_fleet.settings import Settings
 from tests.factories import a_claim, new_job
 from tests.fakes.assets import FakeAssetStore
 from tests.fakes.comfyui import chunks
+from tests.fakes.memory import MOST_ENDS, FakeMemoryStore
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 from tests.fakes.runs import FakeJobStore, FakeRunStore
 from tests.integration.redis_kit import output
@@ -44,6 +48,7 @@ class Ports:
 
     registry: NodeRegistry
     inventories: InventoryStore
+    memory: MemoryStore
     pools: PoolStore
     runs: RunStore
     jobs: JobStore
@@ -74,6 +79,7 @@ def fake_ports() -> Ports:
     return Ports(
         registry=registry,
         inventories=FakeInventoryStore(registry),
+        memory=FakeMemoryStore(),
         pools=FakePoolStore(),
         runs=runs,
         jobs=jobs,
@@ -100,6 +106,7 @@ def real_ports(stores: Stores) -> Ports:
     return Ports(
         registry=stores.nodes,
         inventories=stores.inventories,
+        memory=stores.memory,
         pools=stores.pools,
         runs=stores.runs,
         jobs=stores.jobs,
@@ -310,6 +317,69 @@ async def test_the_largest_card_that_was_too_small_counts(ports: Ports) -> None:
     found = [await ports.inventories.note_oom("p", size, ttl_s=60) for size in sizes]
     assert found == [12, 24, 24]
     assert await ports.inventories.note_oom("other", 8, ttl_s=60) == 8
+
+
+# -- memory ------------------------------------------------------------------------------------------------
+
+
+def ends(known: FamilyMemory) -> dict[str, set[tuple[int, float]]]:
+    return {
+        "fits": {(one.room, one.pixels) for one in known.fits},
+        "fails": {(one.room, one.pixels) for one in known.fails},
+    }
+
+
+async def noted(ports: Ports, *runs: tuple[int, float, bool], ttl_s: int = 60) -> FamilyMemory:
+    for room, pixels, fits in runs:
+        work = Workload(family="checkpoints/a", model_bytes=7, pixels=pixels)
+        await ports.memory.note(work, room=room, fits=fits, ttl_s=ttl_s)
+    return await ports.memory.known("checkpoints/a")
+
+
+async def test_of_a_family_that_never_ran_nothing_is_known(ports: Ports) -> None:
+    assert await ports.memory.known("checkpoints/a") == FamilyMemory()
+
+
+async def test_ends_that_say_less_than_others_are_dropped(ports: Ports) -> None:
+    known = await noted(ports, (24, 4, True), (24, 2, True), (16, 1, True), (12, 1, True), (24, 4, True))
+    assert ends(known)["fits"] == {(24, 4), (12, 1)}
+    known = await noted(ports, (12, 9, False), (12, 3, False), (16, 8, False), (12, 5, False))
+    assert ends(known) == {"fits": {(24, 4), (12, 1)}, "fails": {(12, 3), (16, 8)}}
+
+
+async def test_a_success_takes_the_place_of_failures_that_it_contradicts(ports: Ports) -> None:
+    known = await noted(ports, (12, 2, False), (16, 4, False), (12, 3, True))
+    assert ends(known) == {"fits": {(12, 3)}, "fails": {(16, 4)}}
+
+
+async def test_a_failure_takes_the_place_of_a_success_at_its_second_time(ports: Ports) -> None:
+    assert ends(await noted(ports, (12, 3, True), (24, 9, True), (12, 2, False))) == {
+        "fits": {(24, 9)},
+        "fails": set(),
+    }
+    assert ends(await noted(ports, (12, 2, False))) == {"fits": {(24, 9)}, "fails": {(12, 2)}}
+
+
+async def test_a_family_keeps_the_newest_ends(ports: Ports) -> None:
+    many = [(10 + number, 1.0 + number, True) for number in range(20)]
+    known = await noted(ports, *many)
+    assert ends(known)["fits"] == {(room, pixels) for room, pixels, _ in many[-MOST_ENDS:]}
+
+
+async def test_whether_models_fit_as_a_whole_is_counted_for_all_families(ports: Ports) -> None:
+    await noted(ports, (6, 1, False), (6, 0, False), (5, 1, True), (7, 1, True), (9, 1, False))
+    known = await ports.memory.known("checkpoints/other")
+    assert (known.refused, known.ran, known.fits, known.fails) == (2, 1, (), ())
+
+
+async def test_an_end_is_forgotten(ports: Ports) -> None:
+    await noted(ports, (12, 2, False), ttl_s=1)
+    known = await noted(ports, (24, 2, True), ttl_s=60)
+    until = asyncio.get_running_loop().time() + 5
+    while known.fails and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.05)
+        known = await ports.memory.known("checkpoints/a")
+    assert ends(known) == {"fits": {(24, 2)}, "fails": set()}
 
 
 # -- jobs and runs -----------------------------------------------------------------------------------------

@@ -11,14 +11,17 @@ from comfy_fleet.domain.errors import InvalidWorkflow, StoreDown
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.job import JobError, Placement
 from comfy_fleet.domain.jobs.run_messages import RunResult
+from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.failure_policy import PATIENCE, REST_S, FailureLimits, FailurePolicy
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH, a_claim, running_job
 from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.memory import FakeMemoryStore
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 
 CARDS = {"small": 12, "mid": 16, "large": 24}
@@ -31,6 +34,8 @@ class World:
         self.registry = FakeNodeRegistry()
         self.inventories = FakeInventoryStore(self.registry)
         self.pools = FakePoolStore()
+        self.memory = FakeMemoryStore()
+        self.time = 200.0
         self.nodes = FakeNodeApi()
         for name, size in (cards or CARDS).items():
             self.registry.put(name, reading=Reading(vram_bytes=size * GIB))
@@ -72,7 +77,9 @@ class World:
             self.nodes,
             self.directory,
             self.pools,
+            MemoryPrediction(self.memory, keep_s=60),
             limits or FailureLimits(),
+            clock=lambda: self.time,
         )
 
 
@@ -352,3 +359,54 @@ async def test_what_a_changed_node_would_read_is_checked_before_it_is_posted() -
     assert (await world.failure_policy()).fitted(claim("mid"), graph).keys() == GRAPH.keys()
     world.read(changed_at=50.0)
     assert (await world.failure_policy()).unseen(claim("small")) is None
+
+
+# -- cards that are too small ------------------------------------------------------------------------------
+
+WORK = Workload(family="checkpoints/a", model_bytes=6 * GIB, pixels=4.0)
+
+
+def working(node: str, placement: Placement | None = None, *, pixels: float = 4.0) -> Claim:
+    found = claim(node, placement)
+    return replace(found, job=replace(found.job, workload=replace(WORK, pixels=pixels)))
+
+
+async def test_a_failure_keeps_like_jobs_from_cards_of_that_size() -> None:
+    world = World()
+    policy = await world.failure_policy()
+    assert await policy.misfit(working("small"), GRAPH) is None
+    await policy.after(working("small"), failed("out_of_memory"))
+    assert await policy.misfit(working("small", pixels=5.0), GRAPH) == Placement(above=12 * GIB)
+    assert await policy.misfit(working("small", pixels=3.0), GRAPH) is None  # it computes less
+    assert await policy.misfit(working("mid"), GRAPH) is None
+    assert await policy.misfit(claim("small"), GRAPH) is None  # nobody knows what it loads
+
+
+async def test_a_job_goes_to_the_largest_card_if_all_are_too_small() -> None:
+    world = World()
+    policy = await world.failure_policy()
+    for name in ("mid", "large"):
+        await policy.after(working(name), failed("out_of_memory"))
+    assert await policy.misfit(working("small"), GRAPH) == Placement(above=16 * GIB)
+    assert await policy.misfit(working("mid"), GRAPH) == Placement(above=16 * GIB)
+    assert await policy.misfit(working("large"), GRAPH) is None
+    only = Placement(nodes=frozenset({"small"}))
+    assert await policy.misfit(working("small", only), GRAPH) is None
+
+
+async def test_a_job_that_has_just_come_is_not_looked_at_again() -> None:
+    world = World()
+    policy = await world.failure_policy()
+    await policy.after(working("small"), failed("out_of_memory"))
+    world.time = 100.1  # it came at 100
+    assert await policy.misfit(working("small"), GRAPH) is None
+
+
+async def test_what_others_held_does_not_count_against_the_card() -> None:
+    world = World()
+    policy = await world.failure_policy()
+    world.held_by_others("large", 14)
+    await policy.after(working("large"), failed("out_of_memory"))
+    (seen,) = world.memory.families["checkpoints/a"].fails
+    assert seen.room == 10 * GIB
+    assert await policy.misfit(working("small"), GRAPH) is None

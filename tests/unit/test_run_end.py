@@ -15,11 +15,13 @@ from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services import store_retry
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
+from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.run_end import Ending, GivenBack, Over
 from comfy_fleet.services.run_metrics import Measured
 from tests.factories import a_claim, running_job
 from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.memory import FakeMemoryStore
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 from tests.fakes.runs import FakeRunStore, Finished, Requeued
 
@@ -48,6 +50,7 @@ class World:
             FakeNodeApi(),
             self.directory,
             FakePoolStore(),
+            MemoryPrediction(FakeMemoryStore(), keep_s=60),
             FailureLimits(),
         )
         self.ending = self.ending_of(self.claim)

@@ -89,6 +89,9 @@ class Keyspace:
     latest = _One("latest")  # list: SECONDS NODE of the last 50 jobs that succeeded
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
     sched_set = _Each("sched:set:KEY")  # string: files that a job loads, [[FOLDER/NAME, bytes] ...] as JSON
+    sched_memory = _Each("sched:memory:FAMILY")  # hash: fits, fails ([[bytes, pixels, until], ...]), of "*"
+    #                                              refused, ran: see note_memory.lua
+    sched_memories = _One("sched:memories")  # zset: FAMILY -> when something was noted of it
     oom = _Each("oom:PROFILE")  # string: bytes of the largest card on which it ran out of memory
     # jobs that are kept beyond their retention
     kept = _Each("kept:OWNER")  # set: the owner's jobs that are kept
