@@ -14,7 +14,6 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
-from comfy_fleet.domain.nodes.waiting_reason import for_results
 from comfy_fleet.services.job_queries import owned, settled
 
 logger = logging.getLogger(__name__)
@@ -66,10 +65,8 @@ async def shown(request: Request, job: Job) -> JobAnswer:
     position = None
     if job.status is JobStatus.QUEUED:
         position = await d.jobs.position(job)
-        why = await d.inventories.waiting_for(job)
-        if why is None and (awaited := await d.jobs.awaited(job)) is not None:
-            why = for_results(*awaited)
-        job = replace(job, waiting_for=why)
+        waits = await d.jobs.waits(job)
+        job = replace(job, waiting_for=await d.inventories.waiting_for(job, waits))
     return serialize.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
 
 

@@ -9,6 +9,7 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
 from comfy_fleet.domain.jobs.output_names import SavedFile
+from comfy_fleet.domain.schedule.waiting_words import QueuePlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,21 @@ class Submitted:
     job: Job
     replayed: bool = False
     position: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """What a job waits for.
+
+    Attributes:
+        results_on: The node that has its graph's results; empty if it waits for none.
+        results_s: For how many seconds it waits for that node at most.
+        place: Where it stands in its queue; None if it stands in none.
+    """
+
+    results_on: str = ""
+    results_s: float = 0.0
+    place: QueuePlace | None = None
 
 
 class JobStore(Protocol):
@@ -122,9 +138,8 @@ class JobStore(Protocol):
             Conflict: As many jobs as allowed are kept.
         """
 
-    async def awaited(self, job: Job) -> tuple[str, float] | None:
-        """Return the node that a queued job waits for because it has its graph's results, and for how many
-        seconds at most; None if it waits for none."""
+    async def waits(self, job: Job) -> Waits:
+        """Return what a queued job waits for; nothing for any other."""
 
     async def depth(self) -> int:
         """Return how many jobs wait."""

@@ -26,7 +26,9 @@ from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Re
 from comfy_fleet.domain.nodes.memory_need import too_small
 from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.schedule import waiting_words
 from comfy_fleet.domain.text import natural
+from comfy_fleet.ports.jobs import Waits
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.input_lists import InputLists
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
@@ -331,8 +333,13 @@ class NodeInventories:
 
     # -- what it waits for ----------------------------------------------------------------------------
 
-    async def waiting_for(self, job: Job) -> str | None:
-        """Return what a job waits for; None if it does not wait, or if a node is free for it."""
+    async def waiting_for(self, job: Job, waits: Waits | None = None) -> str | None:
+        """Return what a job waits for; None if it does not wait, or if a node is free for it.
+
+        Args:
+            job: The job.
+            waits: What Redis knows about that, if it was asked.
+        """
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
         states = await self._recent()
@@ -348,7 +355,16 @@ class NodeInventories:
                 for candidate in self._members(job.placement)
             }
         )
-        return waiting_reason.waiting_for(able, states, reasons)
+        why = waiting_reason.waiting_for(able, states, reasons)
+        usable = {one.node.name for one in states if waiting_reason.takes_jobs(one)}.intersection(able)
+        if not usable or waits is None:
+            return why
+        if why is None and waits.results_on:
+            return waiting_reason.for_results(waits.results_on, waits.results_s)
+        told = [why]
+        if waits.place is not None:
+            told.insert(0, waiting_words.words(waits.place, usable=usable, node_free=why is None))
+        return "; ".join(filter(None, told)) or None
 
     async def requirements(self, placement: Placement) -> Requirements:
         """Return what a job of this placement needs of a node; nothing if that is no longer known."""

@@ -426,7 +426,7 @@ class FakeJobStore(Fake):
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = unplayed
     with_ui = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
-    made_since = positions = remove = keep = awaited = unplayed
+    made_since = positions = remove = keep = waits = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -83,9 +83,9 @@ async def test_the_next_run_is_left_to_the_node_that_has_the_results(store: Stor
     await has_run(store)
     job = await edited(store)
     assert 7 < waits(await asked(store, "g2")) <= 8, "not longer than the last run took"
-    node, left_s = await store.jobs.awaited(job) or ("", 0)
-    assert node == "g1"
-    assert 7 < left_s <= 8
+    told = await store.jobs.waits(job)
+    assert told.results_on == "g1"
+    assert 7 < told.results_s <= 8
     await took(store, "g1", job)
 
 
@@ -201,7 +201,7 @@ async def test_a_node_that_is_free_is_taken_for_the_smallest_saving(store: Store
     await has_run(store, ran_s=8.0, warm=True)
     job = await edited(store)
     assert waits(await asked(store, "g2")) == 0
-    assert await store.jobs.awaited(job) is None
+    assert not (await store.jobs.waits(job)).results_on
     held = await took(store, "g1", job)
     job = await edited(store)
     await took(store, "g2", job)

@@ -21,8 +21,9 @@ from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.domain.jobs.media import MODELS, extension_of
 from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in
+from comfy_fleet.domain.schedule.waiting_words import QueuePlace
 from comfy_fleet.domain.text import clean
-from comfy_fleet.ports.jobs import Idempotency, Submitted
+from comfy_fleet.ports.jobs import Idempotency, Submitted, Waits
 from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
@@ -336,12 +337,14 @@ class RedisJobStore:
                 details={"kept": int(outcome[1]), "limit": most},
             )
 
-    async def awaited(self, job: Job) -> tuple[str, float] | None:
-        """Return the node that has the results of an editor's job, and how long it waits for it."""
-        if job.status is not JobStatus.QUEUED or not job.editor:
-            return None
-        found = await self._scripts.call("awaited", job=job.id)
-        return (found[0].decode(), float(found[1])) if found else None
+    async def waits(self, job: Job) -> Waits:
+        """Return what a queued job waits for; see the port."""
+        if job.status is not JobStatus.QUEUED:
+            return Waits()
+        node, left_s, *place = await self._scripts.call("waits", job=job.id)
+        return Waits(
+            results_on=node.decode(), results_s=float(left_s), place=_queue_place(*place) if place else None
+        )
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
@@ -483,6 +486,16 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
 
 def _write_cursor(score: float, job_id: str) -> str:
     return urlsafe_b64encode(f"{score:.6f} {job_id}".encode()).decode().rstrip("=")
+
+
+def _queue_place(ahead: int, overdue: bytes, holder: bytes, free: bytes, used: int) -> QueuePlace:
+    return QueuePlace(
+        ahead=ahead,
+        overdue_in_s=float(overdue) if overdue else None,
+        holder=holder.decode(errors="replace"),
+        free_in_s=float(free),
+        share_used=used == 1,
+    )
 
 
 def _read_cursor(cursor: str) -> tuple[float, str]:

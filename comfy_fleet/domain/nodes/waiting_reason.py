@@ -21,7 +21,7 @@ def waiting_for(
     mine = [state for state in states if state.node.name in able]
     if not mine:
         return lacking(reasons)
-    up = [state for state in mine if state.verdict == "up" and not state.node.cordoned]
+    up = [state for state in mine if takes_jobs(state)]
     if not up:
         return _joined([_out(state) for state in mine])
     if any(state.run is None for state in up):
@@ -29,6 +29,11 @@ def waiting_for(
     busy = f"node {up[0].node.name} is busy" if len(up) == 1 else f"all {len(up)} able nodes are busy"
     out = [state for state in mine if state not in up]
     return f"{busy}; {_joined([_out(state) for state in out])}" if out else busy
+
+
+def takes_jobs(state: NodeState) -> bool:
+    """Return whether a node takes jobs now, or once it is free."""
+    return state.verdict == "up" and not state.node.cordoned
 
 
 def for_results(node: str, left_s: float) -> str:

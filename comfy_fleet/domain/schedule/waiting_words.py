@@ -1,26 +1,68 @@
 """Why a job waits, in words for the one who sent it."""
 
 import math
+from collections.abc import Container
+from dataclasses import dataclass
 
 from comfy_fleet.domain.schedule.backlog import WaitingEntry
 from comfy_fleet.domain.schedule.known_nodes import KnownNodes
 
+NEXT = "the next free node takes it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePlace:
+    """Where a job stands in its queue.
+
+    Attributes:
+        ahead: How many of its owner's jobs there go before it.
+        overdue_in_s: Seconds until it is overdue, less than 0 if it is; None if it was not passed over.
+        holder: A node that has its models, or loads them; empty if there is none.
+        free_in_s: Seconds until that node is free, as it is expected; 0: it is.
+        share_used: Whether somebody else who waits there has had less than its owner.
+    """
+
+    ahead: int
+    overdue_in_s: float | None = None
+    holder: str = ""
+    free_in_s: float = 0.0
+    share_used: bool = False
+
+
+def words(place: QueuePlace, *, usable: Container[str], node_free: bool) -> str | None:
+    """Return why a job waits, as far as its place in the queue says it.
+
+    Args:
+        place: Where it stands.
+        usable: The nodes that can run it and take jobs now.
+        node_free: Whether one of them is free.
+    """
+    holder = place.holder if place.holder in usable else ""
+    if place.overdue_in_s is not None:
+        if holder and place.overdue_in_s > 0:
+            return f"{holder} has the model: at most {math.ceil(place.overdue_in_s)} s more"
+        return NEXT
+    if place.ahead:
+        return f"behind {place.ahead} of your own"
+    if place.share_used:
+        return "your share is used"
+    if holder and node_free and place.free_in_s > 0:
+        return f"{holder} has the model, and is free in about {math.ceil(place.free_in_s)} s"
+    return None
+
 
 def waiting_for(waiting: WaitingEntry, nodes: KnownNodes, now: float) -> str:
-    """Return why a job waits."""
+    """Return why a job waits in a queue that is kept here."""
     job, queue, owner = waiting.job, waiting.queue, waiting.owner
     if not nodes.serve(queue):
         return "no node can run it"
-    if waiting.overdue_at is not None:
-        left = math.ceil(waiting.overdue_at - now)
-        for _, holder in nodes.holders(job.models.family) if left > 0 else ():
-            if holder.kind.serves(queue):
-                return f"{holder.facts.name} has the model: at most {left} s more"
-        return "the next free node takes it"
-    ahead = owner.jobs.before(job.id)
-    if ahead:
-        return f"behind {ahead} of your own"
+    held = (one.facts.name for _, one in nodes.holders(job.models.family) if one.kind.serves(queue))
+    holder = next(held, "")
     first = queue.owners.first()
-    if first is not None and first[1] != job.owner and first[0] < owner.tag:
-        return "your share is used"
-    return "all nodes are busy"
+    place = QueuePlace(
+        ahead=owner.jobs.before(job.id),
+        overdue_in_s=None if waiting.overdue_at is None else waiting.overdue_at - now,
+        holder=holder,
+        share_used=first is not None and first[1] != job.owner and first[0] < owner.tag,
+    )
+    return words(place, usable=(holder,), node_free=False) or "all nodes are busy"

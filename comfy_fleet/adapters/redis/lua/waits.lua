@@ -1,0 +1,20 @@
+-- Why a queued job waits.  args: job.
+-- Returns {node with its graph's results or '', seconds for which it waits for that at most}, and if it stands in a queue:
+-- its place among its owner's jobs there (from 0), seconds until it is overdue or '' if nobody has passed it over, a node that
+-- has its models or '', seconds until that is free (0: it is; one that is late takes as long again), 1 if its owner has used
+-- its share.
+local at = now()
+local f = fields(job_key(args.job), 'editor', 'patience', 'created', 'status')
+if f[4] ~= 'queued' then return { '', '0' } end
+local there, till = awaited(f[1], f[2], f[3])
+local found = { '', '0' }
+if there and till > at then found = { there, num(till - at) } end
+local place = sched_place(args.job)
+if not place then return found end
+local overdue, free = tonumber(place[2]), tonumber(place[4])
+found[3] = place[1]
+found[4] = overdue and num(overdue - at) or ''
+found[5] = place[3]
+found[6] = (not free or free < 0) and '0' or num(math.abs(free - at))
+found[7] = place[5]
+return found
