@@ -16,6 +16,7 @@ from comfy_fleet.sim.nodes_model import SAMPLERS
 from comfy_fleet.sim.nodes_output import WORK, other
 from comfy_fleet.sim.run import Call, Clock, DependencyCycle, Interrupted, Machine, PromptRun, Result
 from comfy_fleet.sim.sockets import Sockets
+from comfy_fleet.sim.values import models_in
 from comfy_fleet.sim.wire import WireBehavior
 
 MAX_DEBT_S = 0.005
@@ -128,6 +129,9 @@ class PromptExecution:
         used = set(self.keys.values())
         memory.outputs = {key: made for key, made in memory.outputs.items() if key in used}
         memory.shown = {key: shown for key, shown in memory.shown.items() if key in used}
+        # A model goes with the last output that refers to it. ComfyUI 0.33 keeps it where 128 GiB of RAM are
+        # free, which these nodes say they don't have.
+        self._machine.vram.keep_only(models_in(memory.outputs.values()))
         self._message("execution_cached", {"nodes": [node_id for node_id in graph if self._cached(node_id)]})
         schedule = Schedule(
             graph,

@@ -1,6 +1,7 @@
 """The simulated GPU's memory."""
 
 from collections import OrderedDict
+from collections.abc import Container
 
 
 class OutOfMemory(Exception):
@@ -10,17 +11,20 @@ class OutOfMemory(Exception):
 class Vram:
     """Accounts for model files and activations, all in bytes.
 
-    Models stay loaded until room is needed, the least recently used goes first, as ComfyUI does it.
+    Within a prompt, models stay loaded until room is needed, and the least recently used goes first. A prompt
+    that does not load them drops them (:meth:`keep_only`), as ComfyUI does.
 
     Attributes:
         total: The GPU's memory.
         foreign: Memory that other processes hold.
+        loads: How often a file was read, and how many bytes that were.
     """
 
     def __init__(self, total: int, foreign: int = 0) -> None:
         self.total = total
         self.foreign = foreign
         self._loaded: OrderedDict[str, int] = OrderedDict()
+        self.loads = (0, 0)
         self._activations = 0  # kept by the allocator after use, given back when a model needs it
 
     @property
@@ -61,6 +65,8 @@ class Vram:
         self.reserve(size + working)
         self._activations = working
         self._loaded[model] = size
+        count, read = self.loads
+        self.loads = count + 1, read + size
         return size
 
     def reserve(self, size: int, keep: str | None = None) -> None:
@@ -82,6 +88,11 @@ class Vram:
         while sum(self._loaded.values()) + size > available:
             self._loaded.pop(next(name for name in self._loaded if name != keep))
         self._activations = size
+
+    def keep_only(self, models: Container[str]) -> None:
+        """Drop all other models: nothing in ComfyUI's cache refers to them any more."""
+        for name in [name for name in self._loaded if name not in models]:
+            del self._loaded[name]
 
     def unload(self) -> None:
         """Drop every model and cached block."""

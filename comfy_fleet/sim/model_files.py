@@ -24,5 +24,7 @@ def file_infos(models: Models, folder: str) -> list[dict[str, Any]]:
     """Return the files of a folder with their sizes."""
     times = {"modified": _MODIFIED, "created": _MODIFIED}
     return [
-        {"name": name, "pathIndex": 0, **times, "size": size} for name, size in models.get(folder, {}).items()
+        {"name": name, "pathIndex": 0, **times, "size": size}
+        for name, size in models.get(folder, {}).items()
+        if name.lower().endswith(tuple(_EXTENSIONS))  # whatever else node packs load from there
     ]

@@ -248,6 +248,8 @@ class SimNode:
             "interrupted": stats.interrupted,
             "queue_remaining": self.engine.queue_info()["exec_info"]["queue_remaining"],
             "models_loaded": self.vram.models,
+            "loads": self.vram.loads[0],
+            "loaded_bytes": self.vram.loads[1],
             "intervals": list(stats.intervals),
         }
 
@@ -256,6 +258,7 @@ class SimNode:
         self.engine.stats = Stats()
         self.engine.history.clear()
         self.engine.forget()
+        self.vram.loads = (0, 0)
         self.clear_faults()
 
     async def _handle(self, request: Request) -> Response:

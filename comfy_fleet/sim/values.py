@@ -1,6 +1,8 @@
 """What flows along the links of a graph on a simulated node."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from PIL import Image
 
@@ -75,3 +77,14 @@ class Guider:
     positive: Conditioning
     negative: Conditioning | None = None
     cfg: float = 1.0
+
+
+def models_in(made: Iterable[tuple[Any, ...]]) -> set[str]:
+    """Return the files of all models that outputs of nodes refer to."""
+    found = set()
+    for values in made:
+        for value in values:
+            model = value.model if isinstance(value, Guider) else value
+            if isinstance(model, Model):
+                found.add(model.file)
+    return found

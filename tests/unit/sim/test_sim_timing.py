@@ -8,9 +8,17 @@ import pytest
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming, execution
 from comfy_fleet.sim.execution import MAX_DEBT_S
+from comfy_fleet.sim.options import builtin_models
 from comfy_fleet.sim.run import Clock, Interrupted
 from tests.native_client import NativeClient
 from tests.unit.sim.graphs import ident, node, picture, text_to_image
+
+THREE = (
+    ("diffusion_models", "z_image_turbo_bf16.safetensors"),
+    ("text_encoders", "qwen_3_4b.safetensors"),
+    ("vae", "ae.safetensors"),
+)
+"""The files of `text_to_image`."""
 
 
 @pytest.fixture
@@ -173,3 +181,19 @@ async def _one_job(name: str) -> None:
             while (await http.get("/prompt")).json()["exec_info"]["queue_remaining"]:
                 await asyncio.sleep(0.005)
         assert sim.stats.done == 1
+
+
+async def test_a_prompt_with_other_loaders_drops_the_models_of_the_one_before() -> None:
+    """As both versions of ComfyUI do, however much room there is (see tests/acceptance/test_real_models.py)."""
+    options = NodeOptions(timing=SimTiming(scale=0), vram_bytes=2**40)
+    async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
+        loads = []
+        for graph in (text_to_image(seed=1), text_to_image(seed=2), picture(), text_to_image(seed=3)):
+            await client.run(graph)
+            loads.append((await client.http.get("/sim/stats")).json()["loads"])
+        assert loads == [3, 3, 3, 6]
+        await client.run(picture())
+        stats = (await client.http.get("/sim/stats")).json()
+        assert stats["models_loaded"] == {}
+        size = sum(builtin_models()[folder][name] for folder, name in THREE)
+        assert stats["loaded_bytes"] == 2 * size

@@ -193,7 +193,9 @@ async def test_a_prompt_may_jump_the_queue(client: NativeClient) -> None:
 async def test_memory_is_freed_only_after_the_prompt(sim: SimNode, client: NativeClient) -> None:
     await client.run(text_to_image(), ident("load"))
     loaded = set(sim.vram.models)
-    await client.post(sleeping(5), ident("busy"))
+    busy = {"a": node("EmptyImage", width=64, height=64, batch_size=1, color=7)}
+    busy |= {"b": node("TestSleep", value=["a", 0], seconds=5.0), "c": node("PreviewImage", images=["b", 0])}
+    await client.post({**text_to_image(), **busy}, ident("busy"))
     await client.http.post("/free", json={"unload_models": True})
     await client.until(lambda: bool(client.of("progress")))
     assert (
