@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import machine, report
 from benchmarks.figures import (
+    affinity,
     changes,
     cpu,
     foreign,
@@ -54,6 +55,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "sockets": sockets.measure,
     "foreign": foreign.measure,
     "memory": memory.measure,
+    "affinity": affinity.measure,
     "changes": changes.measure,
     "kills": kills.measure,
     "restarts": restarts.measure,

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks.processes import command, descendants
 from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
@@ -208,6 +208,7 @@ class Stage:
         queue_depth: int = 100_000,
         workflows: Path | None = None,
         ready: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> "Fleet":
         """Start a fleet's processes in front of nodes and wait until a job could run.
 
@@ -217,6 +218,7 @@ class Stage:
             queue_depth: Queued jobs before submits are refused.
             workflows: Folder of stored workflows; None: the shipped ones.
             ready: Whether to wait until a job could run; without a node that never comes.
+            env: Further settings of all processes.
         """
         redis = await self.redis()
         public, console, api, lease, direct, agent = ports.draw(6)
@@ -233,7 +235,7 @@ class Stage:
             queue_depth=queue_depth,
             workflows=workflows,
         )
-        env = {
+        own = {
             f"FLEET_{name.upper()}": str(value)
             for name in (
                 *(
@@ -250,7 +252,7 @@ class Stage:
             )
             if (value := getattr(settings, name)) is not None
         }
-        env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+        env = {**own, "FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", **(env or {})}
         made = Fleet(stage=self, settings=settings, redis=redis.child, env=env)
         for number, url in enumerate(nodes, start=1):
             await made.add(f"node-{number}", url)
@@ -338,6 +340,10 @@ class Fleet:
     def api_url(self) -> str:
         """The API itself, behind the edge."""
         return f"http://127.0.0.1:{self.settings.api_port}"
+
+    def stores(self) -> AbstractAsyncContextManager[Stores]:
+        """Open the fleet's records."""
+        return open_stores(self.settings)
 
     async def add(self, name: str, url: str, *, cordoned: bool = False) -> None:
         """Register a node."""

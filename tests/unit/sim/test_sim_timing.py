@@ -184,7 +184,7 @@ async def _one_job(name: str) -> None:
 
 
 async def test_a_prompt_with_other_loaders_drops_the_models_of_the_one_before() -> None:
-    """As both versions of ComfyUI do, however much room there is (see tests/acceptance/test_real_models.py)."""
+    """As both versions of ComfyUI do, however much room there is (tests/acceptance/test_real_models.py)."""
     options = NodeOptions(timing=SimTiming(scale=0), vram_bytes=2**40)
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
         loads = []
