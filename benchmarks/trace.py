@@ -1,7 +1,8 @@
 """A trace of jobs that need memory: what is asked, when, and of cards of which size. Drawn from a seed.
 
-Every job belongs to a workflow, as in production; a workflow's jobs need the same memory, which is a model
-file's size here. What its author has declared is wrong by up to :data:`ERROR` either way, or is not there.
+Every job belongs to a workflow, as in production; a workflow's jobs need the same memory: a model file of
+that size, or one of a few model files and what the picture takes beside it. What the author has declared is
+wrong by up to :data:`ERROR` either way, or is not there.
 """
 
 import json
@@ -16,6 +17,10 @@ NEEDS_GIB = (6.0, 20.0)
 ERROR = 0.3
 UNDECLARED = 0.2
 LOAD = 0.8  # share of the cards' time that the trace asks for
+MODELS_GIB = (3.0, 12.0)
+BYTES_PER_PIXEL = 1600  # what a simulated sampler takes
+SMALL = 64  # width and height of a picture that takes next to nothing
+WIDTHS, BATCHES = (1024, 1536, 2048), (1, 2, 4)
 FOREIGN_GIB = 14.0  # on the first card: what is left is less than the smallest one has
 FOREIGN_EVERY_S, FOREIGN_FOR_S = 20.0, 7.0
 FOREIGN_FIRST_S = 5.0
@@ -26,14 +31,24 @@ class Need:
     """A workflow's memory.
 
     Attributes:
-        name: The workflow; its model file is called so, too.
+        name: The workflow.
         true_gib: What its jobs really need.
         declared_gib: What its author says; None: nothing.
+        model: Its model file, without its ending.
+        model_gib: The file's size.
+        width: Its pictures' width, in pixels.
+        height: Their height.
+        batch: How many it makes at once.
     """
 
     name: str
     true_gib: float
     declared_gib: float | None
+    model: str
+    model_gib: float
+    width: int = SMALL
+    height: int = SMALL
+    batch: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +74,7 @@ class Trace:
     arrivals: Sequence[Arrival]
 
 
-def draw(seed: int, *, jobs: int, workflows: int, job_s: float) -> Trace:
+def draw(seed: int, *, jobs: int, workflows: int, job_s: float, models: int = 0) -> Trace:
     """Draw a trace.
 
     Args:
@@ -67,21 +82,22 @@ def draw(seed: int, *, jobs: int, workflows: int, job_s: float) -> Trace:
         jobs: How many; a multiple of ``workflows`` gives each the same number.
         workflows: How many; as many as jobs means that no job is like another.
         job_s: How long each job computes.
+        models: How many model files they share; 0: each has its own, which is all that it needs.
     """
     chance = random.Random(seed)
+    shared = [round(chance.uniform(*MODELS_GIB), 2) for _ in range(models)]
     undeclared = set(chance.sample(range(workflows), round(workflows * UNDECLARED)))
     needs = []
     for number in range(workflows):
         true = chance.uniform(*NEEDS_GIB)
         # The largest card is the most that anybody would declare: no node could ever run more.
         declared = min(true / (1 + chance.uniform(-ERROR, ERROR)), max(CARDS_GIB))
-        needs.append(
-            Need(
-                name=f"w{number:03}",
-                true_gib=round(true, 2),
-                declared_gib=None if number in undeclared else round(declared, 2),
-            )
-        )
+        name, said = f"w{number:03}", None if number in undeclared else round(declared, 2)
+        if shared:
+            needs.append(_sized(chance, name, true, said, shared))
+        else:
+            true = round(true, 2)
+            needs.append(Need(name=name, true_gib=true, declared_gib=said, model=name, model_gib=true))
     order = [number % workflows for number in range(jobs)]
     chance.shuffle(order)
     gap_s = job_s / (LOAD * len(CARDS_GIB))
@@ -92,6 +108,30 @@ def draw(seed: int, *, jobs: int, workflows: int, job_s: float) -> Trace:
     return Trace(needs=needs, arrivals=arrivals)
 
 
+def _sized(
+    chance: random.Random, name: str, true: float, declared: float | None, shared: Sequence[float]
+) -> Need:
+    """Return a workflow with one of these models, whose pictures take the rest of what it needs."""
+    number = chance.choice([at for at, size in enumerate(shared) if size <= true - 0.5] or [_least(shared)])
+    width, batch = chance.choice(WIDTHS), chance.choice(BATCHES)
+    beside = max(0.5, true - shared[number]) * 2**30 / BYTES_PER_PIXEL
+    height = max(SMALL, round(beside / width / batch / 8) * 8)
+    return Need(
+        name=name,
+        true_gib=shared[number] + width * height * batch * BYTES_PER_PIXEL / 2**30,
+        declared_gib=declared,
+        model=f"m{number}",
+        model_gib=shared[number],
+        width=width,
+        height=height,
+        batch=batch,
+    )
+
+
+def _least(sizes: Sequence[float]) -> int:
+    return min(range(len(sizes)), key=sizes.__getitem__)
+
+
 def foreign(at_s: float) -> float:
     """Return how many GiB the foreign process holds on the first card, so many seconds after the start."""
     since = at_s - FOREIGN_FIRST_S
@@ -99,23 +139,25 @@ def foreign(at_s: float) -> float:
 
 
 def graph(need: Need, seed: int) -> dict[str, Any]:
-    """Return a job's graph: a checkpoint as large as the need, a sampler, a small picture."""
+    """Return a job's graph: a checkpoint, a sampler, pictures that are made small before they are drawn."""
     sampler = {"seed": seed, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     links = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["2", 0]}
+    scaled = {"upscale_method": "nearest-exact", "crop": "disabled"}
     nodes: dict[str, tuple[str, dict[str, Any]]] = {
         "1": ("CheckpointLoaderSimple", {"ckpt_name": _file(need)}),
-        "2": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "2": ("EmptyLatentImage", {"width": need.width, "height": need.height, "batch_size": need.batch}),
         "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": need.name}),
         "4": ("KSampler", {**links, **sampler, "denoise": 1.0}),
-        "5": ("VAEDecode", {"samples": ["4", 0], "vae": ["1", 2]}),
-        "6": ("SaveImage", {"images": ["5", 0], "filename_prefix": "bench/trace"}),
+        "5": ("LatentUpscale", {"samples": ["4", 0], "width": SMALL, "height": SMALL, **scaled}),
+        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+        "7": ("SaveImage", {"images": ["6", 0], "filename_prefix": "bench/trace"}),
     }
     return {key: {"class_type": name, "inputs": inputs} for key, (name, inputs) in nodes.items()}
 
 
 def write_models(path: Path, needs: Sequence[Need]) -> None:
     """Write the simulated nodes' model files: all of them on every node."""
-    sizes = {_file(need): need.true_gib * 2**30 / 1e9 for need in needs}
+    sizes = {_file(need): need.model_gib * 2**30 / 1e9 for need in needs}
     path.write_text(json.dumps({"checkpoints": sizes}))
 
 
@@ -133,4 +175,4 @@ def write_workflows(folder: Path, needs: Sequence[Need]) -> None:
 
 
 def _file(need: Need) -> str:
-    return f"{need.name}.safetensors"
+    return f"{need.model}.safetensors"

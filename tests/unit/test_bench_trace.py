@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import trace
 from benchmarks.operations import audit
+from comfy_fleet.domain.graphs.pixels import sampled_pixels
 
 
 def test_a_seed_draws_the_same_trace_and_another_one_another() -> None:
@@ -58,6 +59,19 @@ def test_nodes_and_workflows_are_written_as_drawn(tmp_path: Path) -> None:
         assert sizes[file] * 1e9 / 2**30 == pytest.approx(need.true_gib)
         manifest = tomllib.loads((tmp_path / "workflows" / need.name / "workflow.toml").read_text())
         assert manifest.get("requires", {}).get("vram_gb") == need.declared_gib
+
+
+def test_jobs_may_share_models_and_differ_in_their_pictures(tmp_path: Path) -> None:
+    drawn = trace.draw(1, jobs=200, workflows=200, job_s=0.4, models=8)
+    assert len({need.model for need in drawn.needs}) == 8
+    assert len({(need.model, need.width, need.height, need.batch) for need in drawn.needs}) > 190
+    low, high = trace.NEEDS_GIB
+    for need in drawn.needs:
+        pixels = sampled_pixels(trace.graph(need, 1))
+        assert need.true_gib == pytest.approx(need.model_gib + pixels * trace.BYTES_PER_PIXEL / 2**30)
+        assert low - 0.1 <= need.true_gib <= high + 0.1
+    trace.write_models(tmp_path / "models.json", drawn.needs)
+    assert len(json.loads((tmp_path / "models.json").read_text())["checkpoints"]) == 8
 
 
 def test_an_audit_tells_lost_failed_and_doubled_jobs() -> None:
