@@ -129,6 +129,13 @@ class JobFields(TypedDict):
     start_by: Annotated[Time | None, Field(description="If it has not started by then, it expires.")]
     timeout_s: Annotated[float | None, Field(description="Longest time of one run in seconds, as sent.")]
     finish_by: Annotated[Time | None, Field(description="When it should be done: a wish.")]
+    memory_bytes: Annotated[
+        int | None, Field(description="How much of a GPU's memory it probably needs; null: unknown.")
+    ]
+    card_above_bytes: Annotated[
+        int | None,
+        Field(description="GPUs with no more memory are too small for it; null: any may do."),
+    ]
     workflow: Annotated[str | None, Field(description="The stored workflow's name.")]
     node: str | None
     simulated: Annotated[bool, Field(description="Whether a simulated node runs it.")]

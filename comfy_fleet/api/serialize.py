@@ -78,6 +78,8 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "start_by": _time(value.deadline_at),
         "timeout_s": value.timeout_s,
         "finish_by": _time(value.finish_by),
+        "memory_bytes": value.memory or None,
+        "card_above_bytes": value.placement.above or None,
         "workflow": value.workflow,
         "node": value.node,
         "simulated": simulated,

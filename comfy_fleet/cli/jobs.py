@@ -120,6 +120,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "kept": "until it is removed" if record.get("kept") else None,
                 "priority": record.get("priority") or None,
                 **_wishes(record),
+                "memory": _memory(record),
                 "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
                 "parameters": _words(record.get("params") or {}),
                 "node": f"{node} {SIMULATED}" if node and record.get("simulated") else node,
@@ -311,6 +312,15 @@ def _wishes(record: dict[str, Any]) -> dict[str, str | None]:
         "finish by": local("finish_by"),
         "longest run": span(record.get("timeout_s")),
     }
+
+
+def _memory(record: dict[str, Any]) -> str | None:
+    """Return what is predicted of a job's memory: ``about 14.2 GiB, on cards above 12 GiB``."""
+    from comfy_fleet.domain.nodes.eligibility import gib
+
+    needs, above = record.get("memory_bytes"), record.get("card_above_bytes")
+    words = [f"about {gib(needs)}"] if needs else []
+    return ", ".join([*words, f"on cards above {gib(above)}"] if above else words) or None
 
 
 def _words(pairs_: dict[str, Any]) -> str:

@@ -197,7 +197,8 @@ class FailurePolicy:
         Jobs that wait were placed by what was known at their submit.
         """
         card = self._directory.vram_bytes(claim.node)
-        if not card or self._clock() - claim.job.created_at < PLACED_S:
+        young = self._clock() - claim.job.created_at < PLACED_S
+        if not card or (young and not self._memory.alert):
             return None
         least = (await self._memory.need(claim.job.workload)).least
         if least <= card:

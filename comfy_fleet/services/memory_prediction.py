@@ -16,6 +16,7 @@ FRESH_S = 1.0
 """What is known of a family is read again after this long."""
 TOLD_S = 60.0
 """A success that says no more than another one is told again after this long."""
+ALERT_S = 30.0
 MOST_KEPT = 1000
 
 K = TypeVar("K")
@@ -39,6 +40,12 @@ class MemoryPrediction:
         self._now = now
         self._known: dict[str, tuple[float, FamilyMemory]] = {}
         self._told: dict[tuple[str, int], tuple[float, float]] = {}
+        self._failed_at = float("-inf")
+
+    @property
+    def alert(self) -> bool:
+        """Whether a job has run out of memory here lately: submits may not know of it yet."""
+        return self._now() - self._failed_at < ALERT_S
 
     async def need(self, workload: Workload | None) -> MemoryNeed:
         """Return what a job needs, as far as it is known."""
@@ -79,6 +86,7 @@ class MemoryPrediction:
         """
         if workload is None or room <= 0:
             return
+        self._failed_at = self._now()
         await self._note(workload, room, fits=False)
         self._known.clear()  # it may concern all families
         self._told.clear()  # what succeeds in spite of it is news

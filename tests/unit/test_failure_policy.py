@@ -397,9 +397,19 @@ async def test_a_job_goes_to_the_largest_card_if_all_are_too_small() -> None:
 async def test_a_job_that_has_just_come_is_not_looked_at_again() -> None:
     world = World()
     policy = await world.failure_policy()
-    await policy.after(working("small"), failed("out_of_memory"))
+    await world.memory.note(WORK, room=12 * GIB, fits=False, ttl_s=60)  # another dispatcher's
     world.time = 100.1  # it came at 100
     assert await policy.misfit(working("small"), GRAPH) is None
+    world.time = 101.0
+    assert await policy.misfit(working("small"), GRAPH) == Placement(above=12 * GIB)
+
+
+async def test_after_a_failure_even_those_are() -> None:
+    world = World()
+    policy = await world.failure_policy()
+    await policy.after(working("small"), failed("out_of_memory"))
+    world.time = 100.1
+    assert await policy.misfit(working("small"), GRAPH) == Placement(above=12 * GIB)
 
 
 async def test_what_others_held_does_not_count_against_the_card() -> None:
