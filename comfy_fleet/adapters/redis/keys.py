@@ -113,14 +113,16 @@ class Keyspace:
     sched_loads = _Each("sched:loads:PLACEMENT\tOWNER\tFAMILY")  # zset: ID -> order
     sched_backlog = _Each("sched:backlog:PLACEMENT")  # hash: FAMILY -> SECONDS BYTES
     sched_pressure = _Each("sched:pressure:PLACEMENT")  # zset: FAMILY -> minus its seconds for each holder
-    sched_used = _Each("sched:used:OWNER")  # hash: used, credit, active, present, weight
-    sched_base = _Each("sched:base:PLACEMENT")  # hash: =OWNER -> by how much it was lifted; clock
+    sched_used = _Each("sched:used:OWNER")  # hash: used, credit, active, present, weight, =PLACEMENT: how far
+    #                                         it was lifted there
+    sched_clock = _One("sched:clock")  # hash: PLACEMENT -> the highest tag that a node has seen there
     sched_left = _Each("sched:left:PLACEMENT")  # zset: OWNER that waits no more, and is ahead -> tag
     sched_holders = _Each("sched:holders:POOL\tFAMILY")  # zset: NODE -> when it is free, -1: it is
     sched_pools = _One("sched:pools")  # set: POOLs of nodes that hold families
     sched_node = _Each("sched:node:NODE")  # hash: card, memory ([[file, bytes], ...]) and held ([FAMILY,
     #                                   ...]), what was used last at the end; pool, disk_rate, ram_rate,
-    #                                   clock, passes_until, free_at, run, off
+    #                                   clock, passes_until, free_at, run, off, set (KEY of the last), bytes
+    #                                   (on the card)
     sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile
 
     # -- runs

@@ -2,11 +2,12 @@
 -- as there.
 
 -- What this call has read; what is here is true until the call ends, because all writes go through it.
-local sched = { accounts = {}, dirty = {}, bases = {}, clocks = {}, backlogs = {}, sets = {}, jobs = {}, pools = {}, holders = {},
-  reads = 0 }
+local sched = { accounts = {}, dirty = {}, clocks = {}, backlogs = {}, sets = {}, jobs = {}, firsts = {}, pools = {}, holders = {},
+  queues = {}, weights = {}, reads = 0 }
 
 local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 3600, UNHELD = 1e12, GIB = 1073741824, IDLE = -1,
-  KEPT_S = 2592000, FILES = 64 }
+  KEPT_S = 2592000, FILES = 64,
+  CLOCKS = 4096 }
 
 -- A command's answer.  A key of another type, which somebody else put there, is dropped: it must not stop other work.
 local function sched_call(command, key, ...)
@@ -45,11 +46,11 @@ local function sched_files(text)
   return files
 end
 
--- A set of models: {files, family, family_size, size}; without a key, or if it is not known, it has no files.
+-- A set of models: {files, family, family_size, size}; one that is not known has no files.
 local function sched_set(key)
-  local known = sched.sets[key or '']
+  local known = sched.sets[key]
   if known then return known end
-  known = { files = key and sched_files(sched_call('GET', sched_set_key(key))) or {}, family = '', family_size = 0, size = 0 }
+  known = { files = sched_files(sched_call('GET', sched_set_key(key))), family = '', family_size = 0, size = 0 }
   for _, file in ipairs(known.files) do
     local size = file[2]
     known.size = known.size + size
@@ -57,7 +58,7 @@ local function sched_set(key)
       known.family, known.family_size = file[1], size
     end
   end
-  sched.sets[key or ''] = known
+  sched.sets[key] = known
   return known
 end
 
@@ -80,11 +81,10 @@ local function sched_job(id)
   for i, name in ipairs(names) do f[name] = found[i] or nil end
   job = false
   if f.owner and f.placement then
-    local models = sched_set(f.set)
     local created = sched_number(f.created, 0)
     job = { id = id, f = f, owner = f.owner, placement = f.placement, tier = sched_number(f.tier, 1),
       rank = sched_number(f.rank, created), created = created, run_s = math.min(math.max(sched_number(f.run_s, 10), 0), 1e7),
-      models = models, family = f.family or models.family, memory = sched_number(f.memory, 0),
+      set = f.set, family = f.family or f.set and sched_set(f.set).family or '', memory = sched_number(f.memory, 0),
       finish_by = sched_number(f.finish_by, nil), overdue_at = sched_number(f.overdue_at, nil), late = f.late == '1' }
   end
   sched.jobs[id] = job
@@ -97,4 +97,22 @@ local function sched_order(job)
   if not job.finish_by then return tier + job.rank end
   local start = job.late and job.finish_by or job.finish_by - job.run_s - SCHED.HORIZON_S
   return tier + start - (job.created - job.rank)
+end
+
+-- The first entry of an index of jobs, and whether there is a second; nil if it is empty.
+local function sched_first(index)
+  local known = sched.firsts[index]
+  if not known then
+    known = sched_call('ZRANGE', index, 0, 1)
+    sched.firsts[index] = known
+  end
+  return known[1], known[2] ~= nil
+end
+
+-- Take a job out of an index of jobs.  Returns whether it was there, and whether the index is empty now.
+local function sched_drop(index, id)
+  local known, found = sched.firsts[index], sched_call('ZREM', index, id) == 1
+  sched.firsts[index] = nil
+  if known and found then return true, known[2] == nil end
+  return found, redis.call('EXISTS', index) == 0
 end

@@ -25,9 +25,9 @@ local function sched_press(C, F)
   sched_call('ZADD', sched_pressure_key(C), sched_text(sched_pressure_of(backlog, sched_holder_count(C, F))), F)
 end
 
--- More or less waits of a family.
-local function sched_change_backlog(C, F, by, size)
-  local backlog = sched_backlog(C, F) or { 0, size }
+-- More or less waits of a family; set: whose largest file it is.
+local function sched_change_backlog(C, F, by, set)
+  local backlog = sched_backlog(C, F) or { 0, set and sched_set(set).family_size or 0 }
   backlog[1] = backlog[1] + by
   sched.backlogs[C][F] = backlog
   sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]))
@@ -63,41 +63,34 @@ end
 
 -- An owner has no job left in a queue.
 local function sched_end_owner(C, O)
-  sched_call('ZREM', sched_unpassed_key(C), O)
-  sched_call('ZREM', sched_passed_key(C), O)
   if sched_call('ZREM', sched_owners_key(C), O) == 1 then sched_leave(C, O) end
 end
 
 -- Take a waiting job out of all indexes.
 local function sched_take(job)
   local id, C, O, F = job.id, job.placement, job.owner, job.family
-  local was = sched_call('ZREM', sched_jobs_key(C, O), id) == 1
-  local unpassed = not job.overdue_at and sched_call('ZREM', sched_turns_key(C, O), id) == 1
-  local more = false  -- whether the owner is known to have other jobs there
+  local was, empty = sched_drop(sched_jobs_key(C, O), id)
+  local unpassed, none = false, false
+  if not job.overdue_at then unpassed, none = sched_drop(sched_turns_key(C, O), id) end
   if unpassed then
-    more = redis.call('EXISTS', sched_turns_key(C, O)) == 1
-    if not more then sched_call('ZREM', sched_unpassed_key(C), O) end
+    if none then sched_call('ZREM', sched_unpassed_key(C), O) end
   elseif sched_call('ZREM', sched_late_key(C, O), id) == 1 then
     sched_list_passed(C, O)
   end
-  if sched_call('ZREM', sched_loads_key(C, O, F), id) == 1 then
-    local others = redis.call('EXISTS', sched_loads_key(C, O, F)) == 1
-    more = more or others
-    if others or not sched_end_owner_of_family(C, O, F) then
-      sched_change_backlog(C, F, -job.run_s, job.models.family_size)
-    end
-  end
-  if was and not more and redis.call('EXISTS', sched_jobs_key(C, O)) == 0 then sched_end_owner(C, O) end
+  local loads
+  loads, none = sched_drop(sched_loads_key(C, O, F), id)
+  if loads and not (none and sched_end_owner_of_family(C, O, F)) then sched_change_backlog(C, F, -job.run_s, job.set) end
+  if was and empty then sched_end_owner(C, O) end
   sched.jobs[id] = nil
 end
 
 -- Add a queued job, as its record is, to what waits.  One that is there moves to its new place.
 -- able: names of nodes that can run it, whose times its owner must not be behind; nil: none.
 local function sched_add(id, at, able)
-  sched.jobs[id] = nil
+  sched.jobs[id], sched.firsts = nil, {}
   local job = sched_job(id)
   if not job then return end
-  local C, O, F, f = job.placement, job.owner, job.models.family, job.f
+  local C, O, F, f = job.placement, job.owner, job.family, job.f
   local late = job.late
   job.late = false
   if not f.run_s then job.run_s = sched_run_s(f.profile) end
@@ -113,12 +106,14 @@ local function sched_add(id, at, able)
   if F ~= (f.family or '') or not f.run_s then
     redis.call('HSET', job_key(id), 'family', F, 'run_s', sched_text(job.run_s))
   end
-  job.overdue_at, job.family = nil, F
+  job.overdue_at = nil
   local order = sched_text(sched_order(job))
   if not sched_call('ZSCORE', sched_owners_key(C), O) then
+    local clock = 0
     for _, node in ipairs(able or {}) do
-      sched_lift_clock(C, sched_number(sched_call('HGET', sched_node_key(node), 'clock'), 0))
+      clock = math.max(clock, sched_number(fields(sched_node_key(node), 'clock')[1], 0))
     end
+    sched_lift_clocks({ C }, clock)
     sched_enter(C, O, sched_virtual(C))
   end
   local tag = sched_text(sched_tag(C, O))
@@ -127,7 +122,7 @@ local function sched_add(id, at, able)
   sched_call('ZADD', sched_unpassed_key(C), 'NX', tag, O)
   sched_call('ZADD', sched_loads_key(C, O, F), order, id)
   sched_call('ZADD', sched_family_key(C, F), 'NX', tag, O)
-  sched_change_backlog(C, F, job.run_s, job.models.family_size)
+  sched_change_backlog(C, F, job.run_s, job.set)
   sched_flush()
 end
 

@@ -7,7 +7,7 @@ local function sched_pass_over(look, chosen)
   if at < node.passes_until then return end
   local turn = sched_unpassed_turn(look)
   if not turn or turn == chosen then return end
-  local load_s, patience = sched_load_s(node, turn.models), look.patience
+  local load_s, patience = sched_load_s(node, turn), look.patience
   node.passes_until = at + load_s + turn.run_s / look.speed
   if turn.finish_by and not turn.late then
     patience = math.min(patience, math.max(0, turn.finish_by - turn.run_s - load_s - at))
@@ -15,8 +15,8 @@ local function sched_pass_over(look, chosen)
   turn.overdue_at = at + patience
   local C, O, due = turn.placement, turn.owner, sched_text(turn.overdue_at)
   redis.call('HSET', job_key(turn.id), 'overdue_at', due)
-  sched_call('ZREM', sched_turns_key(C, O), turn.id)
-  if redis.call('EXISTS', sched_turns_key(C, O)) == 0 then sched_call('ZREM', sched_unpassed_key(C), O) end
+  local _, none = sched_drop(sched_turns_key(C, O), turn.id)
+  if none then sched_call('ZREM', sched_unpassed_key(C), O) end
   sched_call('ZADD', sched_late_key(C, O), due, turn.id)
   sched_call('ZADD', sched_passed_key(C), 'NX', due, O)
 end
@@ -69,7 +69,7 @@ end
 -- Returns {id, placement, rule, load_s, cost_s, missing_disk, missing_memory (bytes)}, to be given to sched_start, or
 -- nil, seconds until it is worth another look (or nil), an idle node that has the models (or nil).
 local function sched_choose(look)
-  sched.names, sched.jobs, sched.reads = nil, {}, 0
+  sched.names, sched.jobs, sched.firsts, sched.reads = nil, {}, {}, 0
   if look.fields then
     sched.names = {}
     for _, name in ipairs(SCHED_FIELDS) do sched.names[#sched.names + 1] = name end
@@ -80,6 +80,7 @@ local function sched_choose(look)
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
     seen = {}, soonest = {}, pool = look.pool, window_s = 0,
     vram = (look.vram or 0) > 0 and look.vram or 16 * SCHED.GIB, ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
+  sched.queues = look.queues
   sched_show_node(node, look.pool)
   local job, rule
   if sched_find_turn(look) then
@@ -108,8 +109,9 @@ local function sched_choose(look)
     sched_flush()
     return nil
   end
-  local load_s = sched_load_s(node, job.models)
-  local disk, memory = sched_missing(node, job.models)
+  local load_s = sched_load_s(node, job)
+  local disk, memory = 0, 0
+  if load_s > 0 then disk, memory = sched_missing(node, job) end
   return { id = job.id, placement = job.placement, rule = rule, load_s = load_s, cost_s = load_s + job.run_s / look.speed,
     missing_disk = disk, missing_memory = memory, job = job, look = look }
 end
@@ -126,8 +128,8 @@ local function sched_start(_, choice, run)
   sched_take(job)
   node.free_at, node.run = at + choice.cost_s, run
   local changed, family = {}, job.family
-  if #job.models.files > 0 then
-    for _, file in ipairs(sched_use(node, job.models, job.memory, look.vram, look.ram)) do
+  if family ~= '' and (job.set ~= node.set or job.memory > 0 or node.bytes > look.vram) then
+    for _, file in ipairs(sched_use(node, sched_set(job.set), job.memory, look.vram, look.ram)) do
       if node.holds[file] then
         sched_let_go(node, file)
         changed[#changed + 1] = file
@@ -146,13 +148,13 @@ local function sched_start(_, choice, run)
       changed[#changed + 1] = node.held[1]
       sched_let_go(node, node.held[1])
     end
-    sched_save_node(node, 'run', run, 'card', cjson.encode(node.card.files), 'memory', cjson.encode(node.memory.files),
-      'held', cjson.encode(node.held))
+    sched_save_node(node, 'run', run, 'set', job.set, 'bytes', node.card.bytes, 'card', cjson.encode(node.card.files), 'memory',
+      cjson.encode(node.memory.files), 'held', cjson.encode(node.held))
   else
     sched_save_node(node, 'run', run)
   end
   sched_list_node(node)
-  for _, C in ipairs(look.queues) do
+  for _, C in ipairs(changed[1] and look.queues or {}) do
     for _, F in ipairs(sched_waiting_of(C, changed)) do sched_press(C, F) end
   end
   redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(choice.cost_s), sched_text(at), choice.missing_disk,

@@ -30,8 +30,7 @@ local function sched_left(run, at)
   if not had.node then return end
   local node = sched_node(had.node)
   if node.run ~= run then return end
-  sched_call('HSET', sched_node_key(node.name), 'free_at', SCHED.IDLE)
-  sched_call('HDEL', sched_node_key(node.name), 'run')
+  sched_call('HSET', sched_node_key(node.name), 'free_at', SCHED.IDLE, 'run', '')
   node.free_at = SCHED.IDLE
   if node.pool and not node.off then sched_list_node(node) end
 end

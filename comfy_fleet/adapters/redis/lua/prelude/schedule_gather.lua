@@ -30,7 +30,7 @@ local function sched_indexed(look, index, id, C, O, F)
   local job = sched_job(id)
   if job and job.placement == C and job.owner == O and (not F or job.family == F) then return job end
   if not job and look.allowed[id] == nil then look.allowed[id] = look.may(id, {}, C) and true or false end
-  sched_call('ZREM', index, id)
+  sched_drop(index, id)
   return false
 end
 
@@ -39,15 +39,16 @@ local function sched_be_late(job)
   job.late = true
   redis.call('HSET', job_key(job.id), 'late', 1)
   local order, C, O = sched_text(sched_order(job)), job.placement, job.owner
-  sched_call('ZADD', sched_jobs_key(C, O), order, job.id)
-  sched_call('ZADD', sched_loads_key(C, O, job.family), order, job.id)
-  if not job.overdue_at then sched_call('ZADD', sched_turns_key(C, O), order, job.id) end
+  for _, index in ipairs({ sched_jobs_key(C, O), sched_loads_key(C, O, job.family), sched_turns_key(C, O) }) do
+    sched_call('ZADD', index, 'XX', order, job.id)
+    sched.firsts[index] = nil
+  end
 end
 
 -- The first job of an index of an owner's that the node may start now.  F: the index is of this family.
 local function sched_first_fit(look, index, C, O, F)
   while sched.reads < SCHED.CHOSEN do
-    local id = sched_call('ZRANGE', index, 0, 0)[1]
+    local id, more = sched_first(index)
     if not id then return nil end
     local job = sched_indexed(look, index, id, C, O, F)
     sched.reads = sched.reads + 1
@@ -56,7 +57,7 @@ local function sched_first_fit(look, index, C, O, F)
     elseif job then
       if sched_may(look, job) then return job end
       if sched.jobs[id] then  -- it still waits, but not for this node
-        for _, other in ipairs(sched_call('ZRANGE', index, 0, 7)) do
+        for _, other in ipairs(more and sched_call('ZRANGE', index, 0, 7) or {}) do
           if other ~= id then
             if sched.reads >= SCHED.CHOSEN then return nil end
             job = sched_indexed(look, index, other, C, O, F)
@@ -66,7 +67,7 @@ local function sched_first_fit(look, index, C, O, F)
         end
         return nil
       end
-      sched_call('ZREM', index, id)
+      sched_drop(index, id)
     end
   end
 end
@@ -79,10 +80,12 @@ local function sched_turn_of(look, C)
     if not owner then return nil, sched.reads < SCHED.CHOSEN end
     local index = sched_turns_key(C, owner)
     local job = sched_first_fit(look, index, C, owner)
-    if not job and redis.call('EXISTS', index) == 0 then job = sched_first_fit(look, sched_jobs_key(C, owner), C, owner) end
+    if not job and not sched_first(index) then job = sched_first_fit(look, sched_jobs_key(C, owner), C, owner) end
     if job then return tag, job end
-    if redis.call('EXISTS', sched_jobs_key(C, owner)) == 1 then break end
-    sched_end_owner(C, owner)  -- nothing is left but its entry
+    if sched_first(sched_jobs_key(C, owner)) then break end
+    sched_call('ZREM', sched_unpassed_key(C), owner)  -- nothing is left but its entries
+    sched_call('ZREM', sched_passed_key(C), owner)
+    sched_end_owner(C, owner)
   end
   for _, owner in ipairs(sched_call('ZRANGE', owners, 1, 7)) do
     sched.reads = sched.reads + 1
@@ -103,7 +106,8 @@ local function sched_find_turn(look)
   look.queues = queues
   if not look.turn then return false end
   look.node.clock = math.max(look.node.clock, look.least)
-  for _, C in ipairs(queues) do sched_lift_clock(C, look.node.clock) end
+  sched_read_clocks(queues)
+  sched_lift_clocks(queues, look.node.clock)
   return true
 end
 
@@ -123,7 +127,7 @@ end
 -- The owner's first job if this one must not pass it for the sake of models.
 local function sched_ahead(look, job)
   local jobs = sched_jobs_key(job.placement, job.owner)
-  local id = sched_call('ZRANGE', jobs, 0, 0)[1]
+  local id = sched_first(jobs)
   if not id or id == job.id then return nil end
   local first = sched_indexed(look, jobs, id, job.placement, job.owner)
   sched.reads = sched.reads + 1
@@ -135,10 +139,10 @@ end
 -- The job whose turn it is, or an earlier one of its owner and family, if it is warm here.
 local function sched_warm_turn(look)
   local turn = look.turn
-  if sched_load_s(look.node, turn.models) > 0 then return nil end
+  if sched_load_s(look.node, turn) > 0 then return nil end
   local C, O, F = turn.placement, turn.owner, turn.family
   local first = sched_first_fit(look, sched_loads_key(C, O, F), C, O, F) or turn
-  if first ~= turn and sched_load_s(look.node, first.models) > 0 then first = turn end
+  if first ~= turn and sched_load_s(look.node, first) > 0 then first = turn end
   if sched_ahead(look, first) then return nil end
   return first
 end

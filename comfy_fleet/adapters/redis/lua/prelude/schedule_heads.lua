@@ -21,7 +21,7 @@ end
 -- Work out what taking a job would cost here, and what waiting for other nodes would.
 local function sched_head(look, job, lag)
   local node, C, F = look.node, job.placement, job.family
-  local load_s = sched_load_s(node, job.models)
+  local load_s = sched_load_s(node, job)
   local head = { job = job, order = sched_order(job), lag = lag, load_s = load_s, cost_s = load_s + job.run_s / look.speed,
     warm = sched_warm(node, job, load_s), holders = 0, wait_s = math.huge, soonest_s = math.huge, own_s = math.huge, backlog_s = 0 }
   if head.warm then return head end
@@ -91,7 +91,7 @@ local function sched_first_of_family(look, C, F)
     local loads = sched_loads_key(C, owner, F)
     local job = sched_first_fit(look, loads, C, owner, F)
     if job then return job, tag end
-    if redis.call('EXISTS', loads) == 1 or sched_end_owner_of_family(C, owner, F) then return nil end
+    if sched_first(loads) or sched_end_owner_of_family(C, owner, F) then return nil end
   end
 end
 
@@ -133,7 +133,7 @@ local function sched_best_warm(look, found)
   for _, each in ipairs(found) do
     local job, lag = each[1], each[2] - look.least
     if lag <= look.window_s then
-      local load_s = sched_load_s(look.node, job.models)
+      local load_s = sched_load_s(look.node, job)
       local key, its = lag + load_s, sched_order(job)
       if (not best or key < least or (key == least and its < order)) and sched_warm(look.node, job, load_s) then
         best, least, order = job, key, its
@@ -146,7 +146,7 @@ end
 -- Read overdue jobs, and families that the node has on its card.  Returns the job that is taken of them, if that is clear already.
 local function sched_gather_first(look, overdue)
   local node, turn = look.node, look.turn
-  look.window_s = math.min(2, look.peers) * (sched_load_s(node, turn.models) + turn.run_s / look.speed)
+  look.window_s = math.min(2, look.peers) * (sched_load_s(node, turn) + turn.run_s / look.speed)
   if overdue then
     sched_gather_overdue(look, turn.placement, turn.owner)
     for _, C in ipairs(look.queues) do sched_gather_passed(look, C) end
@@ -161,7 +161,7 @@ end
 local function sched_worth_a_look(look, C, F)
   local holders = sched_holder_count(C, F)
   if holders == 0 then return true end
-  local node, backlog = look.node, sched_backlog(C, F)
+  local node, backlog = sched_levels(look.node), sched_backlog(C, F)
   local load_s = backlog[2] / (node.memory.has[F] and node.ram_rate or node.disk_rate)
   local later_s = math.max(0, sched_soonest(look, C, F) - load_s)
   return later_s + backlog[1] / holders > 1.25 * load_s
@@ -169,7 +169,7 @@ end
 
 -- Read families that the node has in memory, and those for which much waits.
 local function sched_gather_others(look)
-  local node, files = look.node, {}
+  local node, files = sched_levels(look.node), {}
   sched_consider(look, look.turn, look.least)
   for i = #node.memory.files, 1, -1 do
     local file = node.memory.files[i][1]
@@ -203,7 +203,7 @@ local function sched_unpassed_turn(look)
     local owner, tag = sched_least(unpassed, C, SCHED.HEADS)
     if owner and (not best or tag < best) then
       local turns = sched_turns_key(C, owner)
-      local id = sched_call('ZRANGE', turns, 0, 0)[1]
+      local id = sched_first(turns)
       local job = id and sched_indexed(look, turns, id, C, owner)
       if job then
         best, found = tag, job

@@ -16,7 +16,8 @@ local function sched_touch(level, name, size)
   if level.has[name] then
     for i = #files, 1, -1 do
       if files[i][1] == name then
-        files[#files + 1] = table.remove(files, i)
+        local file = table.remove(files, i)
+        files[#files + 1] = file
         return
       end
     end
@@ -34,15 +35,14 @@ local function sched_evict(level)
   return file[1]
 end
 
--- A node as it was left: {name, card, memory, held, pool, disk_rate, ram_rate, clock, passes_until, free_at, run, off}.
+-- A node as it was left: {name, pool, clock, passes_until, free_at, run, off, set, bytes, held, holds}.  What is on its card is
+-- read when it is needed: not while it runs one set of models.
 local function sched_node(name)
-  local f = fields(sched_node_key(name), 'card', 'memory', 'held', 'pool', 'disk_rate', 'ram_rate', 'clock', 'passes_until', 'free_at',
-    'run', 'off')
-  local node = { name = name, card = sched_level(f[1]), memory = sched_level(f[2]), held = {}, holds = {}, pool = f[4],
-    disk_rate = math.max(sched_number(f[5], 2 * SCHED.GIB), 1), ram_rate = math.max(sched_number(f[6], 12 * SCHED.GIB), 1),
-    clock = sched_number(f[7], 0), passes_until = sched_number(f[8], 0), free_at = sched_number(f[9], SCHED.IDLE), run = f[10],
-    off = f[11] == '1' }
-  for _, family in ipairs(sched_list(f[3])) do
+  local f = fields(sched_node_key(name), 'pool', 'clock', 'passes_until', 'free_at', 'run', 'off', 'set', 'bytes', 'held')
+  local node = { name = name, pool = f[1], clock = sched_number(f[2], 0), passes_until = sched_number(f[3], 0),
+    free_at = sched_number(f[4], SCHED.IDLE), run = f[5], off = f[6] == '1', set = f[7], bytes = sched_number(f[8], 0), held = {},
+    holds = {} }
+  for _, family in ipairs(sched_list(f[9])) do
     if type(family) == 'string' then
       node.held[#node.held + 1] = family
       node.holds[family] = true
@@ -51,19 +51,31 @@ local function sched_node(name)
   return node
 end
 
--- How long it takes to bring a set onto a node's card, in seconds.
-local function sched_load_s(node, models)
+-- Read what is on a node's card and in its memory, and its rates.
+local function sched_levels(node)
+  if node.card then return node end
+  local f = fields(sched_node_key(node.name), 'card', 'memory', 'disk_rate', 'ram_rate')
+  node.card, node.memory = sched_level(f[1]), sched_level(f[2])
+  node.disk_rate = math.max(sched_number(f[3], 2 * SCHED.GIB), 1)
+  node.ram_rate = math.max(sched_number(f[4], 12 * SCHED.GIB), 1)
+  return node
+end
+
+-- How long it takes to bring a job's models onto a node's card, in seconds.  Its last set is there.
+local function sched_load_s(node, job)
+  if not job.set or job.set == node.set then return 0 end
+  sched_levels(node)
   local seconds, card, memory = 0, node.card.has, node.memory.has
-  for _, file in ipairs(models.files) do
+  for _, file in ipairs(sched_set(job.set).files) do
     if not card[file[1]] then seconds = seconds + file[2] / (memory[file[1]] and node.ram_rate or node.disk_rate) end
   end
   return seconds
 end
 
--- Bytes of a set that come from the disk, and from memory.
-local function sched_missing(node, models)
+-- Bytes of a job's models that come from the disk, and from memory.
+local function sched_missing(node, job)
   local disk, memory = 0, 0
-  for _, file in ipairs(models.files) do
+  for _, file in ipairs(sched_set(job.set).files) do
     if not node.card.has[file[1]] then
       if node.memory.has[file[1]] then memory = memory + file[2] else disk = disk + file[2] end
     end
@@ -73,12 +85,13 @@ end
 
 -- Whether next to nothing is to be loaded for a job.
 local function sched_warm(node, job, load_s)
-  return load_s <= 0 or ((node.card.has[job.models.family] or false) and load_s <= 0.25 * (job.models.size / node.disk_rate))
+  if load_s <= 0 then return true end
+  return node.card.has[job.family] == true and load_s <= 0.25 * (sched_set(job.set).size / node.disk_rate)
 end
 
 -- A run uses a set.  Returns the files that have left the card for it.
 local function sched_use(node, models, peak, vram, ram)
-  local card, memory, gone = node.card, node.memory, {}
+  local card, memory, gone = sched_levels(node).card, node.memory, {}
   for _, file in ipairs(models.files) do
     sched_touch(card, file[1], file[2])
     sched_touch(memory, file[1], file[2])
@@ -131,7 +144,8 @@ end
 -- Nothing is on a node's card or in its memory any more: it has started, was freed, ran out of memory or was removed.
 local function sched_cold(name)
   sched_unlist(sched_node(name))
-  sched_call('HDEL', sched_node_key(name), 'card', 'memory', 'held', 'passes_until', 'free_at', 'run')
+  sched_call('HDEL', sched_node_key(name), 'card', 'memory', 'held', 'set', 'bytes', 'passes_until',
+    'free_at', 'run')
 end
 
 -- A node takes no jobs until it looks for one; what it has on its card stays there.
@@ -145,7 +159,7 @@ end
 -- Correct a node's rates by a load that was measured.
 local function sched_measured(name, disk, memory, load_s)
   if redis.call('EXISTS', sched_node_key(name)) == 0 then return end
-  local node = sched_node(name)
+  local node = sched_levels({ name = name })
   local expected = disk / node.disk_rate + memory / node.ram_rate
   if expected <= 0 or load_s <= 0 then return end
   local factor = math.min(4, math.max(0.25, expected / load_s))

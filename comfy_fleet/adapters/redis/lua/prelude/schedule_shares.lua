@@ -1,46 +1,71 @@
 -- Fair shares between owners, by one start tag each: what an owner has used, and by how much it was lifted in a queue.
 
-local function sched_account(owner)
+-- An owner's account.  bases: by how much it was lifted in queues, false where it was not; C: one that is needed.
+local function sched_account(owner, C)
   local known = sched.accounts[owner]
-  if known then return known end
-  local f = sched_call('HMGET', sched_used_key(owner), 'used', 'credit', 'active', 'present', 'weight')
-  known = { owner = owner, used = sched_number(f[1], 0), credit = sched_number(f[2], 0), active = sched_number(f[3], 0),
-    present = sched_number(f[4], 0), weight = sched_number(f[5], 1) }
-  if known.weight <= 0 then known.weight = 1 end
-  sched.accounts[owner] = known
+  if not known then
+    local queues = sched.queues
+    if C and not queues[1] then queues = { C } end
+    local names = { 'used', 'credit', 'active', 'present', 'weight' }
+    for i, each in ipairs(queues) do names[5 + i] = '=' .. each end
+    local f = sched_call('HMGET', sched_used_key(owner), unpack(names))
+    known = { owner = owner, used = sched_number(f[1], 0), credit = sched_number(f[2], 0), active = sched_number(f[3], 0),
+      present = sched_number(f[4], 0), weight = sched_number(f[5], 1), bases = {}, changed = {} }
+    local weight = sched.weights[owner] or known.weight
+    if weight ~= known.weight then sched.dirty[owner] = known end
+    known.weight = weight > 0 and weight or 1
+    for i, each in ipairs(queues) do known.bases[each] = sched_number(f[5 + i], false) end
+    sched.accounts[owner] = known
+  end
+  if C and known.bases[C] == nil then
+    known.bases[C] = sched_number(sched_call('HGET', sched_used_key(owner), '=' .. C), false)
+  end
   return known
 end
 
--- Set an owner's share; before the job is added that says so.
-local function sched_weigh(owner, weight)
-  local account = sched_account(owner)
-  if weight > 0 and weight ~= account.weight then
-    account.weight = weight
-    sched.dirty[owner] = account
-  end
+local function sched_set_base(account, C, base)
+  account.bases[C], account.changed[C] = base, true
+  sched.dirty[account.owner] = account
 end
 
--- Nobody remembers an owner that neither waits, runs nor has left a queue's time behind.
+-- Set an owner's share; right before a job is added that says so.
+local function sched_weigh(owner, weight)
+  sched.weights[owner], sched.accounts[owner] = weight, nil
+end
+
+-- Nobody remembers an owner that neither waits, runs nor is ahead of a queue that it has left.
 local function sched_forget_if_gone(account)
-  if account.present <= 0 then
-    account.used, account.credit, account.active, account.present = 0, 0, 0, 0
-  end
+  if account.present > 0 then return end
+  account.used, account.credit, account.active, account.present = 0, 0, 0, 0
+  for C in pairs(account.bases) do account.bases[C] = false end
 end
 
 -- Write what has changed.
 local function sched_flush()
   for owner, account in pairs(sched.dirty) do
+    local key = sched_used_key(owner)
     if account.present <= 0 then
-      redis.call('DEL', sched_used_key(owner))
+      redis.call('DEL', key)
     else
-      sched_call('HSET', sched_used_key(owner), 'used', sched_text(account.used), 'credit', sched_text(account.credit),
-        'active', account.active, 'present', account.present, 'weight', sched_text(account.weight))
-      if account.entered then redis.call('EXPIRE', sched_used_key(owner), SCHED.KEPT_S) end
+      local record = { 'used', sched_text(account.used), 'credit', sched_text(account.credit), 'active', account.active, 'present',
+        account.present, 'weight', sched_text(account.weight) }
+      for C in pairs(account.changed) do
+        if account.bases[C] then
+          record[#record + 1] = '=' .. C
+          record[#record + 1] = sched_text(account.bases[C])
+        else
+          redis.call('HDEL', key, '=' .. C)
+        end
+      end
+      sched_call('HSET', key, unpack(record))
+      if account.entered then redis.call('EXPIRE', key, SCHED.KEPT_S) end
+      account.changed, account.entered = {}, false
     end
   end
   sched.dirty = {}
 end
 
+-- Charge GPU time that is probably used.
 local function sched_charge(account, seconds)
   local due = seconds / account.weight
   if account.credit ~= 0 then
@@ -52,48 +77,47 @@ local function sched_charge(account, seconds)
   sched.dirty[account.owner] = account
 end
 
--- By how much an owner was lifted in a queue, or false.
-local function sched_base(C, O)
-  local bases = sched.bases[C]
-  if not bases then
-    bases = {}
-    sched.bases[C] = bases
+-- The highest virtual times that nodes have seen in queues.
+local function sched_read_clocks(queues)
+  for i, clock in ipairs(sched_call('HMGET', sched_clock_key, unpack(queues))) do
+    sched.clocks[queues[i]] = sched_number(clock, 0)
   end
-  if bases[O] == nil then
-    local f = sched_call('HMGET', sched_base_key(C), '=' .. O, 'clock')
-    bases[O] = sched_number(f[1], false)
-    sched.clocks[C] = sched.clocks[C] or sched_number(f[2], 0)
-  end
-  return bases[O]
 end
 
-local function sched_tag(C, O)
-  local used, base = sched_account(O).used, sched_base(C, O)
-  return used + (base or math.max(0, sched.clocks[C] - used))  -- one that was lost is like that of one who has just come
-end
-
--- The highest virtual time that nodes have seen in a queue.
 local function sched_clock(C)
-  if not sched.clocks[C] then sched.clocks[C] = sched_number(sched_call('HGET', sched_base_key(C), 'clock'), 0) end
+  if not sched.clocks[C] then sched_read_clocks({ C }) end
   return sched.clocks[C]
 end
 
-local function sched_lift_clock(C, clock)
-  if clock > sched_clock(C) then
-    sched.clocks[C] = clock
-    sched_call('HSET', sched_base_key(C), 'clock', sched_text(clock))
+-- A node or an owner has seen this time in queues.
+local function sched_lift_clocks(queues, clock)
+  local record, text = {}, sched_text(clock)
+  for _, C in ipairs(queues) do
+    if clock > sched_clock(C) then
+      sched.clocks[C] = clock
+      record[#record + 1] = C
+      record[#record + 1] = text
+    end
   end
+  if record[1] then sched_call('HSET', sched_clock_key, unpack(record)) end
 end
 
--- A queue's virtual time: nobody who waits there has a lower tag.
+local function sched_tag(C, O)
+  local account = sched_account(O, C)
+  local base = account.bases[C]
+  return account.used + (base or math.max(0, sched_clock(C) - account.used))  -- a lost one is like that of who has just come
+end
+
+-- A queue's virtual time: nobody who waits there has a lower tag.  And whether nobody waits.
 local function sched_virtual(C)
   local first = sched_call('ZRANGE', sched_owners_key(C), 0, 0, 'WITHSCORES')
-  return math.max(tonumber(first[2] or 0), sched_clock(C))
+  return math.max(tonumber(first[2] or 0), sched_clock(C)), not first[1]
 end
 
 -- An owner waits in a queue from now on.
 local function sched_enter(C, O, virtual)
-  local account, base = sched_account(O), sched_base(C, O)
+  local account = sched_account(O, C)
+  local base = account.bases[C]
   if base then
     sched_call('ZREM', sched_left_key(C), O)
     account.present = account.present - 1
@@ -103,45 +127,36 @@ local function sched_enter(C, O, virtual)
     account.credit = math.min(account.credit, math.max(0, account.used + base - virtual))
   end
   account.present, account.active, account.entered = account.present + 1, account.active + 1, true
-  sched.dirty[O] = account
-  base = math.max(base, virtual - account.used)
-  sched.bases[C][O] = base
-  sched_call('HSET', sched_base_key(C), '=' .. O, sched_text(base))
-  redis.call('EXPIRE', sched_base_key(C), SCHED.KEPT_S)
-end
-
-local function sched_drop_base(C, O)
-  sched_call('HDEL', sched_base_key(C), '=' .. O)
-  sched.bases[C][O] = false
+  sched_set_base(account, C, math.max(base, virtual - account.used))
 end
 
 -- An owner waits in a queue no more; its base is kept while it is ahead of virtual time.
 local function sched_leave(C, O)
-  local account, base, virtual = sched_account(O), sched_base(C, O) or 0, sched_virtual(C)
-  local left = sched_left_key(C)
+  local account, virtual, closed = sched_account(O, C), sched_virtual(C)
+  local left, tag = sched_left_key(C), account.used + (account.bases[C] or 0)
   account.active, account.present = math.max(0, account.active - 1), account.present - 1
   sched.dirty[O] = account
-  if account.used + base > virtual then
-    sched_call('ZADD', left, sched_text(account.used + base), O)
+  if tag > virtual then
+    sched_call('ZADD', left, sched_text(tag), O)
     redis.call('EXPIRE', left, SCHED.KEPT_S)
     account.present = account.present + 1
   else
-    sched_drop_base(C, O)
+    sched_set_base(account, C, false)
     sched_forget_if_gone(account)
   end
   for _ = 1, 2 do  -- of those that have left before, virtual time has reached some
     local first = sched_call('ZRANGE', left, 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) > virtual then break end
-    local tag = sched_tag(C, first[1])
+    local other = sched_account(first[1], C)
+    tag = sched_tag(C, first[1])
     if tag > virtual then
       redis.call('ZADD', left, sched_text(tag), first[1])
     else
-      local other = sched_account(first[1])
       redis.call('ZREM', left, first[1])
-      sched_drop_base(C, first[1])
+      sched_set_base(other, C, false)
       other.present = other.present - 1
-      sched.dirty[first[1]] = other
       sched_forget_if_gone(other)
     end
   end
+  if closed and redis.call('HLEN', sched_clock_key) > SCHED.CLOCKS then redis.call('HDEL', sched_clock_key, C) end
 end

@@ -1,0 +1,262 @@
+"""The scripts choose the same jobs as the rules in Python, by the same rules, whatever happens before."""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import orjson
+import pytest
+
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.domain.schedule.backlog import MAX_HEADS, card_class
+from comfy_fleet.domain.schedule.chooser import FairChooser
+from comfy_fleet.domain.schedule.model_set import NO_MODELS
+from comfy_fleet.domain.schedule.policy import JobChoice
+from comfy_fleet.domain.schedule.scheduled_node import GIB, ScheduledNode
+from comfy_fleet.domain.schedule.waiting_job import BATCH, EDITOR, SINGLE, WaitingJob
+from tests.integration.schedule_port_kit import Port
+from tests.unit.schedule.kit import job, models, node
+
+PATIENCE_S = 5.0
+TICK_S = 1 / 64  # so that no sum of times is rounded
+WEIGHTS = {"o0": 2.0, "o1": 0.5}
+SETS = [
+    NO_MODELS,
+    *(models(f"m{i}") for i in range(4)),
+    models("m1", "lora1"),
+    models("m1", "lora2", "lora3"),
+    models("s0", gib=5),
+    models("s1", "s0", gib=7),
+    models("small", gib=0.25),
+]
+POOLS = {  # two nodes each, all alike
+    "a": [node(f"a{i}", "image", vram_gib=24, ram_gib=40) for i in range(2)],
+    "b": [node(f"b{i}", "image", "video", vram_gib=48, ram_gib=64, speed=2.0) for i in range(2)],
+}
+NODES = {each.name: (pool, each) for pool, nodes in POOLS.items() for each in nodes}
+
+
+def served(pool: str, place: str, card: int) -> bool:
+    """Whether the nodes of a pool serve a queue."""
+    first = POOLS[pool][0]
+    return place in first.places and card <= card_class(first.vram_bytes)
+
+
+def placement_of(each: WaitingJob) -> str:
+    """Return the placement class that stands for a job's queue."""
+    card = card_class(each.memory)
+    return ">".join(pool for pool in POOLS if served(pool, each.place, card)) + f":{each.place}{card}"
+
+
+def record(each: WaitingJob) -> dict[str, str]:
+    """Return a job's record in Redis."""
+    numbers = {
+        "rank": each.rank,
+        "created": each.submitted,
+        "run_s": each.run_s,
+        "tier": each.tier,
+        "memory": each.memory,
+        "start_by": each.start_by,
+        "finish_by": each.finish_by,
+    }
+    return {
+        "owner": each.owner,
+        "placement": placement_of(each),
+        "status": "queued",
+        **({"set": each.models.key} if each.models.files else {}),
+        **{name: repr(value) for name, value in numbers.items() if value is not None},
+    }
+
+
+@dataclass
+class Both:
+    """Both implementations, to which the same happens.
+
+    Args:
+        port: The rules in Redis.
+        chance: What happens.
+    """
+
+    port: Port
+    chance: Random
+    now: float = 1000.0
+    rules: list[str] = field(default_factory=list)
+    most_commands: int = 0
+
+    def __post_init__(self) -> None:
+        self.fair = FairChooser(patience_s=PATIENCE_S, weights=WEIGHTS)
+        self.waiting: dict[str, WaitingJob] = {}
+        self.queues: dict[str, int] = {}  # in the order in which they got their first job
+        self.up: dict[str, ScheduledNode] = {}
+        self.running: dict[str, tuple[JobChoice, str, float, dict[str, Any]]] = {}  # by node
+        self.lost: list[tuple[JobChoice, str, float, str]] = []  # their nodes are gone
+        self.runs = 0
+        for name in NODES:
+            self.come(name)
+
+    def come(self, name: str) -> None:
+        self.up[name] = NODES[name][1]
+        self.fair.node_up(NODES[name][1], self.now)
+
+    async def go(self, name: str) -> None:
+        if self.chance.random() < 0.5 and name in self.running:
+            choice, run, since, _ = self.running.pop(name)
+            self.lost.append((choice, run, since, name))
+        elif name in self.running:
+            return
+        del self.up[name]
+        self.fair.node_down(name, self.now)
+        await self.port.call("cold", node=name)
+
+    async def submit(self, each: WaitingJob) -> None:
+        placement = placement_of(each)
+        self.waiting[each.id] = each
+        self.queues[placement] = self.queues.get(placement, 0) + 1
+        self.fair.submitted(each, self.now)
+        pools = placement.partition(":")[0].split(">")
+        await self.port.call(
+            "add",
+            id=each.id,
+            at=self.now,
+            able=[name for name, (pool, _) in NODES.items() if pool in pools],
+            record=record(each),
+            files=orjson.dumps(each.models.files).decode() if each.models.files else None,
+            weight=WEIGHTS.get(each.owner),
+        )
+
+    def gone(self, each: WaitingJob) -> None:
+        del self.waiting[each.id]
+        placement = placement_of(each)
+        self.queues[placement] -= 1
+        if not self.queues[placement]:
+            del self.queues[placement]
+
+    async def cancel(self, each: WaitingJob) -> None:
+        self.gone(each)
+        self.fair.withdrawn(each.id, self.now)
+        await self.port.call("remove", id=each.id)
+
+    async def ask(self, name: str) -> None:
+        pool, facts = NODES[name]
+        self.runs += 1
+        run = f"run{self.runs}"
+        queues = [each for each in self.queues if pool in each.partition(":")[0].split(">")]
+        expected = self.fair.next_for(name, self.now)
+        got = await self.port.call(
+            "choose",
+            node=name,
+            pool=pool,
+            queues=queues,
+            peers=sum(1 for each in self.up if NODES[each][0] == pool),
+            speed=facts.speed,
+            vram=facts.vram_bytes,
+            ram=facts.ram_bytes,
+            patience=PATIENCE_S,
+            at=self.now,
+            run=run,
+        )
+        self.most_commands = max(self.most_commands, got["commands"])
+        if isinstance(expected, JobChoice):
+            assert (got.get("id"), got.get("rule")) == (expected.job.id, expected.reason)
+            assert float(got["load_s"]) == expected.load_s
+            self.rules.append(expected.reason)
+            self.gone(expected.job)
+            self.running[name] = expected, run, self.now, got
+        else:
+            assert got.get("id") is None
+            again = expected.look_again_at
+            assert (again is None) == ("again_s" not in got)
+            if again is not None:
+                assert float(got["again_s"]) == pytest.approx(again - self.now)
+        assert got["heads"] == self.fair.heads_read <= MAX_HEADS
+
+    async def end(self, name: str) -> None:
+        choice, run, since, got = self.running.pop(name)
+        used = self.now - since
+        load_s = min(used, round(self.chance.choice([0.0, 0.5, 1.0, 2.0]) * choice.load_s / TICK_S) * TICK_S)
+        ok = self.chance.random() < 0.8
+        self.fair.ended(choice.job.id, name, load_s=load_s, run_s=used - load_s, ok=ok, now=self.now)
+        await self.port.call(
+            "left",
+            run=run,
+            at=self.now,
+            node=name,
+            load_s=load_s if ok else None,
+            disk=got["missing_disk"],
+            memory=got["missing_memory"],
+        )
+        if not ok and self.chance.random() < 0.5:
+            await self.submit(choice.job)
+        await self.ask(name)
+
+    async def end_lost(self) -> None:
+        choice, run, since, name = self.lost.pop()
+        used = self.now - since
+        self.fair.ended(choice.job.id, name, load_s=0.0, run_s=used, ok=False, now=self.now)
+        await self.port.call("left", run=run, at=self.now)
+        await self.submit(choice.job)
+
+    def some_job(self, number: int) -> WaitingJob:
+        chance, now = self.chance, self.now
+        return job(
+            f"j{number:04}",
+            chance.choice(SETS),
+            at=now,
+            owner=f"o{chance.randrange(3)}",
+            place=chance.choice(["image", "image", "video"]),
+            tier=chance.choice([EDITOR, SINGLE, SINGLE, SINGLE, BATCH]),
+            priority_s=chance.choice([0.0, 0.0, 60.0]),
+            run_s=chance.choice([0.3, 1.0, 4.0]),
+            memory=chance.choice([0, 0, 0, 10, 20, 30]) * GIB,
+            start_by=now + 8.0 if chance.random() < 0.05 else None,
+            finish_by=now + chance.uniform(1, 3700) if chance.random() < 0.15 else None,
+        )
+
+    async def step(self, number: int) -> None:
+        chance = self.chance
+        self.now += TICK_S * chance.choice([1, 1, 2, 16, 64, 256])
+        idle = [name for name in self.up if name not in self.running]
+        match chance.choice(["submit"] * 8 + ["ask"] * 8 + ["end"] * 6 + ["cancel", "go", "come", "lost"]):
+            case "submit":
+                for i in range(chance.choice([1, 1, 5])):
+                    await self.submit(self.some_job(number * 10 + i))
+            case "ask" if idle:
+                await self.ask(chance.choice(idle))
+            case "end" if self.running:
+                await self.end(chance.choice(list(self.running)))
+            case "cancel" if self.waiting:
+                await self.cancel(chance.choice(list(self.waiting.values())))
+            case "go" if idle:
+                name = chance.choice(list(self.up))
+                if sum(1 for each in self.up if NODES[each][0] == NODES[name][0]) > 1:
+                    await self.go(name)
+            case "come":
+                for name in [each for each in NODES if each not in self.up]:
+                    self.come(name)
+            case "lost" if self.lost:
+                await self.end_lost()
+
+    async def drain(self) -> None:
+        """Cancel what waits, and end what runs."""
+        for each in list(self.waiting.values()):
+            await self.cancel(each)
+        for name in list(self.running):
+            await self.end(name)
+            for each in list(self.waiting.values()):
+                await self.cancel(each)
+
+
+@pytest.mark.parametrize("some", range(10))
+async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
+    rules: set[str] = set()
+    for seed in range(20 * some, 20 * some + 20):
+        await redis.flushall()
+        both = Both(Port(redis), Random(seed))
+        for number in range(60):
+            try:
+                await both.step(number)
+            except AssertionError as error:
+                error.add_note(f"seed {seed}, step {number}, {both.now} s")
+                raise
+        rules.update(both.rules)
+    assert rules >= {"overdue", "turn", "warm", "order", "unheld", "share"}
