@@ -14,6 +14,9 @@ from comfy_fleet.domain.nodes.pool import PATIENCE_S
 MAX_PLACEMENTS = 8
 """Most placement classes that one claim looks at."""
 
+TEND_S = 1.0
+"""Between two looks after the waiting jobs, in the whole fleet."""
+
 ONLY_CLIENTS = -1
 """Who listens if nobody follows the job itself: its client, or, without one, its owner's websockets."""
 
@@ -72,7 +75,13 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """How many jobs of one placement class wait, and what the first of them needs."""
+    """How many jobs of one placement class wait.
+
+    Attributes:
+        placement: The class.
+        count: How many they are.
+        head_score: How far the first of their owners is, in GPU seconds: the class with the least goes first.
+    """
 
     placement: Placement
     count: int
@@ -141,7 +150,7 @@ class RunStore(Protocol):
     """
 
     async def waiting(self) -> Sequence[Waiting]:
-        """Return the placement classes with queued jobs, the one with the best first job first."""
+        """Return the placement classes with queued jobs, the one whose turn it is first."""
 
     async def check_schema(self) -> None:
         """Raise Outdated if a newer version has come, so that this process may take no new work."""
@@ -315,6 +324,16 @@ class RunStore(Protocol):
 
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted part of the claimed job's ``extra_data``."""
+
+    async def tend(self, *, every_s: float = TEND_S) -> None:
+        """Keep waiting jobs as they should be beside earlier versions and RQ's tools; see ADRs 6 and 22.
+
+        Jobs that an earlier version has queued wait for this one's claims from now on. Those that it has
+        ended wait no more. RQ's list shows the first thousand. Each call does a little.
+
+        Args:
+            every_s: Nothing is done if another process did so within this time.
+        """
 
     async def overdue(self, limit: int) -> int:
         """End queued jobs that are past their deadline as ``expired``; return how many."""

@@ -443,3 +443,4 @@ class Dispatcher:
                 continue
             await self._runs.forget(job_id)  # files first: a crash in between repeats both
             logger.info("job forgotten", extra={"job_id": job_id})
+        await self._runs.tend()

@@ -369,7 +369,7 @@ class FakeRunStore(Fake):
         return JobStatus.QUEUED
 
     check_schema = beat = accepted = hand_over = take_over = secret = frames = unplayed
-    overdue = forgettable = postpone = forget = unplayed
+    overdue = forgettable = postpone = forget = tend = unplayed
 
     def _holder(self, node: str) -> str | None:
         return next((run for run, it in self.runs.items() if it.on_node and it.claim.node == node), None)

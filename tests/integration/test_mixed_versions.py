@@ -206,8 +206,7 @@ async def test_a_queue_that_asks_for_what_is_not_known_is_left_alone(stores: Sto
     client: Any = stores.redis
     await add_nodes(stores, "g1")
     job = await submit(stores)
-    await client.sadd("fleet:placements", "default::::0:new")
-    await client.zadd("fleet:queue:default::::0:new", {str(uuid4()): 1.0})
+    await client.hset("fleet:sched:count", "default::::0:new", 1)
     (waiting,) = await stores.runs.waiting()
     assert waiting.placement == Placement()
     assert (await claim(stores)).job.id == job.id

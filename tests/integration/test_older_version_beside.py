@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +21,17 @@ from comfy_fleet.ports.runs import Claim
 from tests.factories import picture
 from tests.fleet import until
 from tests.integration.native.socket_kit import faced
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, news_of, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, news_of, submit
+from tests.integration.redis_kit import claim as taken
 from tests.older_version import OlderRuns, older
 
 ALL = frozenset(ListedState)
+
+
+async def claim(stores: Stores, node: str = "g1", ttl: float = 5) -> Claim:
+    """Start the next job on a node, after a look at what waits, as a dispatcher does."""
+    await stores.runs.waiting()
+    return await taken(stores, node, ttl=ttl)
 
 
 async def mended(stores: Stores) -> int:
@@ -91,7 +97,7 @@ async def test_no_older_dispatcher_takes_a_job_with_targets_and_extra_data(
     job = await submit(stores, prompt=PromptFields(targets=("2",)), extra_data={"a": 1})
     with pytest.raises(Outdated):
         await claim(old)
-    assert await old.jobs.depth() == 1
+    assert await stores.jobs.depth() == 1
     run = await claim(stores)
     assert (run.job.id, run.job.targets, run.extra_data) == (job.id, ("2",), {"a": 1})
 
@@ -306,7 +312,7 @@ async def test_a_new_api_first_and_dispatchers_later(
     async with faced(redis_port, "g1", dispatch=False) as world:
         fleet, new = world.fleet, world.fleet.stores
         old = older(new)
-        held = Held(new.redis)
+        held = Held(new.redis, 1)
         held.gate = asyncio.Event()
         fleet.stores = replace(old, runs=held)
         dispatcher = await fleet.dispatcher("old")
@@ -336,12 +342,13 @@ async def test_a_new_api_first_and_dispatchers_later(
         assert set((await client.http.get("/history")).json()) == {job.id, prompt}
 
 
-async def test_dispatchers_first_and_a_new_api_later(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [1, 2])
+async def test_dispatchers_first_and_a_new_api_later(redis_port: int, redis: Redis, layout: int) -> None:
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(faced(redis_port, "g1", dispatch=False))
         fleet, new = world.fleet, world.fleet.stores
-        old = older(await stack.enter_async_context(open_stores(fleet.settings)))
-        await new.redis.set("fleet:schema", SCHEMA - 1)  # on a slow machine the API has raised it by now
+        old = older(await stack.enter_async_context(open_stores(fleet.settings)), layout)
+        await new.redis.set("fleet:schema", layout)  # on a slow machine the API has raised it by now
         jobs = [await submit(old) for _ in range(3)]
         await check_schema(new)
         await fleet.dispatcher("new")

@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.ports.runs import Claim
 from tests.fleet import until
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
 
 
 @asynccontextmanager
@@ -134,11 +134,15 @@ async def test_the_oldest_job_goes_first_whatever_its_placement(stores: Stores) 
 
 
 async def test_a_leftover_in_the_queue_stops_nobody(stores: Stores) -> None:
-    await add_nodes(stores, "g1")
+    await add_nodes(stores, "g1", "g2")
     job = await submit(stores)
-    await stores.redis.zadd("fleet:queue:default", {"ghost": 1})
+    lost = await submit(stores, priority=9)
+    await stores.redis.delete(f"fleet:job:{lost.id}")
     assert (await claim(stores)).job.id == job.id
-    assert await stores.redis.exists("fleet:queue:default") == 0
+    await stores.runs.tend()
+    assert await stores.jobs.depth() == 0
+    assert (await refused(stores, "g2")).why == "empty"
+    assert await stores.runs.waiting() == []
 
 
 async def test_a_second_run_shows_nothing_of_the_first_but_its_start(stores: Stores) -> None:

@@ -110,7 +110,7 @@ async def test_a_low_number_takes_no_place_in_another_queue(stores: Stores) -> N
 async def test_live_jobs_are_those_that_are_not_final(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     done, given_back, waits, canceled = [await posted(stores, prompt_id=str(i)) for i in range(4)]
-    await posted(stores, owner="ada")
+    await submit(stores, owner="ada", placement=Placement(pool="big"))
     await order(stores, 1)
     await stores.jobs.request_cancel(canceled.id)
     run = await claim(stores)

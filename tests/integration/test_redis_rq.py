@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 import redis as sync_redis
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
 )
+from tests.factories import new_job
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, refused, submit
 
 
@@ -27,6 +29,8 @@ async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
     ok, bad, _running = await claim(stores, "g1"), await claim(stores, "g2"), await claim(stores, "g3")
     await stores.runs.finish(ok, JobStatus.SUCCEEDED, error=None, duration_s=1)
     await stores.runs.finish(bad, JobStatus.FAILED, error=BROKEN, duration_s=None)
+
+    await stores.runs.tend()
 
     def look() -> None:
         with sync_redis.Redis(port=redis_port) as connection:
@@ -59,8 +63,69 @@ async def test_what_is_given_back_stands_in_front_for_rq_too(stores: Stores) -> 
     await add_nodes(stores, "g1")
     first, second = await submit(stores), await submit(stores)
     await stores.runs.requeue(await claim(stores), counts=False, reason=BROKEN)
-    waiting = await stores.redis.lrange("rq:queue:fleet", 0, -1)
-    assert waiting == [first.id.encode(), second.id.encode()]
+    assert await shown(stores) == [first.id, second.id]
+
+
+async def shown(stores: Stores) -> list[str]:
+    """Return RQ's list, brought up to date."""
+    client: Any = stores.redis
+    await client.delete("fleet:queued:tended")
+    await stores.runs.tend()
+    return [raw.decode() for raw in await client.lrange("rq:queue:fleet", 0, -1)]
+
+
+async def test_only_upkeep_writes_rqs_list_once_a_second_in_the_whole_fleet(stores: Stores) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1")
+    jobs = [await submit(stores) for _ in range(3)]
+    assert not await client.exists("rq:queue:fleet")
+    assert await shown(stores) == [job.id for job in jobs]
+    await claim(stores)
+    await stores.jobs.request_cancel(jobs[1].id)
+    await submit(stores)
+    await stores.runs.tend()  # a moment ago somebody did
+    assert await client.lrange("rq:queue:fleet", 0, -1) == [job.id.encode() for job in jobs]
+    assert 0 < await client.pttl("fleet:queued:tended") <= 1000
+
+
+async def test_rqs_list_has_the_first_thousand_and_what_others_have_pushed(stores: Stores) -> None:
+    client: Any = stores.redis
+
+    def push(front: bool = False) -> str:
+        with sync_redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as connection:
+            queue = Queue("fleet", connection=connection, serializer=JSONSerializer)
+            return str(queue.enqueue("os.getcwd", at_front=front).id)
+
+    others = [await asyncio.to_thread(push), await asyncio.to_thread(push, True)]
+    ids = [
+        (await stores.jobs.submit(new_job(), idempotency=None, depth_limit=9999)).job.id for _ in range(1010)
+    ]
+    assert await shown(stores) == [*ids[:1000], others[1], others[0]]
+    third = await asyncio.to_thread(push)
+    for job_id in ids[:3]:
+        await stores.jobs.request_cancel(job_id)
+    assert await shown(stores) == [*ids[3:1003], others[1], others[0], third]
+    for job_id in ids[3:]:
+        await stores.jobs.request_cancel(job_id)
+    assert await shown(stores) == [others[1], others[0], third]
+
+
+async def test_ids_that_older_versions_have_left_in_rqs_list_go(stores: Stores) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1")
+    ran, forgotten, waits = [await submit(stores) for _ in range(3)]
+    await stores.jobs.request_cancel(forgotten.id)
+    await stores.runs.forget(forgotten.id)
+    await claim(stores)
+    await client.rpush("rq:queue:fleet", ran.id, forgotten.id, *[f"gone{number}" for number in range(5000)])
+    assert [await shown(stores) for _ in range(4)][-1] == [waits.id]
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+async def test_something_else_in_the_place_of_rqs_list_is_dropped(stores: Stores, waits: int) -> None:
+    ids = [(await submit(stores)).id for _ in range(waits)]
+    await stores.redis.set("rq:queue:fleet", "mine")
+    assert await shown(stores) == ids
 
 
 @given(st.integers(0, 4_000_000_000))

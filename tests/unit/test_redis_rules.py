@@ -70,10 +70,12 @@ def test_every_key_of_the_table_is_used() -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_uses_keys_of_the_table_under_its_namespace(name: str) -> None:
-    body = source(name, "other")
-    made = set(re.findall(r"\blocal (?:function )?(\w+_key)\b", body))
-    assert set(re.findall(r"\b\w+_key\b", re.sub(r"--.*", "", body))) == made
-    assert not re.search(r"\bfleet\b", re.sub(r"--.*", "", body))
+    body = re.sub(r"--.*", "", source(name, "other"))
+    made = set(re.findall(r"^(\w+) = function\(", body, re.MULTILINE))
+    assert set(re.findall(r"\bkey_of\.(\w+)", body)) == made <= TABLE
+    own = set(re.findall(r"\blocal (\w+_key)\b", body))  # what a script calls so itself
+    assert set(re.findall(r"\b\w+_key\b", body)) == own
+    assert not re.search(r"\bfleet\b", body)
 
 
 def test_the_client_alone_knows_what_redis_raises() -> None:
@@ -150,8 +152,9 @@ def test_the_patterns_name_what_a_key_belongs_to() -> None:
 
 def test_a_script_carries_what_it_uses_and_no_more() -> None:
     beat = source("beat", "fleet")
-    for name in ("now", "num", "fields", "rq_beat", "run_key"):
+    for name in ("now", "num", "fields", "rq_beat"):
         assert re.search(rf"^local (function )?{name}\b", beat, re.MULTILINE)
+    assert re.search(r"^run = function\(run\)", beat, re.MULTILINE)
     for name in ("end_job", "enqueue", "node_started", "asset_of"):
         assert name not in beat
     assert len(beat) < len("".join(path.read_text() for path in (ADAPTER / "lua" / "prelude").iterdir())) / 4

@@ -28,7 +28,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
 AT_ONCE = 100  # jobs that one call of a script changes: takes a few milliseconds on the server
-PLACES_AT_ONCE = 5000  # placement classes that one call of a script looks at: takes a few milliseconds
+ABLE = 8  # most nodes whose clocks tell where an owner's share begins
 LOOKED_AT = 10_000  # most jobs that are looked at for one page or an abbreviated id
 MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
@@ -108,6 +108,8 @@ class RedisJobStore:
             number=new.prompt.number,
             front=new.prompt.front or None,
             model_set=job_records.model_set(new),
+            able=list(new.able[:ABLE]) or None,
+            weight=new.weight,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -303,17 +305,20 @@ class RedisJobStore:
         """Return the 1-based place among all queued jobs, or None if it does not wait."""
         if job.status is not JobStatus.QUEUED:
             return None
-        place = int(await self._scripts.call("position", job=job.id, placement=job.placement.key))
-        return place or None
+        place = await self._redis.zrank(self._keys.queued, job.id)
+        return None if place is None else int(place) + 1
 
     async def positions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
         """Return the 1-based places of those of some jobs that wait."""
         found: dict[str, int] = {}
-        ids = list(job_ids)
-        while ids:
-            places = await self._scripts.call("places", ids=ids, most=PLACES_AT_ONCE)
-            found |= {job_id: int(place) for job_id, place in zip(ids, places, strict=False) if place}
-            ids = ids[len(places) :]
+        for ids in parts(job_ids, WINDOW):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.zrank(self._keys.queued, job_id)
+                places = await pipe.execute()
+            found |= {
+                job_id: int(place) + 1 for job_id, place in zip(ids, places, strict=True) if place is not None
+            }
         return found
 
     async def remove(self, owner: str, job_id: str) -> None:
@@ -348,7 +353,7 @@ class RedisJobStore:
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
-        return int(await self._redis.llen(self._keys.rq_queue))
+        return int(await self._redis.zcard(self._keys.queued))
 
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview of a running job."""

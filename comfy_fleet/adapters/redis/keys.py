@@ -4,11 +4,12 @@ Python says ``keyspace.job(job_id)``, a script ``job_key(job_id)``: both are mad
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 
 _WORD = re.compile(r"[A-Z]+")  # stands for the thing that a key belongs to
+_KEY = re.compile(r"\b(\w+)_key\b")
 
 
 class _One:
@@ -78,8 +79,11 @@ class Keyspace:
     saved_counts = _Each("saved:counts:OWNER")  # hash: TYPE/SUBFOLDER/PREFIX* -> last number; stays for ever
     saved_files = _Each("saved:files:OWNER")  # hash: TYPE/SUBFOLDER/NAME -> the asset
     saved_newest = _Each("saved:newest:OWNER:TYPE")  # zset: NAME -> when it was saved: those in no subfolder
-    placements = _One("placements")  # set: placement classes that have queued jobs
-    queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)
+    queued = _One("queued")  # zset: ID -> rank (created - priority * ageing): all that wait, by their places
+    queued_tended = _One("queued:tended")  # string: somebody put the above right a moment ago
+    queued_checked = _One("queued:checked")  # string: how many of them this round has looked at
+    placements = _One("placements")  # set: classes of `queue`; of versions before layout 3, as is `queue`
+    queue = _Each("queue:PLACEMENT")  # zset: ID -> rank: what they have queued and nobody has adopted yet
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only
     expiring = _One("expiring")  # zset: ID -> when its retention ends, final jobs only
     idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
@@ -248,7 +252,8 @@ class Keyspace:
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
     # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's
     client_frames = _Each("clients:HASH:OWNER")
-    # For dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB", "schema"
+    # For dispatchers: "job PLACEMENT", "job@NODE PLACEMENT" (NODE is idle and has the models), "free",
+    # "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
@@ -281,13 +286,26 @@ class Keyspace:
             return f"{self.namespace}:{pattern}"
         return pattern.replace("<queue>", self.rq_name).replace("<worker>", self.worker_prefix)
 
-    def lua(self) -> Iterator[str]:
-        """Yield each key's definition for scripts: a text, or a function of the thing that it belongs to."""
-        for name, key in vars(Keyspace).items():
+    def lua(self, body: str) -> str:
+        """Return a script in which each ``NAME_key`` stands for the key.
+
+        A script may have 200 local variables in Redis, so keys are not among them: one that exists once is a
+        text, and the functions for others are in a table, as far as they are used.
+        """
+        used: dict[str, str] = {}
+
+        def written(found: re.Match[str]) -> str:
+            key = vars(Keyspace).get(found[1])
             if isinstance(key, _One):
-                yield f"local {name}_key = '{self.whole(key.pattern)}'"
-            elif isinstance(key, _Each):
-                made = _WORD.sub(lambda word: f"' .. {word[0].lower()} .. '", self.whole(key.pattern))
-                words = ", ".join(_WORD.findall(key.pattern)).lower()
-                yield f"local function {name}_key({words}) return '{made}' end".replace(" .. '' end", " end")
-        yield f"local RQ_NAME, WORKER_PREFIX = '{self.rq_name}', '{self.worker_prefix}'"
+                return f"'{self.whole(key.pattern)}'"
+            if not isinstance(key, _Each):
+                return found[0]
+            made = _WORD.sub(lambda word: f"' .. {word[0].lower()} .. '", self.whole(key.pattern))
+            words = ", ".join(_WORD.findall(key.pattern)).lower()
+            used[found[1]] = f"function({words}) return '{made}' end".replace(" .. '' end", " end")
+            return f"key_of.{found[1]}"
+
+        text = _KEY.sub(written, body)
+        table = ",\n".join(f"{name} = {made}" for name, made in used.items())
+        names = f"local RQ_NAME, WORKER_PREFIX = '{self.rq_name}', '{self.worker_prefix}'"
+        return f"{names}\nlocal key_of = {{\n{table}\n}}\n{text}"

@@ -1,5 +1,6 @@
 """Jobs as dispatchers see them: claim, beat, finish, requeue (port ``RunStore``)."""
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -14,19 +15,19 @@ from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
-from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.errors import LeaseLost, Outdated, StoreRefuses
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.runs import ONLY_CLIENTS, Beat, Claim, Held, Refused, StagedInput, Waiting
+from comfy_fleet.ports.runs import ONLY_CLIENTS, TEND_S, Beat, Claim, Held, Refused, StagedInput, Waiting
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
 
-PEEK = 64  # queued jobs to look at in each placement class
+ADOPTED_AT_ONCE = 100  # jobs that one call of a script looks at: takes a millisecond or two on the server
 BEAT_CHUNK = 250  # runs to renew in one call, so that no call blocks the server for long
 MODELS = 16  # kept for each node
 NAME_CHUNK = 250  # files to name in one call
@@ -61,25 +62,43 @@ class RedisRunStore:
             self.telemetry.ended_without_run(job)
 
     async def waiting(self) -> Sequence[Waiting]:
-        """Return the placement classes with queued jobs, the one with the best first job first."""
-        classes = [raw.decode() for raw in await self._redis.smembers(self._keys.placements)]
-        if not classes:
+        """Return the placement classes with queued jobs, the one whose turn it is first."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(self._keys.placements)
+            pipe.hgetall(self._keys.sched_count)
+            older, counts = await pipe.execute()
+        if older and await self._adopt():
+            counts = await self._redis.hgetall(self._keys.sched_count)
+        if not counts:
             return []
+        classes = [raw.decode() for raw in counts]
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in classes:
-                pipe.zcard(self._keys.queue(name))
-                pipe.zrange(self._keys.queue(name), 0, 0, withscores=True)
-            raw = await pipe.execute()
+                pipe.zrange(self._keys.sched_owners(name), 0, 0, withscores=True)
+            firsts = await pipe.execute()
         found = []
-        for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True):
+        for name, count, first in zip(classes, counts.values(), firsts, strict=True):
             try:
                 placement = Placement.parse(name)
             except UNREADABLE as error:  # a newer version's, or broken: the others must not wait for it
                 self._complaints.about("placement", name, error)
                 continue
-            if heads:
-                found.append(Waiting(placement=placement, count=count, head_score=heads[0][1]))
+            if first:
+                found.append(Waiting(placement=placement, count=int(count), head_score=first[0][1]))
         return sorted(found, key=lambda waiting: waiting.head_score)
+
+    async def _adopt(self) -> bool:
+        """Let jobs wait for this version that an earlier one has queued; return whether any may do so now."""
+        try:
+            await self._scripts.begin("adopt", most=ADOPTED_AT_ONCE)
+        except (Outdated, StoreRefuses):  # those that were adopted before must not wait for that
+            return False
+        return True
+
+    async def tend(self, *, every_s: float = TEND_S) -> None:
+        """Put right what earlier versions do to waiting jobs, and bring RQ's view of them up to date."""
+        with contextlib.suppress(Outdated, StoreRefuses):
+            await self._scripts.begin("tend_queue", every_ms=round(every_s * 1000), most=ADOPTED_AT_ONCE)
 
     async def check_schema(self) -> None:
         """Raise Outdated if this process may take no new work."""
@@ -112,7 +131,6 @@ class RedisRunStore:
             dispatcher=dispatcher,
             ttl_s=ttl_s,
             placements=[placement.key for placement in placements],
-            peek=PEEK,
             pool=pool,
             peers=list(peers),
             speed=speed,
@@ -127,6 +145,8 @@ class RedisRunStore:
             return Refused(why=why, node=answer[1].decode(), left_s=float(answer[2]))
         if why == "spared":
             return Refused(why=why, left_s=float(answer[1]))
+        if why == "nothing":
+            return Refused(why=why, left_s=float(answer[1] or 0), node=answer[2].decode())
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
         job_id = answer[1].decode()
@@ -161,6 +181,8 @@ class RedisRunStore:
             graph=answer[3],
             jobs_behind=int(answer[5]),
             heard=bool(answer[6]),
+            rule=answer[8].decode(),
+            load_s=float(answer[9]),
             extra_data=extra_data,
             run=run,
             node=node,

@@ -19,7 +19,7 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 """The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
 field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 
@@ -69,7 +69,7 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
 
     Redis runs the whole text at each call: unused parts would cost as much as used ones.
     """
-    parts = [f"local SCHEMA = {schema}", *Keyspace(namespace).lua()]
+    parts: list[str] = []
     for name in _PRELUDE:
         parts += _file(f"prelude/{name}").split("\n\n")
     used, taken = _names(body), [body]
@@ -77,7 +77,8 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
         if any(_names(found).intersection(used) for found in _DEFINED.findall(part)):
             used |= _names(part)
             taken.append(part)
-    return "\n".join(reversed(taken))
+    text = Keyspace(namespace).lua("\n".join(reversed(taken)))
+    return f"local SCHEMA = {schema}\n{text}"
 
 
 def _names(text: str) -> set[str]:

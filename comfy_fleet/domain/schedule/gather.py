@@ -65,7 +65,10 @@ class Gatherer:
         least, turn = inf, None
         for queue in queues:
             found = self._least(queue, node, now)
-            if found is not None and found[0] < least:
+            if found is None:
+                continue
+            # Equal tags are one owner's as a rule, and its order holds in all queues.
+            if turn is None or (found[0], found[1].order) < (least, turn.order):
                 least, turn = found
         if turn is None:
             return None

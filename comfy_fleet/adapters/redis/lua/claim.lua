@@ -1,7 +1,11 @@
--- Take the best job of some placement classes for a node that HAProxy granted.
--- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class), unawaited (nodes that no
---       job waits for), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
--- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
+-- Choose a job of some placement classes for a node that HAProxy granted.
+-- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (nodes that serve the same classes), speed, vram and ram
+--       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
+--       spare (whether the node is kept for the editor whose results it has, while a job has only just come).
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
+--       | {'nothing', seconds until it is worth another look or '', an idle node that has the models or ''}
+--       | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or '', rule,
+--          seconds that its models will take to load}
 local other = other_schema()
 if other then return other end
 local node, run = args.node, args.run
@@ -13,7 +17,6 @@ if holder then return { 'leased', holder } end
 
 local at = now()
 local card = tonumber(about[2] or 0)
-local best, rank, class, editor
 -- Whether the job's profile has run out of memory on a card like this since it was enqueued. Then it moves to the
 -- queue for larger cards, without a useless attempt.
 local function too_small(id, profile, queue)
@@ -22,9 +25,9 @@ local function too_small(id, profile, queue)
   local moved, f = with_above(queue, limit), redis.call('HMGET', job_key(id), 'rank', 'deadline')
   dequeue(id, queue)
   redis.call('HSET', job_key(id), 'placement', moved)
-  enqueue(id, moved, f[1], true)
+  enqueue(id, moved, f[1], at, {})
   if f[2] then redis.call('ZADD', deadlines_key, f[2], id) end
-  redis.call('PUBLISH', wake_key, 'job ' .. moved)
+  wake_for(id, moved)
   return true
 end
 
@@ -56,25 +59,41 @@ local function spares(whose, created)
   return true
 end
 
-for _, placement in ipairs(args.placements) do
-  local heads = redis.call('ZRANGE', queue_key(placement), 0, args.peek - 1, 'WITHSCORES')
-  for j = 1, #heads, 2 do
-    local f = fields(job_key(heads[j]), 'status', 'deadline', 'profile', 'editor', 'patience', 'created')
-    if f[1] ~= 'queued' then
-      dequeue(heads[j], placement)  -- a leftover: whatever ended the job has moved on
-    elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], placement)
-      and not leaves_it(f[4], f[5], f[6]) and not spares(f[4], f[6]) then
-      if not rank or tonumber(heads[j + 1]) < rank then
-        best, rank, class, editor = heads[j], tonumber(heads[j + 1]), placement, f[4]
-      end
-      break
-    end
+local found = false  -- whether there is a job that the node could take
+local function allowed(id, f, placement)
+  if f.status ~= 'queued' then
+    dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
+    return false
   end
+  if (tonumber(f.deadline or '') or math.huge) <= at or too_small(id, f.profile, placement)
+    or leaves_it(f.editor, f.patience, f.created) or spares(f.editor, f.created) then
+    return false
+  end
+  found = true
+  return true
 end
-if not best then return held or spared or { 'empty' } end
 
+local asked = {}  -- a look may come to a job more than once
+local look = { node = node, pool = args.pool, queues = args.placements, peers = #args.peers + 1,
+  speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
+  fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
+  may = function(id, f, placement)
+    if asked[id] == nil then asked[id] = allowed(id, f, placement) end
+    return asked[id]
+  end }
+local choice, again_s, idle = sched_choose(look)
+if not choice then
+  if held or spared then return held or spared end
+  if found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
+  for _, placement in ipairs(args.placements) do  -- the count of jobs whose records were lost is put right
+    if redis.call('EXISTS', sched_owners_key(placement)) == 0 then redis.call('HDEL', sched_count_key, placement) end
+  end
+  return { 'empty' }
+end
+
+local best = choice.id
 local key = job_key(best)
-dequeue(best, class)
+unqueue(best, choice.placement)
 redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
 redis.call('HSETNX', key, 'started', num(at))
 redis.call('HDEL', key, 'progress')
@@ -83,6 +102,8 @@ redis.call('SADD', node_runs_key(node), run)
 redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
 redis.call('HSET', run_key(run), 'job', best, 'node', node, 'token', args.token, 'dispatcher', args.dispatcher,
   'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
+sched_start(look, choice, run)
+local editor = redis.call('HGET', key, 'editor')
 if editor then
   redis.call('HSET', node_key(node), 'results', editor)
 elseif about[3] then
@@ -91,7 +112,9 @@ end
 local data = rq_start(best, run, args.dispatcher, at)
 publish_status(best, 'running', run, node)
 local behind = 0
-for _, placement in ipairs(args.placements) do behind = behind + redis.call('ZCARD', queue_key(placement)) end
+for _, count in ipairs(redis.call('HMGET', sched_count_key, unpack(args.placements))) do
+  behind = behind + (tonumber(count or '') or 0)
+end
 local extra = redis.pcall('GET', job_extra_key(best))
 return { 'ok', best, redis.call('HGETALL', key), graph_of(best), data, behind, listeners(best),
-  type(extra) == 'string' and extra or '' }
+  type(extra) == 'string' and extra or '', choice.rule, num(choice.load_s) }

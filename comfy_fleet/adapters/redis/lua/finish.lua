@@ -12,6 +12,9 @@ if f[1] == '1' then status = 'canceled' end
 local at, counted = now(), status == 'failed'
 note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
 if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
+sched_left(run, at)
+-- What came from its cache says nothing of the node's times.
+if args.status == 'succeeded' and args.seconds and not args.warm then sched_learn(run, f[2] or 'graph') end
 drop_run(run, r[1], r[2])
 keep_ui(r[1], ARGV[5])
 if status == 'succeeded' and args.seconds then

@@ -14,9 +14,11 @@ redis.call('HSET', key, 'host', host, 'cleans', args.cleans_up and 1 or 0)
 if had == record then return 'same' end
 if had then
   local was = redis.call('HMGET', key, 'pool', 'url')
+  if was[1] ~= args.pool then sched_off(node) end
   if was[1] then redis.call('SREM', pool_nodes_key(was[1]), node) end
   if was[2] then redis.call('HDEL', urls_key, was[2]) end
   if was[2] ~= url then
+    unloaded(node)
     free_twins(node)
     if redis.call('HEXISTS', key, 'twin') == 1 then
       redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')

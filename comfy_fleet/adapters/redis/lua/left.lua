@@ -7,4 +7,5 @@ local r = redis.call('HMGET', run_key(run), 'node', 'job')
 local node = r[1]
 keep_ui(r[2], ARGV[3])
 if redis.call('GET', lease_key(node)) == run then redis.call('DEL', lease_key(node)) end
+sched_left(run, now())
 return 1

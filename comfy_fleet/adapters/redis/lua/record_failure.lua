@@ -7,6 +7,7 @@ if kind == 'oom' then unloaded(args.node) end  -- ComfyUI does that by itself
 local count = redis.call('HINCRBY', key, 'strikes_' .. kind, 1)
 if count < args.limit or redis.call('HGET', key, 'cordoned') == '1' then return count end
 redis.call('HSET', key, 'cordoned', 1, 'cordon_reason', args.reason, 'quarantined', 1)
+sched_off(args.node)
 -- Only a restart cures a GPU fault. The node's agent does it, unless the last restart did not help.
 if kind == 'gpu' and redis.call('HEXISTS', key, 'host') == 1 and redis.call('HEXISTS', key, 'renewed') == 0 then
   redis.call('HSET', key, 'restart', 1, 'renewed', 1)

@@ -7,6 +7,7 @@ local had = redis.call('HGET', key, 'verdict')
 redis.call('HSET', key, 'verdict', verdict, 'why', args.why)
 if verdict == 'up' then redis.call('PUBLISH', wake_key, 'free') end
 if had == verdict then return 'same' end
+if verdict ~= 'up' then sched_off(node) end
 if had == 'down' and verdict ~= 'new' then
   node_started(node)
   return 'started'

@@ -32,9 +32,9 @@ redis.call('DEL', job_outputs_key(id), job_ui_key(id), job_preview_key(id))
 local placement = args.placement or f[3]
 if args.placement then redis.call('HSET', key, 'placement', placement) end
 rq_give_back(id, at)
-enqueue(id, placement, f[4], true)
+enqueue(id, placement, f[4], at, { r[2] })
 local deadline = redis.call('HGET', key, 'deadline')
 if deadline then redis.call('ZADD', deadlines_key, deadline, id) end
 publish_status(id, 'queued', nil, nil)
-redis.call('PUBLISH', wake_key, 'job ' .. placement)
+wake_for(id, placement)
 return 'queued'

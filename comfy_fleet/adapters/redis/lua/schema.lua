@@ -1,6 +1,6 @@
 -- Return the layout of this Redis; on request, raise an older one to the script's own.
--- A script is alone while it runs: older data is converted here, before the number is written.  2 has nothing to convert: what
--- its lists lack is added when they are read.
+-- A script is alone while it runs: older data is converted here, before the number is written.  2 and 3 have
+-- nothing to convert: what 2's lists lack is added when they are read, and jobs that wait in the queues before 3 are adopted later.
 -- Records of runs in flight must stay readable for the version that works on them.
 -- args: may_raise (bool).  Returns the layout that is in Redis now.
 local found = schema()

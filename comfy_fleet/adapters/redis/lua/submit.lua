@@ -1,9 +1,13 @@
 -- Write and enqueue a job; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
 --       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
---       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)}.
+--       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
+--       able (some nodes that can run it), weight (its owner's share).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
+local STEP_S = 0.001  -- from one rank to the next
+
 local other = other_schema()
 if other then return other end
 local id, idem = args.id, args.idempotency
@@ -18,33 +22,37 @@ if idem then
 end
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return { 'again' } end
-local depth = rq_depth()
+local depth = redis.call('ZCARD', queued_key)
 if depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local at = now()
-local rank = num(at - args.priority * args.ageing_s)
+local rank = at - args.priority * args.ageing_s
 local count = redis.call('HINCRBY', numbers_key, args.owner, 1)
 local number = args.number or (args.front and -count or count)
 local live = live_key(args.owner)
-if args.number or args.front then
-  -- Before those of the owner's own jobs in the same queue that have higher numbers: each of them takes the place of the
-  -- next, so that nobody else's moves.
-  local behind = {}
-  for _, other in ipairs(redis.call('ZRANGEBYSCORE', live, '(' .. number, '+inf', 'LIMIT', 0, 1000)) do
+-- Of some of the owner's jobs that wait in the same queue for longer, or with a higher priority, the lowest or the highest rank.
+local function rank_of(ids, least)
+  local found
+  for _, other in ipairs(ids) do
     local f = fields(job_key(other), 'status', 'rank', 'placement')
     local its = tonumber(f[2] or '')
-    if f[1] == 'queued' and f[3] == args.placement and its and its <= tonumber(rank) then
-      behind[#behind + 1] = { id = other, rank = f[2] }
+    if f[1] == 'queued' and f[3] == args.placement and its and its <= rank
+      and (not found or (least and its < found) or (not least and its > found)) then
+      found = its
     end
   end
-  table.sort(behind, function(a, b) return tonumber(a.rank) < tonumber(b.rank) end)
-  for i = #behind, 1, -1 do
-    local one, its = behind[i], behind[i].rank
-    redis.call('HSET', job_key(one.id), 'rank', rank)
-    redis.call('ZADD', queue_key(args.placement), 'XX', rank, one.id)
-    rank = its
+  return found
+end
+if args.number or args.front then
+  -- Just before those that have higher numbers, and behind the others if there is room.
+  local next_rank = rank_of(redis.call('ZRANGEBYSCORE', live, '(' .. number, '+inf', 'LIMIT', 0, MOST_NUMBERS), true)
+  local before = next_rank and rank_of(redis.call('ZREVRANGEBYSCORE', live, number, '-inf', 'LIMIT', 0, MOST_NUMBERS), false)
+  if next_rank then
+    rank = next_rank - STEP_S
+    if before and before < next_rank then rank = math.max(rank, (before + next_rank) / 2) end
   end
 end
+rank = num(rank)
 local record = { 'HSET', key, 'owner', args.owner, 'status', 'queued', 'created', num(at), 'graph', args.graph_hash,
   'priority', args.priority, 'placement', args.placement, 'expires_in', args.expires_in_s,
   'expires', num(at + args.expires_in_s), 'attempt', 0, 'cancel', 0, 'assets', args.assets, 'rank', rank, 'number', string.format('%.17g', number) }
@@ -83,7 +91,8 @@ redis.call('ZADD', jobs_key, num(at), id)
 redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
 rq_submit(id, args.rq_data, args.rq_description, at)
-enqueue(id, args.placement, rank, false)
-redis.call('PUBLISH', wake_key, 'job ' .. args.placement)
+sched_weigh(args.owner, args.weight)
+enqueue(id, args.placement, rank, at, args.able or {})
+wake_for(id, args.placement)
 publish_owner(id, 'queued', nil)
-return { 'ok', num(at), place_of(id, args.placement), string.format('%.17g', number) }
+return { 'ok', num(at), place_of(id), string.format('%.17g', number) }

@@ -1,7 +1,7 @@
 -- What several scripts do.  A script is sent with those parts that it uses, each of which ends at an empty line.
 --
--- Before them come SCHEMA, a NAME_key for each key of keys.py (a text, or a function of what it belongs to),
--- RQ_NAME and WORKER_PREFIX.
+-- Before them come SCHEMA, RQ_NAME and WORKER_PREFIX. A NAME_key stands for each key of keys.py: a text, or a function of
+-- what it belongs to.
 
 local args = cjson.decode(ARGV[1])
 

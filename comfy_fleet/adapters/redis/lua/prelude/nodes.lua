@@ -8,6 +8,7 @@ end
 
 -- Nothing is in a node's memory any more: it has started, was freed, or ran out of memory.
 local function unloaded(node)
+  sched_cold(node)
   redis.call('DEL', node_models_key(node))
   redis.call('HDEL', node_key(node), 'results')
 end
@@ -54,6 +55,7 @@ local function one_comfyui(node, other)
   if a < b or (a == b and node < other) then node, other = other, node end
   redis.call('HSET', node_key(node), 'cordoned', 1, 'twin', other,
     'cordon_reason', 'is the same ComfyUI as node ' .. other .. ': one ComfyUI is one node')
+  sched_off(node)
   redis.call('PUBLISH', wake_nodes_key, 'nodes')
 end
 

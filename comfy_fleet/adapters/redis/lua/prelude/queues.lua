@@ -1,33 +1,64 @@
--- Queues of waiting jobs, and the runs that hold nodes.
+-- Waiting jobs, and the runs that hold nodes.
 
-local function enqueue(id, placement, rank, front)
-  redis.call('ZADD', queue_key(placement), rank, id)
-  redis.call('SADD', placements_key, placement)
-  rq_enqueue(id, front)
+-- A job waits from now on; its record is complete.  able: names of some nodes that can run it.
+local function enqueue(id, placement, rank, at, able)
+  if redis.call('ZADD', queued_key, rank, id) == 1 then redis.call('HINCRBY', sched_count_key, placement, 1) end
+  sched_add(id, at, able)
+end
+
+-- A job no longer waits; the indexes by which claims choose are the caller's business.  Returns whether it did.
+local function unqueue(id, placement)
+  local waited = redis.call('ZREM', queued_key, id) == 1
+  if waited and placement and redis.call('HINCRBY', sched_count_key, placement, -1) <= 0 then
+    redis.call('HDEL', sched_count_key, placement)
+  end
+  redis.call('ZREM', deadlines_key, id)
+  return waited
+end
+
+-- A job no longer waits.  placement: what its record says, or false if that can't be read.
+local function dequeue(id, placement)
+  if not unqueue(id, placement) and placement then  -- perhaps an earlier version has queued it
+    redis.call('ZREM', queue_key(placement), id)
+    if redis.call('EXISTS', queue_key(placement)) == 0 then redis.call('SREM', placements_key, placement) end
+  end
+  sched_remove(id)
+end
+
+-- Let jobs wait here that a version before layout 3 has queued or given back.  Returns how many it looked at.
+local function adopt(most)
+  local classes, at, looked = redis.pcall('SRANDMEMBER', placements_key, most), now(), 0
+  if classes.err then return 0 end  -- somebody put something else there
+  for _, placement in ipairs(classes) do
+    if looked >= most then break end
+    local key = queue_key(placement)
+    local waiting = redis.pcall('ZRANGE', key, 0, most - looked - 1, 'WITHSCORES')
+    for i = 1, #waiting, 2 do
+      local f = fields(job_key(waiting[i]), 'status', 'placement')
+      if f[1] == 'queued' then enqueue(waiting[i], f[2] or placement, waiting[i + 1], at, {}) end
+      redis.call('ZREM', key, waiting[i])
+    end
+    looked = looked + math.max(1, #waiting / 2)
+    if waiting.err or redis.call('EXISTS', key) == 0 then redis.call('SREM', placements_key, placement) end
+  end
+  return looked
 end
 
 -- 1 for the next job, 0 for one that does not wait.
-local function place_of(id, placement)
-  local rank = redis.call('ZSCORE', queue_key(placement), id)
-  if not rank then return 0 end
-  local place = 1
-  for _, other in ipairs(redis.call('SMEMBERS', placements_key)) do
-    place = place + redis.call('ZCOUNT', queue_key(other), '-inf', '(' .. rank)
-  end
-  return place
+local function place_of(id)
+  local place = redis.call('ZRANK', queued_key, id)
+  return place and place + 1 or 0
 end
 
-local function dequeue(id, placement)
-  redis.call('ZREM', queue_key(placement), id)
-  if redis.call('EXISTS', queue_key(placement)) == 0 then
-    redis.call('SREM', placements_key, placement)
-  end
-  rq_dequeue(id)
-  redis.call('ZREM', deadlines_key, id)
+-- Tell dispatchers that a job waits, and which idle node has its models, if one has.
+local function wake_for(id, placement)
+  local node = sched_idle_holder(id)
+  redis.call('PUBLISH', wake_key, (node and 'job@' .. node or 'job') .. ' ' .. placement)
 end
 
 -- Remove a run and what it holds; the caller handles the job.
 local function drop_run(run, id, node)
+  sched_left(run, now())
   if node and redis.call('HGET', node_key(node), 'cleans') == '1' then
     redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run)
   end

@@ -27,11 +27,33 @@ local RQ_END = { succeeded = { 'finished', rq_finished_key, 1 }, failed = { 'fai
 
 local function rq_record(id) return cleared(rq_job_key(id), 'hash') end
 
-local function rq_depth() return redis.call('LLEN', rq_queue_key) end
+-- Most jobs that RQ's list shows.
+local RQ_SHOWN = 1000
 
-local function rq_enqueue(id, front) redis.call(front and 'LPUSH' or 'RPUSH', rq_queue_key, id) end
-
-local function rq_dequeue(id) redis.call('LREM', rq_queue_key, 1, id) end
+-- Show the jobs that wait first in RQ's list, which nobody reads for work; jobs that are not ours stay behind them.
+local function rq_show()
+  local list = redis.call('ZRANGE', queued_key, 0, RQ_SHOWN - 1)
+  local shown = redis.call('LRANGE', cleared(rq_queue_key, 'list'), 0, 2 * RQ_SHOWN - 1)
+  local ours, same = {}, true
+  for i, id in ipairs(list) do
+    ours[id] = true
+    same = same and shown[i] == id
+  end
+  if same and #list == #shown then return end
+  for _, id in ipairs(shown) do
+    if not ours[id] and redis.call('EXISTS', job_key(id)) == 0 and redis.call('EXISTS', rq_job_key(id)) == 1 then
+      list[#list + 1] = id
+      same = same and shown[#list] == id
+    end
+  end
+  if same and #list == #shown then return end
+  redis.call('LTRIM', rq_queue_key, #shown, -1)
+  for last = #list, 1, -RQ_SHOWN do
+    local some = {}
+    for i = last, math.max(1, last - RQ_SHOWN + 1), -1 do some[#some + 1] = list[i] end
+    redis.call('LPUSH', rq_queue_key, unpack(some))
+  end
+end
 
 -- data: what RQ would call, as JSON.
 local function rq_submit(id, data, description, at)

@@ -101,7 +101,9 @@ local function sched_find_turn(look)
   for _, C in ipairs(look.queues) do
     local tag, job = sched_turn_of(look, C)
     if tag or not job then queues[#queues + 1] = C end
-    if tag and (not look.turn or tag < look.least) then look.least, look.turn = tag, job end
+    if tag and (not look.turn or tag < look.least or (tag == look.least and sched_order(job) < sched_order(look.turn))) then
+      look.least, look.turn = tag, job  -- equal tags are one owner's as a rule, and its order holds in all queues
+    end
   end
   look.queues = queues
   if not look.turn then return false end
