@@ -34,7 +34,7 @@ from comfy_fleet.adapters.telemetry import (
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
-from comfy_fleet.api.auth import Keys
+from comfy_fleet.api.auth import LOCAL, Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1.health import node_probe
 from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, WebSocketProtocol
@@ -98,6 +98,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         ConfigError: The keys are wrong, or missing although they are needed; there are no stored workflows.
     """
     keys = Keys.load(settings)
+    _tell_unknown_shares(settings, keys)
     assets = open_assets(settings, stores)
     files = ClientFiles(assets, stores.jobs)
     folder = WorkflowCatalog(settings.workflows_dir)
@@ -299,6 +300,13 @@ def _ending(count: int) -> str:
         f"{count} of an older version {'ends its' if count == 1 else 'end their'} runs and "
         f"{'takes' if count == 1 else 'take'} no more: start the newer version's `fleet dispatch` instead"
     )
+
+
+def _tell_unknown_shares(settings: Settings, keys: Keys) -> None:
+    """Warn of shares for owners that have no jobs: a misspelled name would change nothing unsaid."""
+    unknown = sorted(settings.weights.keys() - ({LOCAL} if keys.open else {*keys.owners}))
+    if unknown:
+        logger.warning("shares of owners without a key", extra={"owners": unknown})
 
 
 async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:

@@ -248,3 +248,27 @@ def test_a_prompt_that_is_interrupted_while_others_wait(up: Up, comfyui_server: 
         entry["prompt"][2]["1"]["inputs"]["color"] = 0
         found.append((lengths, counted, answers, gone, entry))
     alike(*found)
+
+
+def test_a_run_that_takes_longer_than_its_own_limit_is_interrupted(up: Up) -> None:
+    graph = {"1": empty(), "2": node("TestSleep", value=["1", 0], seconds=3.0), "3": save("2")}
+    graph["4"] = {**node("TestSleep", value=["2", 0], seconds=30.0)}
+    graph["3"]["inputs"]["images"] = ["4", 0]
+    body = {"workflow": graph, "timeout_s": 1.5}
+    made = httpx.post(f"{up.url}/api/v2/jobs", json=body, timeout=30).json()
+    assert made["timeout_s"] == 1.5
+    deadline = time.monotonic() + 60
+    while (job := httpx.get(f"{up.url}/api/v2/jobs/{made['id']}", timeout=30).json())["status"] != "failed":
+        assert time.monotonic() < deadline, job
+        time.sleep(0.1)
+    assert job["error"]["code"] == "run_timeout"
+    assert "still running after 1.5 s" in job["error"]["message"]
+    assert len(job["attempts"]) == 1
+    after = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": {"1": empty(), "3": save()}}, timeout=30)
+    while (job := httpx.get(f"{up.url}/api/v2/jobs/{after.json()['id']}", timeout=30).json())["status"] in (
+        "queued",
+        "running",
+    ):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.1)
+    assert job["status"] == "succeeded"

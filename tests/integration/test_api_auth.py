@@ -175,3 +175,23 @@ async def test_the_sdk_shows_its_key(api: Api, monkeypatch: pytest.MonkeyPatch) 
     async with AsyncComfy(api_key="wrong") as client:
         with pytest.raises(Unauthorized):
             await client.submit(client.workflows.from_json(GRAPH))
+
+
+async def test_a_share_of_nobody_is_told_to_the_operator(
+    redis_port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"ann {ANN}\n")
+
+    def told() -> list[list[str]]:
+        found = [record.__dict__["owners"] for record in caplog.records if "shares" in record.message]
+        caplog.clear()
+        return found
+
+    for settings, unknown in (
+        ({"keys_file": keys, "shares": "ann=2"}, []),
+        ({"keys_file": keys, "shares": "anne=2,ann=2,local=3"}, [["anne", "local"]]),
+        ({"shares": "ann=2,local=3"}, [["ann"]]),
+    ):
+        async with running(redis_port, tmp_path, **settings):
+            assert told() == unknown

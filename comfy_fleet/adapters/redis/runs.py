@@ -33,7 +33,7 @@ MODELS = 16  # kept for each node
 NAME_CHUNK = 250  # files to name in one call
 COUNTERS = 20_000  # of one owner's names, about 2 MB; prefixes beyond share one
 
-DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
+DEADLINE = JobError(code="deadline_exceeded", message="no node took the job within its time to live (ttl_s)")
 
 
 class RedisRunStore:
