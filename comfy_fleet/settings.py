@@ -310,7 +310,9 @@ class Settings(BaseSettings):
         description="Jobs in a row out of memory on the largest card, after which its node gets no jobs.",
     )
     oom_memory_s: Seconds = Field(
-        86400.0, gt=0, description="How long jobs that ran out of memory on a card avoid cards of its size."
+        86400.0,
+        gt=0,
+        description="How long jobs that ran out of memory on a card, and like ones, avoid cards of its size.",
     )
     retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
