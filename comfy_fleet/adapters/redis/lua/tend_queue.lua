@@ -5,12 +5,19 @@ local other = other_schema()
 if other then return other end
 if not redis.call('SET', queued_tended_key, '1', 'NX', 'PX', args.every_ms) then return { 'ok' } end
 adopt(args.most)
--- Leftovers: such a version has ended these jobs.  All are looked at in turns.
+-- All are looked at in turns. Such a version may have ended some; and what claims choose by follows from the records.
 local start = tonumber(redis.call('GET', queued_checked_key) or '') or 0
-local ids, left = redis.call('ZRANGE', queued_key, start, start + args.most - 1), 0
+local ids, left, counted = redis.call('ZRANGE', queued_key, start, start + args.most - 1), 0, {}
 for _, id in ipairs(ids) do
-  local f = fields(job_key(id), 'status', 'placement')
-  if f[1] == 'queued' then left = left + 1 else dequeue(id, f[2]) end
+  local f = fields(job_key(id), 'status', 'placement', 'owner')
+  if f[1] ~= 'queued' or not f[2] or not f[3] then
+    dequeue(id, f[2])
+  else
+    left = left + 1
+    if not counted[f[2]] then redis.call('HSETNX', sched_count_key, f[2], 1) end
+    counted[f[2]] = true
+    if not redis.call('ZSCORE', sched_jobs_key(f[2], f[3]), id) then sched_add(id, now(), {}) end
+  end
 end
 redis.call('SET', queued_checked_key, #ids < args.most and 0 or start + left)
 if redis.call('EXISTS', queued_key) == 0 then redis.call('DEL', sched_count_key) end
