@@ -19,13 +19,14 @@ local function sched_pass_over(look, chosen)
   if none then sched_call('ZREM', sched_unpassed_key(C), O) end
   sched_call('ZADD', sched_late_key(C, O), due, turn.id)
   sched_call('ZADD', sched_passed_key(C), 'NX', due, O)
+  look.passed[C] = nil
 end
 
 -- In how many seconds the next job is overdue, or soon if one is that is left to another node; nil if none will be.
 local function sched_again_s(look)
   local least = look.node.passes_until > look.at and look.node.passes_until or nil
   for _, C in ipairs(look.queues) do
-    local first = sched_call('ZRANGE', sched_passed_key(C), 0, 0, 'WITHSCORES')
+    local first = sched_passed(look, C)
     if first[1] then least = math.min(least or math.huge, tonumber(first[2])) end
   end
   return least and math.max(least - look.at, 1)
@@ -78,7 +79,7 @@ local function sched_choose(look)
   local node = sched_node(look.node)
   look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = type(look.peers) == 'table' and #look.peers or look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
-    seen = {}, soonest = {}, pool = look.pool, window_s = 0,
+    seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     vram = (look.vram or 0) > 0 and look.vram or 16 * SCHED.GIB, ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
   sched_show_node(node, look.pool)

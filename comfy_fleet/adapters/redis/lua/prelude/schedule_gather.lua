@@ -113,15 +113,24 @@ local function sched_find_turn(look)
   return true
 end
 
+-- Owners of a queue with jobs that were passed over, and when the first of each is overdue; a few of them.
+local function sched_passed(look, C)
+  local known = look.passed[C]
+  if not known then
+    known = sched_call('ZRANGE', sched_passed_key(C), 0, 3, 'WITHSCORES')
+    look.passed[C] = known
+  end
+  return known
+end
+
 -- Whether a job may be overdue.
 local function sched_any_overdue(look)
-  local turn, found = look.turn, false
+  local turn = look.turn
   for _, C in ipairs(look.queues) do
-    local first = sched_call('ZRANGE', sched_passed_key(C), 0, 0, 'WITHSCORES')
-    if first[1] and tonumber(first[2]) <= look.at then found = true end
-    if first[1] and C == turn.placement then look.passed = true end
+    local first = sched_passed(look, C)
+    if first[1] and tonumber(first[2]) <= look.at then return true end
   end
-  if found or not look.passed then return found end
+  if not sched_passed(look, turn.placement)[1] then return false end
   local first = sched_call('ZRANGE', sched_late_key(turn.placement, turn.owner), 0, 0, 'WITHSCORES')
   return first[1] ~= nil and tonumber(first[2]) <= look.at
 end

@@ -7,7 +7,8 @@ local function sched_soonest(look, C, F)
   if not known then
     local least, name = math.huge, nil
     for _, pool in ipairs(sched_pools_of(C)) do
-      local found = sched_call('ZRANGE', sched_holders_key(pool, F), 0, 1, 'WITHSCORES')
+      local holders = sched_holders_key(pool, F)
+      local found = sched.holders[holders] == 0 and {} or sched_call('ZRANGE', holders, 0, 1, 'WITHSCORES')
       local i = found[1] == look.node.name and 3 or 1
       local free_at = tonumber(found[i + 1])
       if free_at and (free_at < least or (free_at == least and found[i] < name)) then least, name = free_at, found[i] end
@@ -54,7 +55,10 @@ end
 local function sched_gather_overdue(look, C, O)
   local tag, entitled = sched_tag(C, O), false
   local found = sched_call('ZRANGE', sched_late_key(C, O), 0, 3, 'WITHSCORES')
-  if not found[1] then sched_call('ZREM', sched_passed_key(C), O) end
+  if not found[1] and sched_passed(look, C)[1] then
+    sched_call('ZREM', sched_passed_key(C), O)
+    look.passed[C] = nil
+  end
   for i = 1, #found, 2 do
     if tonumber(found[i + 1]) > look.at or sched.reads >= SCHED.HEADS / 2 then break end
     local job = sched_indexed(look, sched_late_key(C, O), found[i], C, O)
@@ -71,13 +75,13 @@ end
 
 -- Read overdue jobs of the owners that have them longest; one that has used its share waits on.
 local function sched_gather_passed(look, C)
-  local passed = sched_passed_key(C)
-  local found = sched_call('ZRANGE', passed, 0, 3, 'WITHSCORES')
+  local found = sched_passed(look, C)
   for i = 1, #found, 2 do
     if tonumber(found[i + 1]) > look.at or sched.reads >= SCHED.HEADS / 2 then break end
     sched.reads = sched.reads + 1
     if not sched_gather_overdue(look, C, found[i]) then
-      sched_call('ZADD', passed, 'XX', sched_text(look.at + 0.25 * look.patience), found[i])
+      sched_call('ZADD', sched_passed_key(C), 'XX', sched_text(look.at + 0.25 * look.patience), found[i])
+      look.passed[C] = nil
     end
   end
 end
