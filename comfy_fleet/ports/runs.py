@@ -165,7 +165,7 @@ class RunStore(Protocol):
         dispatcher: str,
         ttl_s: float,
         pool: str = "",
-        peers: Sequence[str] = (),
+        peers: int = 1,
         speed: float = 1.0,
         vram: int = 0,
         ram: int = 0,
@@ -189,7 +189,7 @@ class RunStore(Protocol):
             dispatcher: Who claims.
             ttl_s: How long the run's lease holds without a beat.
             pool: The node's pool.
-            peers: Other nodes that may serve the same classes.
+            peers: How many nodes serve the sought class, this one included.
             speed: How fast the node computes compared with one of speed 1.
             vram: Memory of its card in bytes; 0: unknown.
             ram: Its main memory in bytes; 0: unknown.

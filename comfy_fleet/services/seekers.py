@@ -324,7 +324,7 @@ class Seekers:
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
                 pool=pool,
-                peers=[name for name in directory.able(placement) if name != node],
+                peers=max(1, len(directory.able(placement))),
                 speed=directory.speed(node),
                 vram=directory.vram_bytes(node),
                 ram=directory.ram_bytes(node),

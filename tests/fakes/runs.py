@@ -183,7 +183,7 @@ class FakeRunStore(Fake):
         dispatcher: str,
         ttl_s: float,
         pool: str = "",
-        peers: Sequence[str] = (),
+        peers: int = 1,
         speed: float = 1.0,
         vram: int = 0,
         ram: int = 0,
@@ -197,7 +197,7 @@ class FakeRunStore(Fake):
             {
                 "node": node,
                 "pool": pool,
-                "peers": sorted(peers),
+                "peers": peers,
                 "speed": speed,
                 "vram": vram,
                 "ram": ram,

@@ -1,6 +1,7 @@
 """Which nodes are asked for, and what is claimed for them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -51,6 +52,7 @@ class World:
         self.leases = FakeLeases(pools)
         self.order: NodeOrder = ByShare(self.chance)
         self.time = 0.0
+        self.now: Callable[[], float] = lambda: self.time + 0.002 * self.leases.calls["lease"]
         self.patience_s: dict[str, float] = {}
         self.claims: list[Claim] = []
         self.taken: list[tuple[str, str]] = []
@@ -68,7 +70,7 @@ class World:
             order=self.order,
             name="d1",
             lease_ttl_s=5,
-            now=lambda: self.time + 0.002 * self.leases.calls["lease"],
+            now=self.now,
             new_id=lambda: f"id-{next(self.ids)}",
             chance=self.chance,
             patience=lambda pool: self.patience_s.get(pool, 60.0),
@@ -705,7 +707,7 @@ async def test_a_claim_is_told_of_the_node_and_its_like() -> None:
     assert world.runs.asked[0] == {
         "node": "g1",
         "pool": "default",
-        "peers": ["g2", "g3"],
+        "peers": 3,
         "speed": 1.0,  # twice an RTX 4090 by its model, half of that by what was measured
         "vram": 80,
         "ram": 256,
@@ -842,6 +844,26 @@ async def test_of_many_classes_each_gets_its_turn_with_every_node() -> None:
             await world.runs.finish(world.claims[turn], JobStatus.SUCCEEDED, error=None, duration_s=None)
     assert all(len(set(offered)) == len(offered) == MAX_PLACEMENTS for offered in world.runs.offered)
     assert set(classes) == {one for offered in world.runs.offered for one in offered}
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("classes", [1, 3, 12])
+async def test_three_hundred_idle_nodes_cost_no_more_requests_than_four(classes: int, unequal: bool) -> None:
+    world = World(*(f"g{number}" for number in range(300)))
+    world.runs.vain = dict.fromkeys(world.leases.pools, ("", 1.0))
+    world.now = time.monotonic
+    if unequal:
+        world.weigh({f"g{number}": 7 for number in range(100)})
+    for number in range(classes):
+        world.runs.queue(2, Placement(without=frozenset({f"g{number}"})))
+    async with world.seekers(looking=True):
+        began = time.monotonic()
+        await until(lambda: len(world.leases.asked) > classes + 10, what="some requests were made")
+        took_s = time.monotonic() - began
+        await world.idle()
+    # At first nothing is known: each class asks once.
+    assert len(world.leases.asked) - classes <= (2 if unequal else 1) * (1 + 10 * took_s)
+    assert all(lease.released for lease in world.leases.granted)
 
 
 async def test_a_better_node_on_which_nothing_was_worth_it_is_not_asked_for_again_at_once() -> None:

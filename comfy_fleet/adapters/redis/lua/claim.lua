@@ -1,5 +1,5 @@
 -- Choose a job of some placement classes for a node that HAProxy granted.
--- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (nodes that serve the same classes), speed, vram and ram
+-- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, vram and ram
 --       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
 --       spare (whether the node is kept for the editor whose results it has, while a job has only just come).
 -- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
@@ -74,7 +74,7 @@ local function allowed(id, f, placement)
 end
 
 local asked = {}  -- a look may come to a job more than once
-local look = { node = node, pool = args.pool, queues = args.placements, peers = #args.peers + 1,
+local look = { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
   speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
   fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
   may = function(id, f, placement)
