@@ -114,7 +114,13 @@ class JobFields(TypedDict):
     started_at: Time | None
     completed_at: Time | None
     expires_at: Annotated[Time, Field(description="When the job and its outputs are deleted.")]
-    queue_position: Annotated[int | None, Field(description="1 is next; null if it does not wait.")]
+    queue_position: Annotated[
+        int | None,
+        Field(
+            description="Its place by submit and priority, from 1; shares and models let others go first. "
+            "Null if it does not wait."
+        ),
+    ]
     progress: ProgressAnswer | None
     outputs: list[OutputAnswer]
     output_count: int

@@ -145,7 +145,7 @@ class JobOptionsBody(BaseModel):
     ] = Field(
         None,
         description="When it should be done, at most 30 days from now; Unix seconds are taken, too. A wish "
-        "for the order of your own jobs: nothing is ended for its sake.",
+        "for the order of your own jobs, with an hour to spare others go first; nothing is ended for it.",
     )
     tier: Annotated[
         int | None,

@@ -45,7 +45,7 @@ def list_(
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """List jobs, newest first: place in the queue (#1 is next), progress, or how long it ran."""
+    """List jobs, newest first: place in the queue, progress, or how long it ran."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import ago, print_json, stderr, stdout, table
 

@@ -361,10 +361,7 @@ class NodeInventories:
             return why
         if why is None and waits.results_on:
             return waiting_reason.for_results(waits.results_on, waits.results_s)
-        told = [why]
-        if waits.place is not None:
-            told.insert(0, waiting_words.words(waits.place, usable=usable, node_free=why is None))
-        return "; ".join(filter(None, told)) or None
+        return why if waits.place is None else waiting_words.words(waits.place, usable=usable, busy=why)
 
     async def requirements(self, placement: Placement) -> Requirements:
         """Return what a job of this placement needs of a node; nothing if that is no longer known."""

@@ -3,10 +3,8 @@
 import math
 from typing import Any
 
-import orjson
 import pytest
 
-from comfy_fleet.adapters.redis.scripts import whole
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.services.inventories import NodeInventories
@@ -26,19 +24,6 @@ async def known(stores: Stores) -> NodeInventories:
     return inventories
 
 
-async def waiting(stores: Stores, **fields: Any) -> Job:
-    """Put a job into the queue, where choosing finds it."""
-    job = await submit(stores, **fields)
-    await script(stores, "sched_add(args.job, now(), {})", job=job.id)
-    return job
-
-
-async def script(stores: Stores, body: str, **args: Any) -> None:
-    """Run a part of a script."""
-    redis: Any = stores.redis
-    await redis.run_script(whole(body, "fleet"), orjson.dumps(args))
-
-
 async def words(stores: Stores, known: NodeInventories, job: Job) -> str | None:
     """Return what the job's owner reads."""
     seen = await stores.jobs.get(job.id)
@@ -48,20 +33,19 @@ async def words(stores: Stores, known: NodeInventories, job: Job) -> str | None:
 
 
 async def test_a_job_behind_others_of_its_owner_says_how_many(stores: Stores, known: NodeInventories) -> None:
-    first, second, third = [await waiting(stores) for _ in range(3)]
+    first, second, third = [await submit(stores) for _ in range(3)]
     assert await words(stores, known, first) is None  # a node is free
     assert await words(stores, known, third) == "behind 2 of your own"
     assert (await stores.jobs.waits(second)).place is not None
-    await waiting(stores, owner="bob", priority=1000)
+    await submit(stores, owner="bob", priority=1000)
     assert await words(stores, known, third) == "behind 2 of your own"  # others' jobs are not counted
 
 
 async def test_busy_and_drained_nodes_are_told_as_well(stores: Stores, known: NodeInventories) -> None:
     for node in ("g1", "g2"):
-        await waiting(stores)
-        taken = (await claim(stores, node)).job
-        await script(stores, "sched_remove(args.job)", job=taken.id)
-    first, second = await waiting(stores), await waiting(stores)
+        await submit(stores)
+        await claim(stores, node)
+    first, second = await submit(stores), await submit(stores)
     assert await words(stores, known, first) == "all 2 able nodes are busy"
     assert await words(stores, known, second) == "behind 1 of your own; all 2 able nodes are busy"
     await stores.nodes.cordon("g2", reason="new fans")
@@ -73,7 +57,7 @@ async def test_busy_and_drained_nodes_are_told_as_well(stores: Stores, known: No
 
 
 async def test_a_job_that_was_passed_over_says_for_how_long(stores: Stores, known: NodeInventories) -> None:
-    job = await waiting(stores, models=((MODEL, 18 * 2**30),))
+    job = await submit(stores, models=((MODEL, 18 * 2**30),))
     redis: Any = stores.redis
     at = await stores.clock()
     await redis.zadd(f"fleet:sched:holders:default\t{MODEL}", {"g2": at + 7})
@@ -92,8 +76,8 @@ async def test_a_job_that_was_passed_over_says_for_how_long(stores: Stores, know
 async def test_an_owner_that_has_had_more_than_others_is_told_so(
     stores: Stores, known: NodeInventories
 ) -> None:
-    mine = await waiting(stores, owner="ann")
-    theirs = await waiting(stores, owner="bob")
+    mine = await submit(stores, owner="ann")
+    theirs = await submit(stores, owner="bob")
     redis: Any = stores.redis
     for key in ("owners", "unpassed"):
         await redis.zadd(f"fleet:sched:{key}:default", {"ann": 30.0})
@@ -106,7 +90,7 @@ async def test_an_owner_that_has_had_more_than_others_is_told_so(
     "key", ["job:ID", "sched:jobs:default\tlocal", "sched:owners:default", "sched:pools"]
 )
 async def test_a_key_of_another_type_hides_no_job(stores: Stores, known: NodeInventories, key: str) -> None:
-    job = await waiting(stores)
+    job = await submit(stores)
     redis: Any = stores.redis
     name = f"fleet:{key.replace('ID', job.id)}"
     await redis.delete(name)
@@ -117,7 +101,7 @@ async def test_a_key_of_another_type_hides_no_job(stores: Stores, known: NodeInv
 
 
 async def test_a_job_that_does_not_wait_waits_for_nothing(stores: Stores, known: NodeInventories) -> None:
-    job = await waiting(stores)
+    job = await submit(stores)
     running = (await claim(stores)).job
     assert running.id == job.id
     waits = await stores.jobs.waits(job)  # as a list had it, a moment before

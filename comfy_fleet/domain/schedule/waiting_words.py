@@ -29,26 +29,28 @@ class QueuePlace:
     share_used: bool = False
 
 
-def words(place: QueuePlace, *, usable: Container[str], node_free: bool) -> str | None:
-    """Return why a job waits, as far as its place in the queue says it.
+def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str | None:
+    """Return why a job waits; None if there is no reason.
 
     Args:
         place: Where it stands.
-        usable: The nodes that can run it and take jobs now.
-        node_free: Whether one of them is free.
+        usable: The nodes that can run it and take jobs, now or once they are free.
+        busy: What keeps all of these from it, in words; None if one of them is free.
     """
     holder = place.holder if place.holder in usable else ""
     if place.overdue_in_s is not None:
         if holder and place.overdue_in_s > 0:
             return f"{holder} has the model: at most {math.ceil(place.overdue_in_s)} s more"
-        return NEXT
-    if place.ahead:
-        return f"behind {place.ahead} of your own"
-    if place.share_used:
-        return "your share is used"
-    if holder and node_free and place.free_in_s > 0:
+        why = NEXT
+    elif place.ahead:
+        why = f"behind {place.ahead} of your own"
+    elif place.share_used:
+        why = "your share is used"
+    elif holder and busy is None and place.free_in_s > 0:
         return f"{holder} has the model, and is free in about {math.ceil(place.free_in_s)} s"
-    return None
+    else:
+        return busy
+    return f"{why}; {busy}" if busy else why
 
 
 def waiting_for(waiting: WaitingEntry, nodes: KnownNodes, now: float) -> str:
@@ -65,4 +67,4 @@ def waiting_for(waiting: WaitingEntry, nodes: KnownNodes, now: float) -> str:
         holder=holder,
         share_used=first is not None and first[1] != job.owner and first[0] < owner.tag,
     )
-    return words(place, usable=(holder,), node_free=False) or "all nodes are busy"
+    return words(place, usable=(holder,), busy=None) or "all nodes are busy"
