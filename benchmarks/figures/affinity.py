@@ -29,7 +29,7 @@ STUCK_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class BatchOutcome:
     """What became of all jobs.
 
     Attributes:
@@ -51,7 +51,7 @@ async def measure(options: Options) -> Result:
     """Measure; about eight minutes."""
     jobs, load_s = options.some(80, 40), options.some(3, 1)
     orders = range(options.some(3, 1))
-    found: dict[str, list[Outcome]] = {"fleet": [], "round-robin": []}
+    found: dict[str, list[BatchOutcome]] = {"fleet": [], "round-robin": []}
     async with bounded(1500, "the figure of affinity"):
         for order in orders:
             for way, outcomes in found.items():
@@ -93,10 +93,10 @@ async def measure(options: Options) -> Result:
     )
 
 
-def _verdicts(found: dict[str, list[Outcome]], jobs: int, load_s: int) -> list[Verdict]:
+def _verdicts(found: dict[str, list[BatchOutcome]], jobs: int, load_s: int) -> list[Verdict]:
     ours, theirs = found["fleet"], found["round-robin"]
 
-    def worst(outcomes: Sequence[Outcome], what: str) -> float:
+    def worst(outcomes: Sequence[BatchOutcome], what: str) -> float:
         return max(float(getattr(one, what)) for one in outcomes)
 
     return [
@@ -126,7 +126,7 @@ def _share_verdict(split: Shares) -> Verdict:
     )
 
 
-async def _all_at_once(options: Options, way: str, jobs: int, load_s: float, order: int) -> Outcome:
+async def _all_at_once(options: Options, way: str, jobs: int, load_s: float, order: int) -> BatchOutcome:
     """Run all jobs one way, on nodes and a fleet of their own that hold nothing."""
     chance = random.Random(order)
     sets = [number % schedule.SETS for number in range(jobs)]
@@ -150,7 +150,7 @@ async def _all_at_once(options: Options, way: str, jobs: int, load_s: float, ord
     if best.makespan_s is None:
         raise AssertionError("8 sets on 4 nodes are few enough to try everything")
     loads = [one["loads"] for one in stats]
-    return Outcome(
+    return BatchOutcome(
         makespan_s=ended - began,
         loads=sum(loads),
         by_node=loads,

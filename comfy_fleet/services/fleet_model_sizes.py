@@ -37,14 +37,14 @@ MOST_FOLDERS = 200
 _ASKED_OF_A_KIND, _MOST_ASKED, _AT_ONCE = 3, 64, 8
 
 
-class Listings(Protocol):
+class ModelFolders(Protocol):
     """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that is needed here."""
 
     async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
         """Return the JSON of one of ComfyUI's own lists; None if there is none. Raises NodeError."""
 
 
-class Fleet(Protocol):
+class FleetNodes(Protocol):
     """The nodes, in memory."""
 
     @property
@@ -67,7 +67,7 @@ class FleetModelSizes:
     """
 
     def __init__(
-        self, fleet: Fleet, ask: Listings, store: SizeStore, *, clock: Callable[[], float] = time.time
+        self, fleet: FleetNodes, ask: ModelFolders, store: SizeStore, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._fleet = fleet
         self._ask = ask

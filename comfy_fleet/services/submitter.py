@@ -81,7 +81,7 @@ class Inventories(Protocol):
         """Return some nodes that can run jobs of a placement, as it was just found."""
 
 
-class ModelFiles(Protocol):
+class LoadedModels(Protocol):
     """The sizes of nodes' model files, in memory."""
 
     def of(self, graph: Graph) -> tuple[tuple[str, int], ...]:
@@ -167,7 +167,7 @@ class Submitter:
         assets: AssetStore,
         client_files: ClientFiles,
         inventories: Inventories,
-        models: ModelFiles,
+        models: LoadedModels,
         memory: MemoryPrediction,
         catalog: Catalog,
         sealer: Sealer,
