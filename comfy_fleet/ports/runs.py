@@ -267,6 +267,7 @@ class RunStore(Protocol):
         models: Sequence[str] = (),
         ran_s: float | None = None,
         warm: bool = False,
+        reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -283,6 +284,7 @@ class RunStore(Protocol):
             ran_s: How long its node had the prompt, in seconds, whatever came of it; None if that is not
                 known.
             warm: Whether the node had any of the graph's results in its cache.
+            reused: Whether most of the work came from there.
             progress: How far it came; None: as far as the record says.
             ui: As for :meth:`left`.
         """

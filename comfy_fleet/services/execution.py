@@ -119,7 +119,7 @@ class Execution:
         self._posted_at: float | None = None
         self._took_s: float | None = None
         self._ran_s: float | None = None
-        self._began = self._warm = False
+        self._began = self._warm = self._reused = False
         self._ui = ""
         self._canceled = False
         self._released = False
@@ -306,7 +306,8 @@ class Execution:
     def _note_results(self, machine: Run) -> None:
         """Note what the prompt took, and whether the node had any of its results."""
         if self._ran_s is None and self._posted_at is not None:
-            self._ran_s, self._warm = self._tools.now() - self._posted_at, machine.warm
+            self._ran_s = self._tools.now() - self._posted_at
+            self._warm, self._reused = machine.warm, machine.reused
 
     def _set_timer(self, at: float | None) -> None:
         if at is None or at >= self._tick_at:  # an early tick does no harm, and sets the next one
@@ -485,7 +486,7 @@ class Execution:
         measured = Measured()
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
-        measured = replace(measured, ran_s=self._ran_s, warm=self._warm)
+        measured = replace(measured, ran_s=self._ran_s, warm=self._warm, reused=self._reused)
         status = await self._ending.finish(
             end, measured=measured, duration_s=duration_s, progress=self._reporter.last, ui=self._ui
         )

@@ -67,7 +67,12 @@ class FleetModelSizes:
     """
 
     def __init__(
-        self, fleet: FleetNodes, ask: ModelFolders, store: SizeStore, *, clock: Callable[[], float] = time.time
+        self,
+        fleet: FleetNodes,
+        ask: ModelFolders,
+        store: SizeStore,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
         self._ask = ask

@@ -176,6 +176,7 @@ class Ending:
                 models=measured.models,
                 ran_s=measured.ran_s if claim is self._claim else None,
                 warm=measured.warm,
+                reused=measured.reused,
                 progress=progress,
                 ui=ui,
             )

@@ -22,12 +22,14 @@ class Measured:
         models: The model files that it used, as ``FOLDER/FILE``.
         ran_s: How long the node had the prompt, in seconds; None if that is not known.
         warm: Whether it had any of the graph's results in its cache.
+        reused: Whether most of the work came from its cache: then its time says nothing of other runs.
     """
 
     speed: float | None = None
     models: Sequence[str] = ()
     ran_s: float | None = None
     warm: bool = False
+    reused: bool = False
 
 
 class Measure:
@@ -66,7 +68,7 @@ class Measure:
             self._used = {name: seen for name, seen in self._used.items() if name in self._directory.states}
         self._used[node] = starts, used if before is None or before[0] != starts else before[1] | used
         speed = None
-        if took_s is not None and warm:
+        if took_s is not None and warm and claim.load_s <= 0:
             weight = default_weight(state.reading.gpu, state.reading.device)
             speed = self._speeds.compare(claim.job.profile, node, took_s=took_s, weight=weight)
         return Measured(speed=speed, models=models)

@@ -65,6 +65,7 @@ class Finished:
     models: Sequence[str]
     ran_s: float | None
     warm: bool
+    reused: bool
     progress: Progress | None
     ui: str
 
@@ -318,6 +319,7 @@ class FakeRunStore(Fake):
         models: Sequence[str] = (),
         ran_s: float | None = None,
         warm: bool = False,
+        reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -332,6 +334,7 @@ class FakeRunStore(Fake):
                 models=models,
                 ran_s=ran_s,
                 warm=warm,
+                reused=reused,
                 progress=progress,
                 ui=ui,
             )

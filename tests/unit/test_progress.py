@@ -59,6 +59,16 @@ def test_cached_nodes_take_no_time() -> None:
     assert meter.snapshot.value == 1
 
 
+@pytest.mark.parametrize(
+    ("cached", "mostly"),
+    [([], False), (["1"], False), (["1", "9"], False), (["3"], True), (["1", "3"], True)],
+)
+def test_a_loader_that_is_cached_is_not_most_of_the_work(cached: list[str], mostly: bool) -> None:
+    meter = Meter(GRAPH)
+    meter.cached(cached)
+    assert meter.mostly_cached is mostly
+
+
 def test_seconds_and_single_steps_are_no_steps() -> None:
     meter = Meter(GRAPH)
     meter.step("3", 0.25, 5.0)

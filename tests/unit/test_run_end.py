@@ -217,7 +217,7 @@ async def test_a_job_whose_node_broke_goes_elsewhere_and_the_node_is_counted() -
 )
 async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, duration_s: float | None) -> None:
     world = World()
-    measured = Measured(speed=0.1, models=["vae/a"], ran_s=2.0, warm=True)
+    measured = Measured(speed=0.1, models=["vae/a"], ran_s=2.0, warm=True, reused=True)
     end = Over(status=status, error=BOOM)
     assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF, ui=UI) is status
     assert world.runs.finished == [
@@ -229,6 +229,7 @@ async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, durat
             models=["vae/a"],
             ran_s=2.0,
             warm=True,
+            reused=True,
             progress=HALF,
             ui=UI,
         )

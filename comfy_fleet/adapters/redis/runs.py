@@ -332,6 +332,7 @@ class RedisRunStore:
         models: Sequence[str] = (),
         ran_s: float | None = None,
         warm: bool = False,
+        reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -356,6 +357,7 @@ class RedisRunStore:
             most_models=MODELS,
             ran_s=ran_s,
             warm=warm,
+            reused=reused,
             reason=job_records.short_reason(error),
         )
         return JobStatus(_check(claim, answer).decode())

@@ -63,6 +63,14 @@ class Meter:
         """Whether any node of the graph came from the cache."""
         return bool(self._cached)
 
+    @property
+    def mostly_cached(self) -> bool:
+        """Whether more than half of the work came from the cache, by weight.
+
+        A loader's result nearly always does on a node that has the models: that says nothing of the rest.
+        """
+        return 2 * sum(self._weights[node] for node in self._cached) > sum(self._weights.values())
+
     def cached(self, nodes: Iterable[str]) -> None:
         """Note nodes whose results are cached: they take no time."""
         known = {node for node in nodes if node in self._weights}

@@ -287,6 +287,11 @@ class Run:
         """Whether the node had any of the graph's results in its cache, as far as is known."""
         return self._seen.meter.any_cached
 
+    @property
+    def reused(self) -> bool:
+        """Whether most of the work came from the node's cache, as far as is known."""
+        return self._seen.meter.mostly_cached
+
     def next_tick(self) -> float | None:
         """Return the monotonic time of the next :class:`Tick`, or None."""
         times = [at for at in (self._ask_due(), self._deadline()) if at is not None and at < math.inf]

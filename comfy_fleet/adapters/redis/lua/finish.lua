@@ -1,7 +1,7 @@
 -- End a run and its job.
 -- args: run, token, status, seconds (that it took), share (what a new run counts in the node's mean speed), speed
 --       (logarithm of this run's), models (used; MOST_MODELS are remembered), most_models, ran_s (what the node took), warm
---       (whether anything came from its cache), reason {code, message}.
+--       (whether anything came from its cache), reused (whether most of it did), reason {code, message}.
 -- ARGV: error as JSON or '', RQ's result, last progress as JSON or '', what its nodes handed over as JSON or ''.
 -- Returns the state that the job ended in, or '' if the lease is gone.
 local run, status = args.run, args.status
@@ -13,8 +13,8 @@ local at, counted = now(), status == 'failed'
 note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
 if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
 sched_left(run, at)
--- What came from its cache says nothing of the node's times.
-if args.status == 'succeeded' and args.seconds and not args.warm then sched_learn(run, f[2] or 'graph') end
+-- What came from its cache says nothing of the node's times; a loader's result comes from there in every run that loads nothing.
+if args.status == 'succeeded' and args.seconds and not args.reused then sched_learn(run, f[2] or 'graph') end
 drop_run(run, r[1], r[2])
 keep_ui(r[1], ARGV[5])
 if status == 'succeeded' and args.seconds then
