@@ -245,3 +245,36 @@ async def test_no_queue_is_hidden_by_jobs_that_may_not_start(stores: Stores) -> 
     good = await submit(stores)
     assert (await starts(stores, "g1")).job.id == good.id
     assert await stores.runs.overdue(9) == len(bad)
+
+
+async def took(stores: Stores, run: Claim, seconds: float, **how: Any) -> None:
+    """End a run that took its node so long."""
+    await stores.redis.hset(f"fleet:run:{run.run}", "used_s", str(seconds))
+    await ends(stores, run, **how)
+
+
+async def test_a_load_is_measured_with_the_next_run_of_the_same_kind_there(stores: Stores) -> None:
+    """Each model has a profile of its own as a rule, and its first run is the one that loads."""
+    await add_nodes(stores, "g1")
+    for _ in range(3):
+        await submit(stores, models=A, profile="a")
+    run = await starts(stores, "g1")
+    assert run.load_s == 9.0
+    await took(stores, run, 21.0)
+    await took(stores, await starts(stores, "g1"), 0.1, reused=True)  # says nothing
+    await took(stores, await starts(stores, "g1"), 3.0, warm=True)
+    await submit(stores, models=B, profile="b")
+    run = await starts(stores, "g1")
+    assert run.load_s == pytest.approx(9.0 / (1 - 0.3 * 0.5)), "18 s were measured where 9 s were expected"
+    await took(stores, run, 8.0)
+    for profile in ("a", "b"):  # once more, and no load is measured twice
+        await submit(stores, models=B, profile=profile)
+        run = await starts(stores, "g1")
+        assert run.load_s == 0.0
+        await took(stores, run, 1.0)
+    await submit(stores, models=A, profile="a")
+    faster = 1 + 0.3 * (9.0 / 0.85 / 7.0 - 1)
+    assert (await starts(stores, "g1")).load_s == pytest.approx(1.5), "from memory"
+    client: Any = stores.redis
+    rate = float(await client.hget("fleet:sched:node:g1", "disk_rate"))
+    assert rate == pytest.approx(2 * GIB * 0.85 * faster)

@@ -126,7 +126,8 @@ class Keyspace:
     sched_node = _Each("sched:node:NODE")  # hash: card, memory ([[file, bytes], ...]) and held ([FAMILY,
     #                                   ...]), what was used last at the end; pool, disk_rate, ram_rate,
     #                                   clock, passes_until, free_at, run, off, set (KEY of the last), bytes
-    #                                   (on the card)
+    #                                   (on the card), unmeasured ([PROFILE, used_s, bytes from disk and from
+    #                                   memory] of a run whose load is not known yet)
     sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile
 
     # -- runs

@@ -53,15 +53,32 @@ local function sched_learn_run(profile, seconds, loaded)
   redis.call('EXPIRE', key, SCHED.KEPT_S)
 end
 
+-- Learn how fast a node loads, by a run's time without the computing. A profile's first run on a node is the one that loads: then
+-- the next one there that loads nothing tells how long the computing took.
+local function sched_learn_load(had, profile, loaded)
+  local key = sched_node_key(had.node)
+  if not loaded then
+    local open = sched_list(fields(key, 'unmeasured')[1])
+    if open[1] ~= profile then return end
+    sched_call('HDEL', key, 'unmeasured')
+    local used_s, disk, memory = sched_number(open[2], 0), sched_number(open[3], 0), sched_number(open[4], 0)
+    return sched_measured(had.node, disk, memory, used_s - had.used_s)
+  end
+  local known = fields(sched_profile_key(profile), 'run_s', 'runs')
+  if sched_number(known[2], 0) > 0 then
+    sched_measured(had.node, had.disk, had.memory, had.used_s - sched_number(known[1], 0) / had.speed)
+  elseif redis.call('EXISTS', key) == 1 then
+    local open = { profile, sched_text(had.used_s), sched_text(had.disk), sched_text(had.memory) }
+    sched_call('HSET', key, 'unmeasured', cjson.encode(open))
+  end
+end
+
 -- A run that computed everything has succeeded: learn how long its profile's runs take, and how fast its node loads.
 local function sched_learn(run, profile)
   local had = sched_of_run(run)
   if not had or not had.used_s then return end
-  local known = fields(sched_profile_key(profile), 'run_s', 'runs')
   local loaded = had.disk + had.memory > 0
-  if loaded and had.node and had.load_s >= 0.5 and sched_number(known[2], 0) > 0 then
-    sched_measured(had.node, had.disk, had.memory, had.used_s - sched_number(known[1], 0) / had.speed)
-  end
+  if had.node and (not loaded or had.load_s >= 0.5) then sched_learn_load(had, profile, loaded) end
   local seconds = loaded and math.max(had.used_s - had.load_s, had.used_s / 10) or had.used_s
   for _, each in ipairs({ profile, '*' }) do sched_learn_run(each, seconds * had.speed, loaded) end
 end
