@@ -216,7 +216,7 @@ async def test_runs_teach_how_long_their_profile_takes_unless_a_cache_answered(s
         await ends(stores, run, **how)
 
     assert await expected("card") == 10
-    await runs(warm=True)
+    await runs(warm=True, reused=True)
     assert await expected("card") == 10
     await runs()
     assert 0.01 < await expected("card") < 5
