@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import httpx
 
-from benchmarks.clients import trivial_graph
+from benchmarks.operations import all_ended, submit
 from benchmarks.stage import BenchError, Fleet, Options, Stage
 
 NODES, JOB_S = 4, 0.32
 WEIGHTS = {"two": 2, "one": 1}
 SHARE_TARGET = 0.03
 AT_ONCE = 8
+WARM_UP = 8
+"""Jobs that run before: how long such jobs take is known then, as on any fleet that is not new."""
 SPARE = 1.3
 """How many times as many jobs as can run are submitted: each owner's must wait all the time."""
 
@@ -59,6 +61,7 @@ async def shares(options: Options) -> Shares:
         )
         await fleet.until_up(NODES)
         options.say("shares: submitting")
+        await _run(fleet, WARM_UP)
         ids = await _submitted(fleet, wanted)
         began = time.time()
         while (left := began + lasts_s - time.time()) > 0:
@@ -73,24 +76,29 @@ def _key(owner: str) -> str:
     return f"{owner}-key-of-the-benchmark-0123456789"
 
 
+async def _run(fleet: Fleet, jobs: int) -> None:
+    """Run some jobs of one owner."""
+    headers = {"Authorization": f"Bearer {_key('two')}"}
+    async with httpx.AsyncClient(base_url=fleet.url, trust_env=False, timeout=60, headers=headers) as http:
+        ids = [await submit(http, fleet.url) for _ in range(jobs)]
+        await all_ended(http, fleet.url, ids, within_s=60, tell=lambda _: None)
+
+
 async def _submitted(fleet: Fleet, wanted: dict[str, int]) -> dict[str, str]:
     """Submit the jobs of all owners side by side; return owners by job."""
     owners: dict[str, str] = {}
-    async with httpx.AsyncClient(base_url=fleet.url, trust_env=False, timeout=60) as http:
 
-        async def work(owner: str, count: int) -> None:
-            headers = {"Authorization": f"Bearer {_key(owner)}"}
+    async def work(owner: str, count: int) -> None:
+        headers = {"Authorization": f"Bearer {_key(owner)}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=60, headers=headers) as http:
             for _ in range(count):
-                answer = await http.post("/api/v2/jobs", json={"workflow": trivial_graph()}, headers=headers)
-                if answer.status_code != 201:
-                    raise BenchError(f"a submit was answered {answer.status_code}: {answer.text[:300]}")
-                owners[answer.json()["id"]] = owner
+                owners[await submit(http, fleet.url)] = owner
 
-        async with asyncio.TaskGroup() as group:
-            for owner, count in wanted.items():
-                hands = AT_ONCE * WEIGHTS[owner] // sum(WEIGHTS.values())
-                for hand in range(hands):
-                    group.create_task(work(owner, count // hands + (hand < count % hands)))
+    async with asyncio.TaskGroup() as group:
+        for owner, count in wanted.items():
+            hands = AT_ONCE * WEIGHTS[owner] // sum(WEIGHTS.values())
+            for hand in range(hands):
+                group.create_task(work(owner, count // hands + (hand < count % hands)))
     return owners
 
 

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import random
+import secrets
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ from uuid import uuid4
 import httpx
 
 from benchmarks import schedule
+from benchmarks.operations import order
 from benchmarks.owners import SHARE_TARGET, Shares, shares
 from benchmarks.report import Result, Verdict
-from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded, sim_stats
+from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded, sim_reset, sim_stats
 from comfy_fleet.planning.bounds import bounds
 from comfy_fleet.services.fleet_model_sizes import LOOK_S
 
 RUN_S = 0.3
 SIDE, STEPS, ENCODE_S = 64, 4, 0.05
 MOST_TIME, MOST_LOADS = 1.15, 1.2
-AT_ONCE = 16
+NEW, FLEET, ROBIN = "new fleet", "fleet", "round-robin"
 POLL_S = 0.1
 STUCK_S = 60.0
 
@@ -47,15 +48,57 @@ class BatchOutcome:
     more: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Jobs in an order, equally many of each set.
+
+    Attributes:
+        jobs: How many.
+        load_s: How long a set takes to load.
+        order: Which order.
+    """
+
+    jobs: int
+    load_s: float
+    order: int
+
+    @property
+    def graphs(self) -> list[dict[str, Any]]:
+        """The jobs, others at each look: no node has any results of them."""
+        sets = [number % schedule.SETS for number in range(self.jobs)]
+        random.Random(self.order).shuffle(sets)
+        return [graph(which, secrets.randbits(48)) for which in sets]
+
+    def outcome(self, stats: Sequence[dict[str, Any]], began: float) -> BatchOutcome:
+        """Compare what the nodes count with the best.
+
+        Args:
+            stats: The nodes' own accounts.
+            began: When the first job was submitted, in Unix seconds.
+        """
+        best = bounds(schedule.set_jobs(self.jobs, run_s=RUN_S), schedule.nodes(self.load_s))
+        if best.makespan_s is None:
+            raise AssertionError("8 sets on 4 nodes are few enough to try everything")
+        took = max(end for one in stats for _, end, _ in one["intervals"]) - began
+        loads = [one["loads"] for one in stats]
+        return BatchOutcome(
+            makespan_s=took,
+            loads=sum(loads),
+            by_node=loads,
+            time=took / best.makespan_s,
+            more=sum(loads) / best.loads,
+        )
+
+
 async def measure(options: Options) -> Result:
     """Measure; about eight minutes."""
     jobs, load_s = options.some(80, 40), options.some(3, 1)
-    orders = range(options.some(3, 1))
-    found: dict[str, list[BatchOutcome]] = {"fleet": [], "round-robin": []}
+    found: dict[str, list[BatchOutcome]] = {NEW: [], FLEET: [], ROBIN: []}
     async with bounded(1500, "the figure of affinity"):
-        for order in orders:
-            for way, outcomes in found.items():
-                outcomes.append(await _all_at_once(options, way, jobs, float(load_s), order))
+        for order in range(options.some(3, 1)):
+            case = Case(jobs=jobs, load_s=float(load_s), order=order)
+            for way, outcome in {**await _fleet(options, case), ROBIN: await _robin(options, case)}.items():
+                found[way].append(outcome)
         split = await shares(options)
     return Result(
         name="affinity",
@@ -77,9 +120,11 @@ async def measure(options: Options) -> Result:
         notes=[
             f"{jobs} jobs of {RUN_S} s over {schedule.SETS} model sets of {schedule.SET_GIB} GiB that take "
             f"{load_s} s to load, submitted at once in random order to {schedule.NODES} simulated nodes of "
-            f"{schedule.CARD_GIB} GiB, on which one set fits, with a fleet that has just started. The best "
+            f"{schedule.CARD_GIB} GiB, on which one set fits, and nothing is loaded at first. The best "
             "assignment is found by exhaustive search; each set must be loaded once. Loads are the nodes' "
             "own counts.",
+            f"{NEW}: it knows nothing of how long jobs and loads take. {FLEET}: the same one after it ran "
+            "such jobs once, and after its nodes were told to unload their models.",
             "Round-robin: a client posts each job to the next node in turn, straight to its ComfyUI's queue.",
             f"Shares: two owners with weights of 2 and 1 have {split.jobs} jobs of {split.job_s:g} s waiting "
             f"all the time; the largest difference from two thirds, over any {split.window_s:g} s, as a part "
@@ -94,7 +139,7 @@ async def measure(options: Options) -> Result:
 
 
 def _verdicts(found: dict[str, list[BatchOutcome]], jobs: int, load_s: int) -> list[Verdict]:
-    ours, theirs = found["fleet"], found["round-robin"]
+    ours, theirs, new = found[FLEET], found[ROBIN], found[NEW]
 
     def worst(outcomes: Sequence[BatchOutcome], what: str) -> float:
         return max(float(getattr(one, what)) for one in outcomes)
@@ -104,7 +149,7 @@ def _verdicts(found: dict[str, list[BatchOutcome]], jobs: int, load_s: int) -> l
             figure=f"{words}, {jobs} jobs of {RUN_S} s over 8 model sets at once, loads of {load_s} s",
             target=f"≤ {most:g} × the {least}",
             ours=", ".join(f"{getattr(one, what):.2f}" for one in ours),
-            baseline=f"round-robin {worst(theirs, what):.2f}",
+            baseline=f"round-robin {worst(theirs, what):.2f}; {NEW} {worst(new, what):.2f}",
             ratio=worst(ours, what) / worst(theirs, what),
             met=worst(ours, what) <= most,
         )
@@ -126,37 +171,34 @@ def _share_verdict(split: Shares) -> Verdict:
     )
 
 
-async def _all_at_once(options: Options, way: str, jobs: int, load_s: float, order: int) -> BatchOutcome:
-    """Run all jobs one way, on nodes and a fleet of their own that hold nothing."""
-    chance = random.Random(order)
-    sets = [number % schedule.SETS for number in range(jobs)]
-    chance.shuffle(sets)
-    graphs = [graph(which, number) for number, which in enumerate(sets)]
+async def _fleet(options: Options, case: Case) -> dict[str, BatchOutcome]:
+    """Run all jobs through a fleet that has just started, and again when it knows how long they take."""
+    made = {}
     async with Stage(options) as stage:
-        nodes = await stage.sims(schedule.NODES, more=sim_arguments(stage.folder, load_s))
-        if way == "fleet":
-            fleet = await stage.fleet(nodes)
-            await fleet.until_up(len(nodes))
-            await sizes_known(fleet)
+        nodes = await stage.sims(schedule.NODES, more=sim_arguments(stage.folder, case.load_s))
+        fleet = await stage.fleet(nodes)
+        await fleet.until_up(len(nodes))
+        await sizes_known(fleet)
+        for way in (NEW, FLEET):
+            async with httpx.AsyncClient(base_url=fleet.console_url, trust_env=False, timeout=30) as http:
+                await order(http, "POST", "/free", {"unload_models": True, "free_memory": True})
+            await sim_reset(nodes)
             began = time.time()
-            await _through(fleet, graphs)
-        else:
-            began = time.time()
-            await _in_turn(nodes, graphs)
-        stats = await _done(nodes, jobs, lambda done: options.say(f"{way}: {done} of {jobs} jobs"))
+            await _through(fleet, case.graphs)
+            made[way] = case.outcome(await _done(nodes, case.jobs, way, options.say), began)
         stage.check()
-    ended = max(end for one in stats for _, end, _ in one["intervals"])
-    best = bounds(schedule.set_jobs(jobs, run_s=RUN_S), schedule.nodes(load_s))
-    if best.makespan_s is None:
-        raise AssertionError("8 sets on 4 nodes are few enough to try everything")
-    loads = [one["loads"] for one in stats]
-    return BatchOutcome(
-        makespan_s=ended - began,
-        loads=sum(loads),
-        by_node=loads,
-        time=(ended - began) / best.makespan_s,
-        more=sum(loads) / best.loads,
-    )
+    return made
+
+
+async def _robin(options: Options, case: Case) -> BatchOutcome:
+    """Post all jobs to the nodes in turn."""
+    async with Stage(options) as stage:
+        nodes = await stage.sims(schedule.NODES, more=sim_arguments(stage.folder, case.load_s))
+        began = time.time()
+        await _in_turn(nodes, case.graphs)
+        made = case.outcome(await _done(nodes, case.jobs, ROBIN, options.say), began)
+        stage.check()
+    return made
 
 
 def sim_arguments(folder: Path, load_s: float) -> Sequence[str]:
@@ -221,19 +263,21 @@ async def _in_turn(nodes: Sequence[str], graphs: Sequence[dict[str, Any]]) -> No
             (await http.post(f"{nodes[number % len(nodes)]}/prompt", json=body)).raise_for_status()
 
 
-async def _done(nodes: Sequence[str], jobs: int, tell: Any) -> list[dict[str, Any]]:
+async def _done(
+    nodes: Sequence[str], jobs: int, way: str, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Wait until the nodes have done all jobs; return their accounts."""
     last, since = -1, time.monotonic()
     while True:
         stats = await sim_stats(nodes)
-        ends = Counter({what: sum(one[what] for one in stats) for what in ("done", "failed")})
-        if ends["failed"]:
-            raise BenchError(f"{ends['failed']} jobs failed on their nodes")
-        if ends["done"] >= jobs:
+        if failed := sum(one["failed"] for one in stats):
+            raise BenchError(f"{failed} jobs failed on their nodes")
+        done = sum(one["done"] for one in stats)
+        if done >= jobs:
             return stats
-        if ends["done"] != last:
-            last, since = ends["done"], time.monotonic()
-            tell(last)
+        if done != last:
+            last, since = done, time.monotonic()
+            say(f"{way}: {done} of {jobs} jobs")
         elif time.monotonic() - since > STUCK_S:
             raise BenchError(f"nothing happens any more after {last} of {jobs} jobs")
         await asyncio.sleep(POLL_S)

@@ -79,6 +79,9 @@ class NodeRegistry(Protocol):
     async def want_restart(self, name: str) -> None:
         """Have the agent that runs a node restart it, as soon as no job needs it. Raises NotFound."""
 
+    async def freed(self, name: str) -> None:
+        """Note that a node was told to unload its models; nothing happens if there is no such node."""
+
     async def record_failure(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; after ``limit`` in a row cordon it and return True.
 

@@ -180,6 +180,10 @@ class RedisNodeRegistry:
         if not await self._scripts.call("want_restart", node=name):
             raise _unknown(name)
 
+    async def freed(self, name: str) -> None:
+        """Note that a node was told to unload its models; nothing happens if there is no such node."""
+        await self._scripts.call("node_freed", node=name)
+
     async def record_failure(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned.
 

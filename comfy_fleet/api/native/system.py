@@ -66,6 +66,7 @@ async def free(request: Request) -> Response:
         try:
             async with limit, Timeout(_FREE_S):
                 await d.node_facts.free(node, **orders)
+            await d.nodes.freed(node)
         except NodeError as error:
             return error.message
         except TimeoutError:

@@ -281,12 +281,15 @@ async def test_models_are_unloaded_on_all_nodes_for_operators_only(
         await node(api, "gpu2", lists())
         ann, ops = ({"Authorization": f"Bearer key-of-{name}-0123456789"} for name in ("ann", "ops"))
         orders = {"unload_models": True}
+        keyspace = api.stores.redis.keyspace
+        await api.stores.redis.hset(keyspace.sched_node("gpu1"), "card", '[["vae/a", 5]]')
         assert (await api.client.post("/free", json=orders, headers=ann)).status_code == 403
         assert api.info.freed == []
         answer = await api.client.post("/api/free", json=orders, headers=ops)
         assert (answer.status_code, answer.content) == (200, b"")
         assert sorted(api.info.freed) == ["gpu1", "gpu2"]
         assert api.info.told_to_free == [(True, False)] * 2
+        assert not await api.stores.redis.hexists(keyspace.sched_node("gpu1"), "card")
         assert (await api.client.post("/free", json={}, headers=ops)).status_code == 200
         assert len(api.info.freed) == 2
         assert (await api.client.post("/free", content=b"{", headers=ops)).status_code == 400
