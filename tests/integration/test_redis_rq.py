@@ -9,6 +9,7 @@ import pytest
 import redis as sync_redis
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
@@ -19,7 +20,8 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
 )
-from tests.factories import new_job
+from tests.factories import new_job, picture
+from tests.fleet import fleet_of, until
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, refused, submit
 
 
@@ -86,6 +88,29 @@ async def test_only_upkeep_writes_rqs_list_once_a_second_in_the_whole_fleet(stor
     await stores.runs.tend()  # a moment ago somebody did
     assert await client.lrange("rq:queue:fleet", 0, -1) == [job.id.encode() for job in jobs]
     assert 0 < await client.pttl("fleet:queued:tended") <= 1000
+
+
+async def test_nothing_is_written_where_nothing_waits(stores: Stores) -> None:
+    await stores.runs.tend()
+    assert not await stores.redis.keys("fleet:queued*")
+
+
+async def test_a_dispatcher_keeps_rqs_list(redis_port: int, redis: Redis) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        await fleet.stores.nodes.cordon("g1", reason="fans")
+        ids = [(await fleet.submit(picture(number))).id for number in range(3)]
+
+        async def listed() -> list[str]:
+            client: Any = fleet.stores.redis
+            return [raw.decode() for raw in await client.lrange("rq:queue:fleet", 0, -1)]
+
+        async def shows(wanted: list[str]) -> bool:
+            return await listed() == wanted
+
+        await until(lambda: shows(ids), what="RQ sees what waits")
+        await fleet.stores.nodes.uncordon("g1")
+        assert [(await fleet.ended(job_id)).status for job_id in ids] == ["succeeded"] * 3
+        await until(lambda: shows([]), what="RQ sees that nothing waits")
 
 
 async def test_rqs_list_has_the_first_thousand_and_what_others_have_pushed(stores: Stores) -> None:

@@ -3,6 +3,7 @@
 -- Returns {'schema', layout} | {'ok'}.
 local other = other_schema()
 if other then return other end
+if redis.call('EXISTS', queued_key, sched_count_key, placements_key, rq_queue_key) == 0 then return { 'ok' } end
 if not redis.call('SET', queued_tended_key, '1', 'NX', 'PX', args.every_ms) then return { 'ok' } end
 adopt(args.most)
 -- All are looked at in turns. Such a version may have ended some; and what claims choose by follows from the records.
@@ -19,7 +20,8 @@ for _, id in ipairs(ids) do
     if not redis.call('ZSCORE', sched_jobs_key(f[2], f[3]), id) then sched_add(id, now(), {}) end
   end
 end
-redis.call('SET', queued_checked_key, #ids < args.most and 0 or start + left)
+local next_start = #ids < args.most and 0 or start + left
+if next_start ~= start then redis.call('SET', queued_checked_key, next_start) end
 if redis.call('EXISTS', queued_key) == 0 then redis.call('DEL', sched_count_key) end
 rq_show()
 return { 'ok' }
