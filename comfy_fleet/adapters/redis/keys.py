@@ -288,25 +288,49 @@ class Keyspace:
         return pattern.replace("<queue>", self.rq_name).replace("<worker>", self.worker_prefix)
 
     def lua(self, body: str) -> str:
-        """Return a script in which each ``NAME_key`` stands for the key.
+        """Return a script in which each ``NAME_key`` and ``NAME_key(...)`` is written out.
 
-        A script may have 200 local variables in Redis, so keys are not among them: one that exists once is a
-        text, and the functions for others are in a table, as far as they are used.
+        Neither variables, of which a script may have 200, nor functions are made for them: Redis would make
+        those anew at each call.
         """
-        used: dict[str, str] = {}
-
-        def written(found: re.Match[str]) -> str:
-            key = vars(Keyspace).get(found[1])
-            if isinstance(key, _One):
-                return f"'{self.whole(key.pattern)}'"
-            if not isinstance(key, _Each):
-                return found[0]
-            made = _WORD.sub(lambda word: f"' .. {word[0].lower()} .. '", self.whole(key.pattern))
-            words = ", ".join(_WORD.findall(key.pattern)).lower()
-            used[found[1]] = f"function({words}) return '{made}' end".replace(" .. '' end", " end")
-            return f"key_of.{found[1]}"
-
-        text = _KEY.sub(written, body)
-        table = ",\n".join(f"{name} = {made}" for name, made in used.items())
         names = f"local RQ_NAME, WORKER_PREFIX = '{self.rq_name}', '{self.worker_prefix}'"
-        return f"{names}\nlocal key_of = {{\n{table}\n}}\n{text}"
+        return f"{names}\n{self._written(body)}"
+
+    def _written(self, text: str) -> str:
+        made, end = [], 0
+        for found in _KEY.finditer(text):
+            key = vars(Keyspace).get(found[1])
+            if found.start() < end or not isinstance(key, (_One, _Each)):
+                continue
+            made.append(text[end : found.start()])
+            end = found.end()
+            pieces = _WORD.split(self.whole(key.pattern))
+            parts, end = _arguments(text, end) if isinstance(key, _Each) else ([], end)
+            if len(parts) != len(pieces) - 1:
+                raise ValueError(f"{found[0]} in a script has {len(parts)} arguments, not {len(pieces) - 1}")
+            whole = f"'{pieces[0]}'"
+            for part, piece in zip(parts, pieces[1:], strict=True):
+                whole += f" .. ({self._written(part)})" + (f" .. '{piece}'" if piece else "")
+            made.append(f"({whole})")
+        return "".join(made) + text[end:]
+
+
+def _arguments(text: str, start: int) -> tuple[list[str], int]:
+    """Return the arguments of a call in a script, and where it ends."""
+    found, depth, begin, quoted = list[str](), 0, start + 1, False
+    for at in range(start, len(text)):
+        sign = text[at]
+        if sign == "'":
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif sign in "([{":
+            depth += 1
+        elif sign in ")]}":
+            depth -= 1
+        if depth == 0 or (depth == 1 and sign == "," and not quoted):
+            found.append(text[begin:at].strip())
+            begin = at + 1
+        if depth == 0:
+            return found, at + 1
+    raise ValueError("a script ends in a call")
