@@ -69,7 +69,7 @@ async def shares(options: Options) -> Shares:
             await asyncio.sleep(min(1.0, left))
         spans = await _spans(fleet, nodes, ids)
         stage.check()
-    return _measured(spans, began, lasts_s, window_s, sum(wanted.values()))
+    return measured(spans, began, lasts_s, window_s, sum(wanted.values()))
 
 
 def _key(owner: str) -> str:
@@ -119,7 +119,19 @@ async def _spans(fleet: Fleet, nodes: Sequence[str], owners: dict[str, str]) -> 
     return [(runs[run], start, end) for one in answers for start, end, run in one["intervals"] if run in runs]
 
 
-def _measured(spans: Sequence[Span], began: float, lasts_s: float, window_s: float, jobs: int) -> Shares:
+def measured(spans: Sequence[Span], began: float, lasts_s: float, window_s: float, jobs: int) -> Shares:
+    """Compare what owners got with two thirds, in windows that begin a second apart.
+
+    Args:
+        spans: Their computations.
+        began: When the first window begins, in Unix seconds.
+        lasts_s: When the last one ends, so many seconds later.
+        window_s: Length of a window.
+        jobs: Of both together.
+
+    Raises:
+        BenchError: Nothing was computed in a window.
+    """
     total = sum(WEIGHTS.values())
     ideal = WEIGHTS["two"] / total
     off, worst = 0.0, ideal

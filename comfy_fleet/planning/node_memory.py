@@ -1,8 +1,8 @@
-"""What a node holds: model files on its card and in its RAM, the least recently used leaving first.
+"""What a node holds: the model files of its last run on its card, and earlier ones in its RAM.
 
-As ComfyUI does it: files stay on the card after a run; what a run needs besides its models pushes others
-out. A file that leaves the card is still in RAM, unless newer ones have taken its place there. A file that is
-larger than the card is read from RAM in every run.
+As ComfyUI does it, where its host has no 128 GiB of RAM to spare: files stay on the card after a run until
+one begins that does not use them. A file that leaves the card is still in RAM, unless newer ones have taken
+its place there. A file that is larger than the card is read from RAM in every run.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ WARM = Load(0.0, 0, 0)
 
 
 class NodeMemory:
-    """The files of one node. Both levels are in order of use, the least recent first."""
+    """The files of one node, those in RAM in order of use, the least recent first."""
 
     def __init__(self, planned: PlannedNode) -> None:
         self._planned = planned
@@ -53,14 +53,12 @@ class NodeMemory:
         Returns:
             What that takes; :data:`WARM` if all of them are there.
         """
-        if not models.files:
-            self._make_room(peak)
-            if peak:
-                self._latest = None
-            return WARM
         latest = self._latest
         if latest is not None and latest[0] is models and peak <= latest[1]:
             return WARM  # the last run has left it all as this one needs it
+        used = {file for file, _ in models.files}
+        for file in [file for file in self._card if file not in used]:
+            self._on_card -= self._card.pop(file)
         seconds, from_disk, from_ram = 0.0, 0, 0
         beside = max(0, peak - models.size)
         for file, size in models.files:

@@ -17,7 +17,7 @@ from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
-from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.inventories import MOST_ABLE, NodeInventories
 from comfy_fleet.services.inventory_refresher import AT_ONCE, NEW_AGAIN_S
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH
@@ -288,6 +288,22 @@ async def test_declared_memory_zone_and_labels() -> None:
         }
         with pytest.raises(InvalidWorkflow, match="a: has 12 GiB of VRAM, not 32 GiB"):
             await known.placement(graph, PlacementRequest(vram_bytes=32 * GIB))
+
+
+async def test_a_submit_names_some_of_the_nodes_that_can_run_it() -> None:
+    world = World(**{f"n{number}": ALL for number in range(24)}, odd=classes("Odd"))
+    async with inventories(world) as known:
+        placement = await known.placement(check(GRAPH), PlacementRequest())
+        assert known.able_nodes(placement) == tuple(f"n{number}" for number in range(0, 24, 3))
+        assert known.able_nodes(Placement(pool="elsewhere")) == ()
+        for number in range(20):
+            world.registry.put(f"n{number}", verdict="down")
+        await known.look()
+        assert known.able_nodes(placement) == ("n20", "n21", "n22", "n23")
+        for number in range(20, 24):
+            world.registry.put(f"n{number}", verdict="down")
+        await known.look()
+        assert len(known.able_nodes(placement)) == MOST_ABLE, "they may come back"
 
 
 async def test_removed_nodes_are_forgotten() -> None:
