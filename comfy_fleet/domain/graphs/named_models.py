@@ -51,34 +51,28 @@ def named_models(
         inventories: The fleet's, each different one once.
         is_listed: Whether some node lists a file of this name in a folder of models.
     """
-    laid_out = {node_id: _laid_out(node, inventories) for node_id, node in graph.items()}
-    feeds = _feeds(graph, laid_out)
+    feeds: dict[str, _Place] | None = None
     found: dict[tuple[str, str, str], NamedModel] = {}
-    for node_id, node in graph.items():
-        for name, value in node["inputs"].items():
-            if is_link(value):
-                continue
-            info, inputs = laid_out[node_id]
-            spec = inputs.input(name) if inputs else None
-            for text in _texts(unwrapped(value)):
-                if not _may_be(text):
-                    continue
-                file = alike(text)
-                if not _names(info, spec, name, sure=node_id in feeds) and not (
-                    is_listed(file) and _may_name(info, name)
-                ):
-                    continue
-                of = _Place(node["class_type"], name, () if spec is None else spec.options or ())
-                if not of.choices:
-                    of = feeds.get(node_id, of)
-                one = NamedModel(name=file, class_type=of.class_type, input=of.input, choices=of.choices)
-                found.setdefault((file, one.class_type, one.input), one)
+    for node_id, name, text in _candidates(graph):
+        info, inputs = _laid_out(graph[node_id], inventories)
+        spec = inputs.input(name) if inputs else None
+        if feeds is None and info is not None and (spec is None or spec.options is None):
+            feeds = _feeds(graph, inventories)  # seldom needed
+        feeding = (feeds or {}).get(node_id)
+        file = alike(text)
+        if not _names(info, spec, name, sure=feeding is not None) and not (
+            is_listed(file) and _may_name(info, name)
+        ):
+            continue
+        place = _Place(graph[node_id]["class_type"], name, () if spec is None else spec.options or ())
+        if feeding is not None and not place.choices:
+            place = feeding
+        one = NamedModel(name=file, class_type=place.class_type, input=place.input, choices=place.choices)
+        found.setdefault((file, one.class_type, one.input), one)
     return list(found.values())
 
 
 # ----------------------------------------------------------------------------------------------------
-
-_Laid = tuple[ClassInfo | None, Inputs | None]
 
 
 class _Place(NamedTuple):
@@ -89,24 +83,34 @@ class _Place(NamedTuple):
     choices: tuple[Any, ...]
 
 
-def _laid_out(node: Mapping[str, Any], inventories: Sequence[Inventory]) -> _Laid:
+def _candidates(graph: Graph) -> Iterator[tuple[str, str, str]]:
+    """Walk node, input and text of everything that looks like a model file."""
+    for node_id, node in graph.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str):
+                if _may_be(value):
+                    yield node_id, name, value
+            elif isinstance(value, list | dict) and not is_link(value):
+                yield from ((node_id, name, text) for text in _texts(unwrapped(value)) if _may_be(text))
+
+
+def _laid_out(
+    node: Mapping[str, Any], inventories: Sequence[Inventory]
+) -> tuple[ClassInfo | None, Inputs | None]:
     for known in inventories:
         if (info := known.classes.get(node["class_type"])) is not None:
             return info, info.laid_out(node["inputs"])
     return None, None
 
 
-def _feeds(graph: Graph, laid_out: Mapping[str, _Laid]) -> dict[str, _Place]:
+def _feeds(graph: Graph, inventories: Sequence[Inventory]) -> dict[str, _Place]:
     """Return the nodes whose value another one takes as a file's name, and where."""
     found: dict[str, _Place] = {}
-    for node_id, node in graph.items():
-        _, inputs = laid_out[node_id]
-        if inputs is None:
-            continue
-        for name, value in node["inputs"].items():
-            if not is_link(value):
-                continue
-            spec = inputs.input(name)
+    for node in graph.values():
+        links = [(name, value) for name, value in node["inputs"].items() if is_link(value)]
+        _, inputs = _laid_out(node, inventories) if links else (None, None)
+        for name, value in links:
+            spec = inputs.input(name) if inputs else None
             if spec is not None and _offers_models(spec):
                 found.setdefault(value[0], _Place(node["class_type"], name, spec.options or ()))
     return found
