@@ -115,7 +115,7 @@ class Keyspace:
     sched_late = _Each("sched:late:PLACEMENT\tOWNER")  # zset: ID of a passed job -> when it is overdue
     sched_family = _Each("sched:family:PLACEMENT\tFAMILY")  # zset: OWNER -> tag, or an earlier one
     sched_loads = _Each("sched:loads:PLACEMENT\tOWNER\tFAMILY")  # zset: ID -> order
-    sched_backlog = _Each("sched:backlog:PLACEMENT")  # hash: FAMILY -> SECONDS BYTES
+    sched_backlog = _Each("sched:backlog:PLACEMENT")  # hash: FAMILY -> SECONDS BYTES GUESSED
     sched_pressure = _Each("sched:pressure:PLACEMENT")  # zset: FAMILY -> minus its seconds for each holder
     sched_used = _Each("sched:used:OWNER")  # hash: used, credit, active, present, weight, =PLACEMENT: how far
     #                                         it was lifted there
@@ -125,8 +125,8 @@ class Keyspace:
     sched_pools = _One("sched:pools")  # set: POOLs of nodes that hold families
     sched_node = _Each("sched:node:NODE")  # hash: card, memory ([[file, bytes], ...]) and held ([FAMILY,
     #                                   ...]), what was used last at the end; pool, disk_rate, ram_rate,
-    #                                   clock, passes_until, free_at, run, off, set (KEY of the last), bytes
-    #                                   (on the card), unmeasured ([PROFILE, used_s, bytes from disk and from
+    #                                   clock, passes_until, free_at, run, off, set (KEY of the last),
+    #                                   unmeasured ([PROFILE, used_s, bytes from disk and from
     #                                   memory] of a run whose load is not known yet)
     sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile
 

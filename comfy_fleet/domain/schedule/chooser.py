@@ -224,7 +224,7 @@ class FairChooser:
         account.charge(cost_s)
         self._remove(waiting)
         self._runs[job.id] = _Run(account, node.facts.name, cost_s, missing)
-        self._nodes.started(node, job.id, job.models, job.memory, now + cost_s)
+        self._nodes.started(node, job.id, job.models, now + cost_s)
         return JobChoice(job, rule, load_s)
 
     def _pass_over(self, look: NodeLook, now: float, chosen: WaitingEntry | None = None) -> None:

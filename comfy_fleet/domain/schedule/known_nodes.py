@@ -10,7 +10,7 @@ from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.warmth import Warmth
 
 HELD = 8
-"""Most families that a node counts as a holder of: those that it used last."""
+"""Most families that a node counts as a holder of: files of its last set that others may begin with."""
 IDLE = -1.0
 """When an idle node is free: before all others."""
 ASKED = 4
@@ -168,22 +168,20 @@ class KnownNodes:
                     return 0.0 if at == IDLE else abs(at - now)  # one that is late takes as long again
         return inf
 
-    def started(self, node: KnownNode, job_id: str, models: ModelSet, peak: int, free_at: float) -> None:
+    def started(self, node: KnownNode, job_id: str, models: ModelSet, free_at: float) -> None:
         """Note a run: its models are on the card from now on."""
         node.runs, node.free_at = job_id, free_at
-        if models.files:
-            gone = node.warmth.use(models, peak)
-            held, family = node.held, models.family
-            for file in gone:
-                if file in held:
-                    self._let_go(node, file)
-            if family in held:
-                del held[family]
-                held[family] = None
-            else:
-                self._hold(node, family)
-                if len(held) > HELD:
-                    self._let_go(node, next(iter(held)))
+        held, family = node.held, models.family
+        for file in node.warmth.use(models):
+            if file in held:
+                self._let_go(node, file)
+        if family in held:
+            del held[family]
+            held[family] = None
+        elif models.files:
+            self._hold(node, family)
+            if len(held) > HELD:
+                self._let_go(node, next(iter(held)))
         self._list(node)
 
     def idle(self, node: KnownNode) -> None:

@@ -22,29 +22,26 @@ class Missing(NamedTuple):
 class Warmth:
     """A node's files on three levels: on the card, in memory, and else on disk.
 
-    Each level keeps what was used last, by bytes against its size, as ComfyUI does. A file that is read from
-    the disk stays in memory, too. What a node really does is not known; measured loads correct the rates.
+    The card has what the last run used: ComfyUI lets go of models as soon as a prompt does not load them,
+    whatever the room. Memory keeps what was used last, by bytes against its size; a file that is read from
+    the disk stays there, too. What a node really does is not known; measured loads correct the rates.
     """
 
     __slots__ = (
         "_card",
-        "_card_used",
         "_disk_rate",
         "_memory",
         "_memory_used",
         "_ram_bytes",
         "_ram_rate",
-        "_vram_bytes",
     )
 
     def __init__(self, node: ScheduledNode) -> None:
         self._disk_rate = node.disk_rate
         self._ram_rate = node.ram_rate
-        self._vram_bytes = node.vram_bytes
         self._ram_bytes = node.ram_bytes
         self._card: OrderedDict[str, int] = OrderedDict()  # file → bytes, least recently used first
         self._memory: OrderedDict[str, int] = OrderedDict()
-        self._card_used = 0
         self._memory_used = 0
 
     @property
@@ -59,7 +56,6 @@ class Warmth:
 
     def resize(self, node: ScheduledNode) -> None:
         """Take over a node's sizes, and keep what is warm."""
-        self._vram_bytes = node.vram_bytes
         self._ram_bytes = node.ram_bytes
 
     def load_s(self, models: ModelSet) -> float:
@@ -86,35 +82,22 @@ class Warmth:
         warm = sum(size for name, size in absent if name in memory)
         return Missing(sum(size for _, size in absent) - warm, warm)
 
-    def use(self, models: ModelSet, peak: int) -> list[str]:
-        """Note that a run uses a set.
-
-        Args:
-            models: Its files.
-            peak: How many bytes the run needs on the card in all; 0 = unknown.
-
-        Returns:
-            The files that have left the card for it.
-        """
+    def use(self, models: ModelSet) -> list[str]:
+        """Note that a run uses a set, and return the files that have left the card."""
         card, memory = self._card, self._memory
         for name, size in models.files:
             if name in card:
                 card.move_to_end(name)
             else:
                 card[name] = size
-                self._card_used += size
             if name in memory:
                 memory.move_to_end(name)
             else:
                 memory[name] = size
                 self._memory_used += size
-        kept = len(models.files)
-        gone: list[str] = []
-        room = self._vram_bytes - max(0, peak - models.size)
-        while self._card_used > room and len(card) > kept:
-            name, size = card.popitem(last=False)
-            self._card_used -= size
-            gone.append(name)
+        gone = []
+        while len(card) > len(models.files):
+            gone.append(card.popitem(last=False)[0])
         while self._memory_used > self._ram_bytes and memory:
             self._memory_used -= memory.popitem(last=False)[1]
         return gone

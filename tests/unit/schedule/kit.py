@@ -145,7 +145,7 @@ class Fleet:
             return None
         self._idle.pop(name, None)
         load_s = self._warmth[name].load_s(answer.job.models)
-        self._warmth[name].use(answer.job.models, answer.job.memory)
+        self._warmth[name].use(answer.job.models)
         run_s = self.noise(answer.job.run_s) / self._known[name].speed
         self.started.append(Started(answer.job, name, now, load_s, run_s, answer.reason))
         self.at(now + load_s + run_s, lambda then: self._end(answer.job, name, load_s, run_s, then))

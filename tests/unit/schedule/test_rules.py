@@ -66,7 +66,7 @@ def test_a_node_stays_with_its_models() -> None:
     assert chosen(fair.next_for("n1", 10.0)) == "a2"
 
 
-def test_all_families_on_a_large_card_are_warm() -> None:
+def test_what_is_in_memory_is_loaded_before_what_is_on_disk() -> None:
     sets = [models(f"m{i}", gib=10) for i in range(7)]
     fair = chooser(node(vram_gib=80), patience_s=1e6)
     for i, each in enumerate(sets):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_fleet.domain.schedule.model_set import NO_MODELS
 from comfy_fleet.domain.schedule.scheduled_node import GIB
 from comfy_fleet.domain.schedule.warmth import Missing, Warmth
 from tests.unit.schedule.kit import models, node
@@ -14,30 +15,31 @@ A, B, C = models("a"), models("b"), models("c")
 def test_from_the_disk_then_from_memory_then_there() -> None:
     warmth = Warmth(node())
     assert warmth.load_s(A) == pytest.approx(9.0)
-    assert warmth.use(A, 0) == []
+    assert warmth.use(A) == []
     assert warmth.load_s(A) == 0.0
-    assert warmth.use(B, 0) == ["a"]
+    assert warmth.use(B) == ["a"]
     assert warmth.load_s(A) == pytest.approx(1.5)
 
 
 def test_memory_forgets_what_was_used_longest_ago() -> None:
     warmth = Warmth(node(ram_gib=40))
     for each in (A, B, C):
-        warmth.use(each, 0)
+        warmth.use(each)
     assert warmth.load_s(A) == pytest.approx(9.0)
     assert warmth.load_s(B) == pytest.approx(1.5)
 
 
-def test_a_run_that_needs_more_beside_its_models_pushes_others_out() -> None:
-    warmth, small, other = Warmth(node()), models("s", gib=4), models("t", gib=4)
-    warmth.use(small, 0)
-    assert warmth.use(other, 20 * GIB) == []
-    assert warmth.use(other, 21 * GIB) == ["s"]
+def test_only_what_the_last_run_used_is_on_the_card_whatever_the_room() -> None:
+    warmth, small = Warmth(node()), models("s", gib=4)
+    warmth.use(small)
+    assert warmth.use(models("t", "s", gib=4)) == []
+    assert warmth.use(NO_MODELS) == ["t", "s"]
+    assert not warmth.card and warmth.load_s(small) == pytest.approx(1 / 3)
 
 
 def test_only_what_is_missing_counts() -> None:
     warmth = Warmth(node())
-    warmth.use(models("a", "lora1", gib=12), 0)
+    warmth.use(models("a", "lora1", gib=12))
     assert warmth.missing(models("a", "lora2", gib=12)) == Missing(GIB // 8, 0)
 
 
@@ -59,11 +61,11 @@ def test_a_rate_comes_close_to_what_is_measured() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 30)), max_size=40))
-def test_neither_level_has_more_than_it_can_hold_but_for_what_runs(uses: list[tuple[str, int]]) -> None:
+def test_no_level_has_more_than_it_can_hold(uses: list[tuple[str, int]]) -> None:
     warmth = Warmth(node(ram_gib=32))
     for name, gib in uses:
         loaded = models(f"{name}{gib}", gib=gib)
-        gone = warmth.use(loaded, 0)
+        gone = warmth.use(loaded)
         assert loaded.family in warmth.card and not set(gone) & set(warmth.card)
-        assert sum(warmth.card.values()) <= max(24, gib) * GIB
+        assert dict(warmth.card) == dict(loaded.files)
         assert sum(warmth.memory.values()) <= 32 * GIB

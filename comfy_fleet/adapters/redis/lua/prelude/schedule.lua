@@ -3,7 +3,7 @@
 
 -- What this call has read; what is here is true until the call ends, because all writes go through it.
 local sched = { accounts = {}, dirty = {}, clocks = {}, backlogs = {}, sets = {}, jobs = {}, firsts = {}, pools = {}, holders = {},
-  queues = {}, weights = {}, reads = 0 }
+  queues = {}, weights = {}, guesses = {}, reads = 0 }
 
 local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 3600, UNHELD = 1e12, GIB = 1073741824, IDLE = -1,
   KEPT_S = 2592000, FILES = 64,
@@ -62,29 +62,46 @@ local function sched_set(key)
   return known
 end
 
--- How long a profile's runs compute on a node of speed 1, in seconds: its own, else the mean of all, else 10.
+-- How long a profile's runs compute on a node of speed 1, in seconds, or nil; "*": the mean of all, or 10.
 local function sched_run_s(profile)
-  local own = profile and fields(sched_profile_key(profile), 'run_s')[1]
-  return sched_number(own or fields(sched_profile_key('*'), 'run_s')[1], 10)
+  local known = sched.guesses[profile]
+  if known == nil then
+    known = sched_number(fields(sched_profile_key(profile), 'run_s')[1], profile == '*' and 10 or false)
+    sched.guesses[profile] = known
+  end
+  return known or nil
 end
 
 -- What choosing reads of a job's record.
 local SCHED_FIELDS = { 'owner', 'placement', 'tier', 'rank', 'run_s', 'set', 'family', 'created', 'finish_by', 'overdue_at', 'late',
-  'memory', 'profile' }
+  'profile' }
+
+-- Read these fields, too.
+local function sched_read_fields(more)
+  local names, at = {}, {}
+  for _, each in ipairs({ SCHED_FIELDS, more }) do
+    for _, name in ipairs(each) do
+      names[#names + 1] = name
+      at[name] = #names
+    end
+  end
+  sched.names, sched.jobs = names, {}
+  sched.by_name = { __index = function(found, name) return at[name] and rawget(found, at[name]) or nil end }
+end
 
 -- A waiting job, or false if its record can't be read.  f: these fields and those that the caller asked for, by name.
 local function sched_job(id)
   local job = sched.jobs[id]
   if job ~= nil then return job end
-  local names, f = sched.names or SCHED_FIELDS, {}
-  local found = fields(job_key(id), unpack(names))
-  for i, name in ipairs(names) do f[name] = found[i] or nil end
+  if not sched.names then sched_read_fields({}) end
+  local f = setmetatable(fields(job_key(id), unpack(sched.names)), sched.by_name)
   job = false
   if f.owner and f.placement then
     local created = sched_number(f.created, 0)
     job = { id = id, f = f, owner = f.owner, placement = f.placement, tier = sched_number(f.tier, 1),
-      rank = sched_number(f.rank, created), created = created, run_s = math.min(math.max(sched_number(f.run_s, 10), 0), 1e7),
-      set = f.set, family = f.family or f.set and sched_set(f.set).family or '', memory = sched_number(f.memory, 0),
+      rank = sched_number(f.rank, created), created = created, guessed = not f.run_s,
+      run_s = math.min(math.max(sched_number(f.run_s, nil) or sched_run_s(f.profile or '*') or sched_run_s('*'), 0), 1e7),
+      set = f.set, family = f.family or f.set and sched_set(f.set).family or '',
       finish_by = sched_number(f.finish_by, nil), overdue_at = sched_number(f.overdue_at, nil), late = f.late == '1' }
   end
   sched.jobs[id] = job

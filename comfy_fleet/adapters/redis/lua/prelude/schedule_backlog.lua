@@ -1,6 +1,16 @@
 -- What waits, in indexes that each change keeps up to date.  A tag in an index may be an earlier, lower one.
 
--- What waits of a family in a queue: {seconds, bytes of its file}, or false.
+-- What waits of a family in a queue, from its text: {seconds, bytes of its file, how many jobs of unknown length}, or false.
+local function sched_parsed(text)
+  local seconds, size, guessed = string.match(text or '', '^(%S+) (%S+) (%S+)$')
+  return seconds and { sched_number(seconds, 0), sched_number(size, 0), sched_number(guessed, 0) } or false
+end
+
+local function sched_seconds(backlog)
+  return backlog[3] > 0 and backlog[1] + backlog[3] * sched_run_s('*') or backlog[1]
+end
+
+-- What waits of a family in a queue, or false.
 local function sched_backlog(C, F)
   local known = sched.backlogs[C]
   if not known then
@@ -8,14 +18,14 @@ local function sched_backlog(C, F)
     sched.backlogs[C] = known
   end
   if known[F] == nil then
-    local seconds, size = string.match(sched_call('HGET', sched_backlog_key(C), F) or '', '^(%S+) (%S+)$')
-    known[F] = seconds and { sched_number(seconds, 0), sched_number(size, 0) } or false
+    known[F] = sched_parsed(sched_call('HGET', sched_backlog_key(C), F))
   end
   return known[F]
 end
 
 local function sched_pressure_of(backlog, holders)
-  return holders > 0 and -backlog[1] / holders or -backlog[1] - SCHED.UNHELD
+  local seconds = sched_seconds(backlog)
+  return holders > 0 and -seconds / holders or -seconds - SCHED.UNHELD
 end
 
 -- The number of a family's holders has changed, or what waits of it.
@@ -25,12 +35,17 @@ local function sched_press(C, F)
   sched_call('ZADD', sched_pressure_key(C), sched_text(sched_pressure_of(backlog, sched_holder_count(C, F))), F)
 end
 
--- More or less waits of a family; set: whose largest file it is.
-local function sched_change_backlog(C, F, by, set)
-  local backlog = sched_backlog(C, F) or { 0, set and sched_set(set).family_size or 0 }
-  backlog[1] = backlog[1] + by
+-- One more (1) or one less (-1) waits of a job's family.
+local function sched_change_backlog(job, by)
+  local C, F = job.placement, job.family
+  local backlog = sched_backlog(C, F) or { 0, job.set and sched_set(job.set).family_size or 0, 0 }
+  if job.guessed then
+    backlog[3] = math.max(0, backlog[3] + by)
+  else
+    backlog[1] = backlog[1] + by * job.run_s
+  end
   sched.backlogs[C][F] = backlog
-  sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]))
+  sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]) .. ' ' .. backlog[3])
   sched_press(C, F)
 end
 
@@ -79,7 +94,7 @@ local function sched_take(job)
   end
   local loads
   loads, none = sched_drop(sched_loads_key(C, O, F), id)
-  if loads and not (none and sched_end_owner_of_family(C, O, F)) then sched_change_backlog(C, F, -job.run_s, job.set) end
+  if loads and not (none and sched_end_owner_of_family(C, O, F)) then sched_change_backlog(job, -1) end
   if was and empty then sched_end_owner(C, O) end
   sched.jobs[id] = nil
 end
@@ -93,7 +108,6 @@ local function sched_add(id, at, able)
   local C, O, F, f = job.placement, job.owner, job.family, job.f
   local late = job.late
   job.late = false
-  if not f.run_s then job.run_s = sched_run_s(f.profile) end
   if sched_call('ZADD', sched_jobs_key(C, O), sched_text(sched_order(job)), id) == 0 then
     job.late = late
     local order = sched_text(sched_order(job))
@@ -103,8 +117,11 @@ local function sched_add(id, at, able)
     return
   end
   if f.overdue_at or f.late then redis.call('HDEL', job_key(id), 'overdue_at', 'late') end
-  if F ~= (f.family or '') or not f.run_s then
+  if job.guessed and f.profile and sched_run_s(f.profile) then  -- otherwise it is guessed whenever it is looked at
     redis.call('HSET', job_key(id), 'family', F, 'run_s', sched_text(job.run_s))
+    job.guessed = false
+  elseif F ~= (f.family or '') then
+    redis.call('HSET', job_key(id), 'family', F)
   end
   job.overdue_at = nil
   local order = sched_text(sched_order(job))
@@ -122,7 +139,7 @@ local function sched_add(id, at, able)
   sched_call('ZADD', sched_unpassed_key(C), 'NX', tag, O)
   sched_call('ZADD', sched_loads_key(C, O, F), order, id)
   sched_call('ZADD', sched_family_key(C, F), 'NX', tag, O)
-  sched_change_backlog(C, F, job.run_s, job.set)
+  sched_change_backlog(job, 1)
   sched_flush()
 end
 

@@ -65,22 +65,18 @@ end
 
 -- Choose the job that an idle node starts now.
 -- look: node, pool, queues (placement classes with jobs, the sought one first; at most 8 are read), peers (how many nodes serve the
---       same ones, this one included, or their names), speed, vram, ram (bytes, 0: unknown), patience (seconds), at, may (function(id, record's fields by name,
+--       same ones, this one included), speed, ram (bytes, 0: unknown), patience (seconds), at, may (function(id, record's fields by name,
 --       placement): whether it may start here; asked once for each job), fields (which of the record it needs beside core's).
 -- Returns {id, placement, rule, load_s, cost_s, missing_disk, missing_memory (bytes)}, to be given to sched_start, or
 -- nil, seconds until it is worth another look (or nil), an idle node that has the models (or nil).
 local function sched_choose(look)
-  sched.names, sched.jobs, sched.firsts, sched.reads = nil, {}, {}, 0
-  if look.fields then
-    sched.names = {}
-    for _, name in ipairs(SCHED_FIELDS) do sched.names[#sched.names + 1] = name end
-    for _, name in ipairs(look.fields) do sched.names[#sched.names + 1] = name end
-  end
+  sched.firsts, sched.reads = {}, 0
+  sched_read_fields(look.fields or {})
   local node = sched_node(look.node)
-  look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = type(look.peers) == 'table' and #look.peers or look.peers or 1, at = look.at,
+  look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
     seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
-    vram = (look.vram or 0) > 0 and look.vram or 16 * SCHED.GIB, ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
+    ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
   sched_show_node(node, look.pool)
   local job, rule
@@ -128,9 +124,9 @@ local function sched_start(_, choice, run)
   if job.f.overdue_at or job.overdue_at or job.late then redis.call('HDEL', job_key(job.id), 'overdue_at', 'late') end
   sched_take(job)
   node.free_at, node.run = at + choice.cost_s, run
-  local changed, family = {}, job.family
-  if family ~= '' and (job.set ~= node.set or job.memory > 0 or node.bytes > look.vram) then
-    for _, file in ipairs(sched_use(node, sched_set(job.set), job.memory, look.vram, look.ram)) do
+  local changed, family, set = {}, job.family, job.set or ''
+  if set ~= (node.set or '') then
+    for _, file in ipairs(sched_use(node, job.set and sched_set(job.set).files or {}, look.ram)) do
       if node.holds[file] then
         sched_let_go(node, file)
         changed[#changed + 1] = file
@@ -140,17 +136,19 @@ local function sched_start(_, choice, run)
       for i, held in ipairs(node.held) do
         if held == family then table.remove(node.held, i) end
       end
-    else
+    elseif family ~= '' then
       changed[#changed + 1] = family
     end
-    node.held[#node.held + 1] = family
-    node.holds[family] = true
+    if family ~= '' then
+      node.held[#node.held + 1] = family
+      node.holds[family] = true
+    end
     if #node.held > 8 then
       changed[#changed + 1] = node.held[1]
       sched_let_go(node, node.held[1])
     end
-    sched_save_node(node, 'run', run, 'set', job.set, 'bytes', node.card.bytes, 'card', cjson.encode(node.card.files), 'memory',
-      cjson.encode(node.memory.files), 'held', cjson.encode(node.held))
+    sched_save_node(node, 'run', run, 'set', set, 'card', cjson.encode(node.card.files), 'memory', cjson.encode(node.memory.files),
+      'held', cjson.encode(node.held))
   else
     sched_save_node(node, 'run', run)
   end

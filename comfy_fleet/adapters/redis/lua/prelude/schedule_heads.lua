@@ -27,7 +27,7 @@ local function sched_head(look, job, lag)
     warm = sched_warm(node, job, load_s), holders = 0, wait_s = math.huge, soonest_s = math.huge, own_s = math.huge, backlog_s = 0 }
   if head.warm then return head end
   local backlog = sched_backlog(C, F)
-  head.backlog_s = backlog and backlog[1] or job.run_s
+  head.backlog_s = backlog and sched_seconds(backlog) or job.run_s
   local holders = sched_holder_count(C, F) - (node.holds[F] and 1 or 0)
   if holders > 0 then
     head.holders = holders
@@ -108,8 +108,7 @@ local function sched_waiting_of(C, families)
   end
   if #unknown > 0 then
     for i, text in ipairs(sched_call('HMGET', sched_backlog_key(C), unpack(unknown))) do
-      local seconds, size = string.match(text or '', '^(%S+) (%S+)$')
-      known[unknown[i]] = seconds and { sched_number(seconds, 0), sched_number(size, 0) } or false
+      known[unknown[i]] = sched_parsed(text)
     end
   end
   for _, F in ipairs(families) do
@@ -168,7 +167,7 @@ local function sched_worth_a_look(look, C, F)
   local node, backlog = sched_levels(look.node), sched_backlog(C, F)
   local load_s = backlog[2] / (node.memory.has[F] and node.ram_rate or node.disk_rate)
   local later_s = math.max(0, sched_soonest(look, C, F) - load_s)
-  return later_s + backlog[1] / holders > 1.25 * load_s
+  return later_s + sched_seconds(backlog) / holders > 1.25 * load_s
 end
 
 -- Read families that the node has in memory, and those for which much waits.

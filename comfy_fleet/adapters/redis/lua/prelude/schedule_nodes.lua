@@ -35,14 +35,14 @@ local function sched_evict(level)
   return file[1]
 end
 
--- A node as it was left: {name, pool, clock, passes_until, free_at, run, off, set, bytes, held, holds}.  What is on its card is
+-- A node as it was left: {name, pool, clock, passes_until, free_at, run, off, set, held, holds}.  What is on its card is
 -- read when it is needed: not while it runs one set of models.
 local function sched_node(name)
-  local f = fields(sched_node_key(name), 'pool', 'clock', 'passes_until', 'free_at', 'run', 'off', 'set', 'bytes', 'held')
+  local f = fields(sched_node_key(name), 'pool', 'clock', 'passes_until', 'free_at', 'run', 'off', 'set', 'held')
   local node = { name = name, pool = f[1], clock = sched_number(f[2], 0), passes_until = sched_number(f[3], 0),
-    free_at = sched_number(f[4], SCHED.IDLE), run = f[5], off = f[6] == '1', set = f[7], bytes = sched_number(f[8], 0), held = {},
+    free_at = sched_number(f[4], SCHED.IDLE), run = f[5], off = f[6] == '1', set = f[7], held = {},
     holds = {} }
-  for _, family in ipairs(sched_list(f[9])) do
+  for _, family in ipairs(sched_list(f[8])) do
     if type(family) == 'string' then
       node.held[#node.held + 1] = family
       node.holds[family] = true
@@ -89,15 +89,14 @@ local function sched_warm(node, job, load_s)
   return node.card.has[job.family] == true and load_s <= 0.25 * (sched_set(job.set).size / node.disk_rate)
 end
 
--- A run uses a set.  Returns the files that have left the card for it.
-local function sched_use(node, models, peak, vram, ram)
+-- A run uses a set, nothing else stays on the card.  Returns the files that have left it.
+local function sched_use(node, files, ram)
   local card, memory, gone = sched_levels(node).card, node.memory, {}
-  for _, file in ipairs(models.files) do
+  for _, file in ipairs(files) do
     sched_touch(card, file[1], file[2])
     sched_touch(memory, file[1], file[2])
   end
-  local room = vram - math.max(0, peak - models.size)
-  while (card.bytes > room or #card.files > SCHED.FILES) and #card.files > #models.files do gone[#gone + 1] = sched_evict(card) end
+  while #card.files > #files do gone[#gone + 1] = sched_evict(card) end
   while (memory.bytes > ram or #memory.files > SCHED.FILES) and #memory.files > 0 do sched_evict(memory) end
   return gone
 end
@@ -144,7 +143,7 @@ end
 -- Nothing is on a node's card or in its memory any more: it has started, was freed, ran out of memory or was removed.
 local function sched_cold(name)
   sched_unlist(sched_node(name))
-  sched_call('HDEL', sched_node_key(name), 'card', 'memory', 'held', 'set', 'bytes', 'passes_until',
+  sched_call('HDEL', sched_node_key(name), 'card', 'memory', 'held', 'set', 'passes_until',
     'free_at', 'run')
 end
 
