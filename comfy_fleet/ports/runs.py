@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.asset import Asset
@@ -13,6 +14,9 @@ from comfy_fleet.domain.nodes.pool import PATIENCE_S
 
 MAX_PLACEMENTS = 8
 """Most placement classes that one claim looks at."""
+
+NOTHING_SAID: Mapping[Placement, Sequence[str]] = MappingProxyType({})
+"""All nodes of their pools can run all classes."""
 
 TEND_S = 1.0
 """Between two looks after the waiting jobs, in the whole fleet."""
@@ -171,6 +175,7 @@ class RunStore(Protocol):
         ram: int = 0,
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
+        able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         """Choose a job of the given classes for a granted node, and write node and run lease, in one step.
@@ -195,6 +200,8 @@ class RunStore(Protocol):
             ram: Its main memory in bytes; 0: unknown.
             patience_s: For how long a job may be passed over beyond its turn.
             unawaited: Nodes that no editor's job waits for.
+            able: Of classes that not every node of their pools can run, those that can: no job is left to
+                another node.
             spare: Whether the node is kept for an editor for a moment.
 
         Raises:

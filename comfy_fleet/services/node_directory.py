@@ -16,6 +16,8 @@ from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 
 NOTHING = Requirements()
+MOST_NAMED = 64
+"""Nodes that a claim names at most, of those that can run a class."""
 UNREAD_S = 10.0
 """A node that was just added gets no job for this long unless it was read; after that it decides itself."""
 
@@ -155,6 +157,19 @@ class NodeDirectory:
                 return frozenset()
             found = eligibility.able(placement, needs, self.candidates) - self.unread
             self._able[placement] = found
+        return found
+
+    def able_names(self, placements: Iterable[Placement]) -> Mapping[Placement, Sequence[str]]:
+        """Return the nodes that may run jobs of each class that not all nodes of its pools may run.
+
+        Classes with more than :data:`MOST_NAMED` of them are left out.
+        """
+        found = {}
+        for placement in placements:
+            able = self.able(placement)
+            members = sum(len(self._pools.get(pool, ())) for pool in self.pools_of(placement))
+            if len(able) < members and len(able) <= MOST_NAMED:
+                found[placement] = sorted(able)
         return found
 
     async def free(self, placement: Placement, *, besides: str) -> bool:

@@ -330,6 +330,7 @@ class Seekers:
                 ram=directory.ram_bytes(node),
                 patience_s=self._patience(pool),
                 unawaited=sorted(unawaited),
+                able=directory.able_names(placements),
                 spare=self._asker.spared(node, placement),
             )
         except Outdated:  # for good; the dispatcher reports it

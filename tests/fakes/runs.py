@@ -12,7 +12,7 @@ from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
-from comfy_fleet.ports.runs import Claim, Refused, StagedInput, Waiting
+from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused, StagedInput, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
 from tests.fakes.nodes import FakeNodeRegistry
@@ -190,6 +190,7 @@ class FakeRunStore(Fake):
         ram: int = 0,
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
+        able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         self.offered.append(placements)
@@ -203,6 +204,7 @@ class FakeRunStore(Fake):
                 "vram": vram,
                 "ram": ram,
                 "patience_s": patience_s,
+                "able": able,
             }
         )
         self.answer("claim")

@@ -3,20 +3,25 @@
 import asyncio
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
+from comfy_fleet.bootstrap import Stores
 from comfy_fleet.cli.app import build
+from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.pixels import sampled_pixels
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.domain.nodes.node import Node, Reading
+from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
-from tests.factories import GB, sampled, with_model
+from tests.factories import GB, new_job, sampled, with_model
 from tests.fleet import Fleet, fleet_of
 from tests.integration.api_kit import Api, object_info, running
 
@@ -108,6 +113,42 @@ async def test_models_of_which_none_is_like_another_teach_that_they_must_fit(red
             done = await fleet.ended((await sent(fleet, known, graph, work)).id)
             assert (done.status, done.node) == (JobStatus.SUCCEEDED, "large")
         assert failures(fleet) <= 4
+
+
+# -- models on cards that are too small --------------------------------------------------------------------
+
+
+async def test_no_job_is_left_to_a_node_that_cannot_run_it(stores: Stores) -> None:
+    for name, size in CARDS.items():
+        await stores.nodes.add(Node(name=name, url=f"http://{name}:8188"))
+        await stores.nodes.report(name, verdict="up", why="")
+        await stores.inventories.save(name, inventory.parse({}), Reading(vram_bytes=size * GIB))
+    above = Placement(above=12 * GIB)
+
+    async def claim(node: str, placement: Placement, *able: str) -> Claim | Refused:
+        named = {placement: able} if able else NOTHING_SAID
+        given: dict[str, Any] = {
+            "placements": [placement],
+            "token": "t",
+            "dispatcher": "d",
+            "ttl_s": 30,
+            "pool": "default",
+        }
+        return await stores.runs.claim(node=node, run=str(uuid4()), able=named, vram=24 * GIB, **given)
+
+    async def submit(placement: Placement) -> str:
+        new = new_job(placement=placement, models=((FAMILY, 9 * GIB),))
+        return (await stores.jobs.submit(new, idempotency=None, depth_limit=10)).job.id
+
+    await submit(Placement())
+    got = await claim("small", Placement())
+    assert isinstance(got, Claim)
+    await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    job = await submit(above)
+    assert isinstance(found := await claim("large", above, "small", "large"), Refused)
+    assert found.why == "nothing"  # a node has its models
+    assert isinstance(found := await claim("large", above, "mid", "large"), Claim)
+    assert found.job.id == job
 
 
 # -- by HTTP -----------------------------------------------------------------------------------------------

@@ -712,7 +712,19 @@ async def test_a_claim_is_told_of_the_node_and_its_like() -> None:
         "vram": 80,
         "ram": 256,
         "patience_s": 20.0,
+        "able": {},
     }
+
+
+async def test_a_claim_is_told_who_can_run_what_not_every_node_can() -> None:
+    world = World("g1", "g2", "g3")
+    some = Placement(without=frozenset({"g3"}))
+    world.runs.queue(1, some)
+    async with world.seekers() as seekers:
+        world.leases.free = ["g1"]
+        seekers.wanted(some)
+        await world.idle()
+    assert world.runs.asked[0]["able"] == {some: ["g1", "g2"]}
 
 
 @pytest.mark.usefixtures("patient")

@@ -22,7 +22,17 @@ from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.runs import ONLY_CLIENTS, TEND_S, Beat, Claim, Held, Refused, StagedInput, Waiting
+from comfy_fleet.ports.runs import (
+    NOTHING_SAID,
+    ONLY_CLIENTS,
+    TEND_S,
+    Beat,
+    Claim,
+    Held,
+    Refused,
+    StagedInput,
+    Waiting,
+)
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -120,6 +130,7 @@ class RedisRunStore:
         ram: int = 0,
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
+        able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         """Choose a job for a granted node."""
@@ -138,6 +149,7 @@ class RedisRunStore:
             ram=ram,
             patience_s=patience_s,
             unawaited=list(unawaited),
+            able={placement.key: list(names) for placement, names in able.items()} or None,
             spare=spare,
         )
         why = answer[0].decode()

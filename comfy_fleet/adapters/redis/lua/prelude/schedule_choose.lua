@@ -72,12 +72,16 @@ end
 local function sched_choose(look)
   sched.firsts, sched.reads = {}, 0
   sched_read_fields(look.fields or {})
-  local node = sched_node(look.node)
+  local node, able = sched_node(look.node), look.able or {}
   look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
     seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
+  for C, names in pairs(able) do
+    sched.able[C] = {}
+    for _, name in ipairs(names) do sched.able[C][name] = true end
+  end
   sched_show_node(node, look.pool)
   local job, rule
   if sched_find_turn(look) then

@@ -8,7 +8,8 @@ local function sched_soonest(look, C, F)
     local least, name = math.huge, nil
     for _, pool in ipairs(sched_pools_of(C)) do
       local holders = sched_holders_key(pool, F)
-      local found = sched.holders[holders] == 0 and {} or sched_call('ZRANGE', holders, 0, 1, 'WITHSCORES')
+      local found = sched.able[C] and sched_able_holders(C, holders)
+        or sched.holders[holders] == 0 and {} or sched_call('ZRANGE', holders, 0, 1, 'WITHSCORES')
       local i = found[1] == look.node.name and 3 or 1
       local free_at = tonumber(found[i + 1])
       if free_at and (free_at < least or (free_at == least and found[i] < name)) then least, name = free_at, found[i] end

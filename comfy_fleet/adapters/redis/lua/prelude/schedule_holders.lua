@@ -25,17 +25,39 @@ local function sched_pools_of(C)
   return known
 end
 
+-- Of the nodes of a pool that hold a family, those that can run a queue's jobs, where the caller has said which can: as ZRANGE
+-- says it, the one that is free first before the others.  Beyond the first 16 none is looked at.
+local function sched_able_holders(C, key)
+  local listed = sched.able_holders[key]
+  if not listed then
+    listed = sched_call('ZRANGE', key, 0, SCHED.LISTED - 1, 'WITHSCORES')
+    sched.able_holders[key] = listed
+  end
+  local able, found = sched.able[C], {}
+  for i = 1, #listed, 2 do
+    if able[listed[i]] then
+      found[#found + 1] = listed[i]
+      found[#found + 1] = listed[i + 1]
+    end
+  end
+  return found
+end
+
 -- How many nodes that serve a queue hold a family.
 local function sched_holder_count(C, F)
   local count = 0
   for _, pool in ipairs(sched_pools_of(C)) do
     local key = sched_holders_key(pool, F)
-    local found = sched.holders[key]
-    if not found then
-      found = sched_call('ZCARD', key)
-      sched.holders[key] = found
+    if sched.able[C] then
+      count = count + #sched_able_holders(C, key) / 2
+    else
+      local found = sched.holders[key]
+      if not found then
+        found = sched_call('ZCARD', key)
+        sched.holders[key] = found
+      end
+      count = count + found
     end
-    count = count + found
   end
   return count
 end
@@ -43,7 +65,7 @@ end
 -- When a node that holds a family is free, or that it holds it no more (no time).
 local function sched_list_holder(pool, F, node, free_at)
   local key = sched_holders_key(pool, F)
-  sched.holders[key] = nil
+  sched.holders[key], sched.able_holders[key] = nil, nil
   if free_at then
     sched_call('ZADD', key, sched_text(free_at), node)
   else
