@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
 import fleet_v1.models as v1
@@ -73,9 +74,17 @@ graph = v2.GraphJobBodyWorkflow.from_dict(
 copied = create_job.sync(client=files, body=v2.GraphJobBody(workflow=graph))
 assert isinstance(copied, v2.Job) and ended(copied.id).status is v1.JobStatus.SUCCEEDED, copied
 assert delete_asset.sync_detailed(asset.id, client=files).status_code == 204
-late = v1.ImageCardJob(params=v1.ImageCardParams(prompt="never"), deadline_s=3600, priority=-1)
+late = v1.ImageCardJob(
+    params=v1.ImageCardParams(prompt="never"),
+    ttl_s=3600,
+    timeout_s=600,
+    finish_by=datetime.now(UTC) + timedelta(hours=2),
+    tier=v1.ImageCardJobTier.BATCH,
+    priority=-1,
+)
 waiting = run_image_card.sync(client=client, body=late)
 assert isinstance(waiting, v1.JobDetail)
+assert (waiting.tier, waiting.timeout_s, bool(waiting.finish_by)) == ("batch", 600, True)
 cancel_job.sync(waiting.id, client=client)
 assert ended(waiting.id).status in (v1.JobStatus.CANCELED, v1.JobStatus.SUCCEEDED)  # it may have been quicker
 print("check.py: the Python client works")
