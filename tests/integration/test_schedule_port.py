@@ -20,6 +20,8 @@ from tests.unit.schedule.kit import job, models, node
 PATIENCE_S = 5.0
 TICK_S = 1 / 64  # so that no sum of times is rounded
 WEIGHTS = {"o0": 2.0, "o1": 0.5}
+KEPT = {"node", "holders", "pools", "set", "used", "left", "clock", "count"}
+"""What is left when nothing waits or runs: what nodes have, and owners that are ahead of a queue."""
 SETS = [
     NO_MODELS,
     *(models(f"m{i}") for i in range(4)),
@@ -238,12 +240,14 @@ class Both:
 
     async def drain(self) -> None:
         """Cancel what waits, and end what runs."""
-        for each in list(self.waiting.values()):
-            await self.cancel(each)
-        for name in list(self.running):
-            await self.end(name)
+        while self.waiting or self.running or self.lost:
+            self.now += 1.0
             for each in list(self.waiting.values()):
                 await self.cancel(each)
+            for name in list(self.running)[:1]:
+                await self.end(name)
+            if self.lost:
+                await self.end_lost()
 
 
 @pytest.mark.parametrize("some", range(10))
@@ -258,5 +262,11 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
             except AssertionError as error:
                 error.add_note(f"seed {seed}, step {number}, {both.now} s")
                 raise
+        await both.drain()
         rules.update(both.rules)
+        left = {str(key).split(":")[2] for key in await redis.keys("fleet:sched:*")}
+        assert left <= KEPT
+        accounts = await redis.keys("fleet:sched:used:*")
+        bases = [await redis.zcard(key) for key in await redis.keys("fleet:sched:left:*")]
+        assert len(accounts) + sum(bases) == both.fair.snapshot().owners
     assert rules >= {"overdue", "turn", "warm", "order", "unheld", "share"}
