@@ -44,7 +44,7 @@ class Shares:
 
 async def shares(options: Options) -> Shares:
     """Measure; about two minutes."""
-    window_s = float(options.some(60, 10))
+    window_s = float(options.some(60, 8))
     lasts_s = window_s * 1.5
     total = sum(WEIGHTS.values())
     room = NODES * lasts_s / JOB_S * SPARE

@@ -92,7 +92,7 @@ class Case:
 
 async def measure(options: Options) -> Result:
     """Measure; about eight minutes."""
-    jobs, load_s = options.some(80, 40), options.some(3, 1)
+    jobs, load_s = options.some(80, 32), options.some(3, 1)
     found: dict[str, list[BatchOutcome]] = {NEW: [], FLEET: [], ROBIN: []}
     async with bounded(1500, "the figure of affinity"):
         for order in range(options.some(3, 1)):
