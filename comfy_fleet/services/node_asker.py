@@ -18,6 +18,7 @@ MAX_PREFERRED = 64  # most names in X-Fleet-Nodes; more cost HAProxy millisecond
 BETTER_TIMEOUT_S = 0.25  # time to ask about better nodes: one of them may be frozen
 BETTER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # a granted node is claimed for within these
 UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for again
+LOADED_S = 3600.0  # how long after its last run with models a node counts as one that has them
 EDITED_S = 300.0  # how long after its last run for an editor a node goes to others last
 
 Granted: TypeAlias = tuple[Lease, str]
@@ -61,14 +62,18 @@ class NodeAsker:
         self._telemetry = telemetry
         self._missed_until: dict[str, float] = {}
         self._edited_until: dict[str, float] = {}  # nodes whose last run of ours was an editor's
+        self._loaded_until: dict[str, float] = {}  # nodes whose last run of ours has loaded models
 
-    # -- nodes that editors use -----------------------------------------------------------------------
+    # -- nodes that are left to others ----------------------------------------------------------------
 
-    def claimed(self, node: str, *, editor: bool) -> None:
-        """Note for whom a node runs a job now."""
+    def claimed(self, node: str, *, editor: bool, models: bool) -> None:
+        """Note for whom a node runs a job now, and whether that loads models."""
         self._edited_until.pop(node, None)
+        self._loaded_until.pop(node, None)
         if editor:
             self._edited_until[node] = self._now() + EDITED_S
+        if models:
+            self._loaded_until[node] = self._now() + LOADED_S
 
     def is_edited(self, node: str) -> bool:
         """Whether a node has results of an editor's, who will come back to it."""
@@ -85,6 +90,18 @@ class NodeAsker:
         self._edited_until = {node: until for node, until in self._edited_until.items() if now < until}
         return frozenset(self._edited_until.keys() & able.keys())
 
+    def _loaded(self, able: Nodes) -> frozenset[str]:
+        """Return the nodes whose models would have to go while others may have none.
+
+        A job whose models an idle node has gets that one by name, and any other job should leave it them.
+        """
+        if len(able) > MAX_PREFERRED:  # not all could be named, and those that are may be at work
+            return frozenset()
+        now = self._now()
+        self._loaded_until = {node: until for node, until in self._loaded_until.items() if now < until}
+        loaded = frozenset(self._loaded_until.keys() & able.keys())
+        return loaded if len(loaded) < len(able) else frozenset()
+
     # -- asking ---------------------------------------------------------------------------------------
 
     async def ask(self, placement: Placement, pool: str) -> Granted | None:
@@ -95,11 +112,12 @@ class NodeAsker:
         # A proxy in front of a node is sent the node's name, so the node must be chosen before HAProxy does.
         named = any(state.node.proxied for state in able.values())
         everyone = len(able) == len(self._directory.pools[pool])
-        edited = self._edited(able)
-        if self._order.as_haproxy and everyone and not named and not edited:
+        edited, loaded = self._edited(able), self._loaded(able)
+        if self._order.as_haproxy and everyone and not named and not edited and not loaded:
             return await self.ask_for(pool, ())
         preferred, resting = self._order.preferred(placement, able), self._resting(placement)
-        return await self.ask_for(pool, sorted(preferred, key=lambda node: (node in edited, node in resting)))
+        preferred.sort(key=lambda node: (node in edited, node in resting, node in loaded))
+        return await self.ask_for(pool, preferred)
 
     async def ask_for(self, pool: str, preferred: Sequence[str]) -> Granted | None:
         """Ask a pool for the first free one of some nodes, or, if none is named, for any."""

@@ -345,7 +345,8 @@ class Seekers:
                 self._all_claimed(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
             got = replace(got, jobs_behind=max(0, got.jobs_behind - sought), pool=pool)
-            self._asker.claimed(got.node, editor=bool(got.job.editor))
+            models = got.job.workload is not None
+            self._asker.claimed(got.node, editor=bool(got.job.editor), models=models)
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.jobs_behind > 0

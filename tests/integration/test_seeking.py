@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.sim import SimTiming
 from tests.factories import GB, picture, sampled
 from tests.fleet import Fleet, fleet_of, until
@@ -27,7 +28,8 @@ async def send(fleet: Fleet, file: str, seed: int, **fields: Any) -> Job:
     """Submit a job that loads a checkpoint."""
     models = ((f"checkpoints/{file}", SIZE),)
     graph = sampled(64, file=file, seed=seed)
-    return await fleet.submit(graph, models=models, able=tuple(fleet.sims)[:8], profile=file, **fields)
+    fields = {"models": models, "workload": workload_of(models, 0), "profile": file, **fields}
+    return await fleet.submit(graph, able=tuple(fleet.sims)[:8], **fields)
 
 
 async def asked(fleet: Fleet) -> int:
@@ -55,6 +57,8 @@ async def test_a_new_job_goes_to_the_idle_node_that_has_its_models(redis_port: i
         for seed in range(8):
             done = await fleet.ended((await send(fleet, SETS[0], seed)).id)
             assert (done.status, done.node) == (JobStatus.SUCCEEDED, "g2")
+        for other in (await send(fleet, SETS[1], 0), await fleet.submit(picture(1))):
+            assert (await fleet.ended(other.id)).node != "g2", "its models would have to go"
 
 
 async def test_sets_stay_where_they_are_while_jobs_of_all_come_mixed(redis_port: int) -> None:

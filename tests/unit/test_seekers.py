@@ -13,6 +13,7 @@ import pytest
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import NoLease
@@ -856,6 +857,33 @@ async def test_of_many_classes_each_gets_its_turn_with_every_node() -> None:
             await world.runs.finish(world.claims[turn], JobStatus.SUCCEEDED, error=None, duration_s=None)
     assert all(len(set(offered)) == len(offered) == MAX_PLACEMENTS for offered in world.runs.offered)
     assert set(classes) == {one for offered in world.runs.offered for one in offered}
+
+
+async def test_other_nodes_are_asked_before_those_whose_models_would_have_to_go() -> None:
+    world = World("g1", "g2", "g3", jobs=0)
+    loads = replace(a_claim().job, id="m1", status=JobStatus.QUEUED, workload=Workload(family="a"))
+
+    async def claimed(seekers: Seekers, node: str = "") -> list[str]:
+        world.leases.free = ["g2", "g1", "g3"]
+        world.leases.asked.clear()
+        world.claims.clear()
+        seekers.wanted(ANY, node)
+        await world.idle()
+        for claim in world.claims:
+            await world.runs.finish(claim, JobStatus.SUCCEEDED, error=None, duration_s=None)
+        return [claim.node for claim in world.claims]
+
+    async with world.seekers() as seekers:
+        world.runs.queues[ANY] = [loads]
+        assert await claimed(seekers, "g2") == ["g2"]
+        world.runs.queue(2)
+        assert sorted(await claimed(seekers)) == ["g1", "g3"]
+        assert world.leases.asked[0][1][-1] == "g2"
+        world.runs.queue(3)
+        assert (await claimed(seekers))[-1] == "g2", "it is not kept from others"
+        world.runs.queue(1)
+        await claimed(seekers)
+        assert world.leases.asked == [("default", ())], "a job without models has let them go"
 
 
 @pytest.mark.parametrize("unequal", [False, True])
