@@ -264,7 +264,8 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
                 raise
         await both.drain()
         rules.update(both.rules)
-        left = {str(key).split(":")[2] for key in await redis.keys("fleet:sched:*")}
+        client: Any = redis
+        left = {key.decode().split(":")[2] for key in await client.keys("fleet:sched:*")}
         assert left <= KEPT
         accounts = await redis.keys("fleet:sched:used:*")
         bases = [await redis.zcard(key) for key in await redis.keys("fleet:sched:left:*")]
