@@ -25,9 +25,26 @@ MODELS = 8
 SHARE = 0.1  # of the baseline's attempts that may be left
 UNLIKE_SHARE = 0.3  # the same if no job is like another
 POLL_S = 0.05
+POLLS = 10  # of more jobs each is asked less often: asking must not slow down what is measured
 PATIENCE_S = 120.0
 
-Send = Callable[[httpx.AsyncClient, Trace, Arrival], Any]
+
+class Pace:
+    """How often jobs are asked whether they have ended.
+
+    Attributes:
+        waiting: How many jobs are waited for.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def pause(self) -> None:
+        """Wait until the next question about a job."""
+        await asyncio.sleep(POLL_S * max(1.0, self.waiting / POLLS))
+
+
+Send = Callable[[httpx.AsyncClient, Trace, Arrival, Pace], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +155,8 @@ async def _both(options: Options, name: str, what: Trace) -> dict[str, Outcome]:
             more = ("--vram-gib", str(size), "--models", str(models))
             nodes += await stage.sims(1, job_s=JOB_S, name=f"sim-{number}", more=more)
 
-        async def turn(http: httpx.AsyncClient, what: Trace, arrival: Arrival) -> str:
-            return await _in_turn(http, nodes, what, arrival)
+        async def turn(http: httpx.AsyncClient, what: Trace, arrival: Arrival, pace: Pace) -> str:
+            return await _in_turn(http, nodes, what, arrival, pace)
 
         def say(line: str, name: str = name) -> None:
             options.say(f"{name}: {line}")
@@ -149,8 +166,8 @@ async def _both(options: Options, name: str, what: Trace) -> dict[str, Outcome]:
         fleet = await stage.fleet(nodes, workflows=workflows)
         await fleet.until_up(len(nodes))
 
-        async def submit(http: httpx.AsyncClient, what: Trace, arrival: Arrival) -> str:
-            return await _through(http, fleet.url, what, arrival)
+        async def submit(http: httpx.AsyncClient, what: Trace, arrival: Arrival, pace: Pace) -> str:
+            return await _through(http, fleet.url, what, arrival, pace)
 
         ours = await _run(nodes, what, submit, "fleet", say)
         stage.check()
@@ -162,6 +179,7 @@ async def _run(
 ) -> Outcome:
     ends: Counter[str] = Counter()
     took: list[float] = []
+    pace = Pace()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as http:
         began = time.monotonic()
@@ -169,7 +187,9 @@ async def _run(
         async def one(arrival: Arrival) -> None:
             await asyncio.sleep(began + arrival.at_s - time.monotonic())
             sent = time.monotonic()
-            end = await send(http, what, arrival)
+            pace.waiting += 1
+            end = await send(http, what, arrival, pace)
+            pace.waiting -= 1
             took.append(time.monotonic() - sent)
             ends[end] += 1
             say(f"{way}: {ends.total()} of {len(what.arrivals)} jobs ended")
@@ -216,7 +236,9 @@ async def _foreigner(http: httpx.AsyncClient, node: str, began: float) -> AsyncI
             raise results
 
 
-async def _in_turn(http: httpx.AsyncClient, nodes: Sequence[str], what: Trace, arrival: Arrival) -> str:
+async def _in_turn(
+    http: httpx.AsyncClient, nodes: Sequence[str], what: Trace, arrival: Arrival, pace: Pace
+) -> str:
     """Send a job to the next node in turn; after an error to the one after that, once round."""
     graph = trace.graph(what.needs[arrival.workflow], arrival.seed)
     for step in range(len(nodes)):
@@ -228,13 +250,13 @@ async def _in_turn(http: httpx.AsyncClient, nodes: Sequence[str], what: Trace, a
         while run not in (history := (await http.get(f"{node}/history/{run}")).json()):
             if time.monotonic() > until:
                 return "unfinished"
-            await asyncio.sleep(POLL_S)
+            await pace.pause()
         if history[run]["status"]["status_str"] == "success":
             return "succeeded"
     return "failed"
 
 
-async def _through(http: httpx.AsyncClient, base: str, what: Trace, arrival: Arrival) -> str:
+async def _through(http: httpx.AsyncClient, base: str, what: Trace, arrival: Arrival, pace: Pace) -> str:
     """Submit a job to the fleet and wait for its end."""
     url = f"{base}/api/v1/workflows/{what.needs[arrival.workflow].name}/jobs"
     job = (await order(http, "POST", url, {"params": {"seed": arrival.seed}})).json()
@@ -243,5 +265,5 @@ async def _through(http: httpx.AsyncClient, base: str, what: Trace, arrival: Arr
         found = (await http.get(f"{base}/api/v1/jobs/{job['id']}")).json()
         if found["status"] in FINAL:
             return str(found["status"])
-        await asyncio.sleep(POLL_S)
+        await pace.pause()
     return "unfinished"
