@@ -117,7 +117,7 @@ class NodeDirectory:
 
     async def learn(self, placements: Iterable[Placement]) -> None:
         """Read the requirements of these placement classes."""
-        for placement in placements:
+        for placement in tuple(placements):  # others may come while the store is asked
             if placement.needs and placement.needs not in self._needs:
                 # The requirements are no longer stored: a node decides itself.
                 self._needs[placement.needs] = await self._store.needs(placement.needs) or NOTHING

@@ -15,7 +15,7 @@ from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
-from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.services.inventories import MOST_ABLE, NodeInventories
 from comfy_fleet.services.inventory_refresher import AT_ONCE, NEW_AGAIN_S
@@ -394,3 +394,19 @@ async def test_large_graphs_of_any_shape_are_compared_in_a_thread(
         await known.placement(check({"1": {"class_type": "A", "inputs": {}}}), PlacementRequest())
         await known.placement(check(wide), PlacementRequest())
     assert seen == [True, False]
+
+
+async def test_classes_that_come_while_others_are_read_are_read_later() -> None:
+    known = {Placement(needs="a"): 1, Placement(needs="b"): 1}
+
+    class Growing(FakeInventoryStore):
+        async def needs(self, key: str) -> Requirements | None:
+            known[Placement(needs=f"{key}+")] = 1
+            return await super().needs(key)
+
+    store = Growing(FakeNodeRegistry())
+    directory = NodeDirectory(store.registry, store)
+    await directory.learn(known)
+    assert store.calls["needs"] == 2
+    await directory.learn(known)
+    assert store.calls["needs"] == 4
