@@ -246,7 +246,7 @@ class Settings(BaseSettings):
         1000, ge=1, description="Most queued jobs; further submits get 429 `queue_full`."
     )
     ageing_s: Seconds = Field(
-        60.0, gt=0, description="Waiting time in seconds that is worth one point of priority."
+        60.0, gt=0, le=10_000, description="Waiting time in seconds that is worth one point of priority."
     )
     max_priority: int = Field(
         1000,

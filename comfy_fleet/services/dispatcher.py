@@ -435,6 +435,7 @@ class Dispatcher:
         self._patience = {one.name: self._pool_defaults.patience_of(one) for one in await self._pools.pools()}
 
     async def _clean_up(self) -> None:
+        await self._runs.tend()
         await self._runs.overdue(UPKEEP_LIMIT)
         for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
             if not await self._assets.forget_job(job_id):
@@ -443,4 +444,3 @@ class Dispatcher:
                 continue
             await self._runs.forget(job_id)  # files first: a crash in between repeats both
             logger.info("job forgotten", extra={"job_id": job_id})
-        await self._runs.tend()

@@ -1,8 +1,8 @@
 """Fair shares of GPU time between owners, by one start tag each (start-time fair queueing, SFQ).
 
 An owner's *tag* in a queue is the GPU time that it has had, divided by its weight, and a *base* by which it
-was lifted when it came. The least tag goes first. Tags never decrease: an index that still has an earlier one
-has a lower bound.
+was lifted when it came. The least tag goes first. Tags never decrease while an owner waits or runs: an index
+that still has an earlier one has a lower bound.
 
 See Goyal, Vin and Cheng, "Start-time Fair Queueing" (1996), and Sheng et al., "Fairness in Serving Large
 Language Models" (OSDI 2024), whose counters are lifted in the same way.
@@ -21,7 +21,8 @@ class Account:
     Attributes:
         owner: Whose it is.
         weight: The owner's share compared with others'.
-        used: GPU seconds that were charged, divided by the weight; it never decreases.
+        used: GPU seconds that were charged, divided by the weight; it decreases only while the
+            owner neither waits nor runs.
         credit: GPU seconds, divided by the weight, that were charged and not used; the next charges use them.
         present: In how many queues it waits, how many runs it has, and how many bases of it are kept.
         active: In how many queues it waits and how many runs it has.
@@ -102,8 +103,10 @@ class Shares:
             account.present -= 1
             if not bases:
                 del self._bases[queue], self._left[queue]
-        if not account.active and account.credit:  # what it did not use is no claim on later times
-            account.credit = min(account.credit, max(0.0, account.used + base - virtual))
+        if (
+            not account.active and account.credit
+        ):  # it is given back: no index has a tag that must not be lowered
+            account.used, account.credit = max(0.0, account.used - account.credit), 0.0
         account.present += 1
         account.active += 1
         return account, max(base, virtual - account.used)

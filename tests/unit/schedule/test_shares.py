@@ -85,7 +85,7 @@ def test_an_idle_owners_credit_is_no_claim_on_later_times() -> None:
     account.settle(100.0, 10.0)
     shares.ended(account)
     account, base = shares.enter("q", "ann", 60.0)
-    assert account.used + base == 100.0 and account.credit == 40.0  # it is at 60, as everybody
+    assert account.used + base == 60.0 and account.credit == 0.0  # it is at 60, as everybody
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0.1, 50.0)), max_size=40))

@@ -59,13 +59,19 @@ local function spares(whose, created)
   return true
 end
 
+redis.call('ZREM', cleared(queued_key, 'zset'), '')  -- a full Redis lets go on who begins by taking something away
+
 local found = false  -- whether there is a job that the node could take
 local function allowed(id, f, placement)
   if f.status ~= 'queued' then
     dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
     return false
   end
-  if (tonumber(f.deadline or '') or math.huge) <= at or too_small(id, f.profile, placement)
+  if (tonumber(f.deadline or '') or math.huge) <= at then
+    sched_remove(id)  -- others behind it must not wait until it is ended
+    return false
+  end
+  if too_small(id, f.profile, placement)
     or leaves_it(f.editor, f.patience, f.created) or spares(f.editor, f.created) then
     return false
   end

@@ -7,7 +7,11 @@ local had = redis.call('HGET', key, 'verdict')
 redis.call('HSET', key, 'verdict', verdict, 'why', args.why)
 if verdict == 'up' then redis.call('PUBLISH', wake_key, 'free') end
 if had == verdict then return 'same' end
-if verdict ~= 'up' then sched_off(node) end
+if verdict ~= 'up' then
+  sched_off(node)
+elseif redis.call('HGET', key, 'cordoned') ~= '1' then
+  sched_on(node)
+end
 if had == 'down' and verdict ~= 'new' then
   node_started(node)
   return 'started'

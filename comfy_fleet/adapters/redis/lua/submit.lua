@@ -22,7 +22,8 @@ if idem then
 end
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return { 'again' } end
-local depth = redis.call('ZCARD', queued_key)
+cleared(sched_count_key, 'hash')
+local depth = redis.call('ZCARD', cleared(queued_key, 'zset'))
 if depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local at = now()

@@ -66,6 +66,7 @@ local function free_twins(node)
     if redis.call('HGET', key, 'twin') == node then
       redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
       redis.call('HDEL', key, 'twin')
+      if redis.call('HGET', key, 'verdict') == 'up' then sched_on(name) end
     end
   end
 end

@@ -58,6 +58,7 @@ end
 
 -- Remove a run and what it holds; the caller handles the job.
 local function drop_run(run, id, node)
+  redis.call('ZREM', runs_key, run)  -- first: what is taken away may be written in a full Redis, and all that follows
   sched_left(run, now())
   if node and redis.call('HGET', node_key(node), 'cleans') == '1' then
     redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run)
@@ -66,7 +67,6 @@ local function drop_run(run, id, node)
     redis.call('DEL', lease_key(node))
   end
   if node then redis.call('SREM', node_runs_key(node), run) end
-  redis.call('ZREM', runs_key, run)
   redis.call('DEL', run_key(run))
   rq_drop_run(id, run)
 end

@@ -23,7 +23,7 @@ local function sched_left(run, at)
   else
     account.credit = account.credit + (had.charged_s - used_s) / account.weight
   end
-  account.active, account.present = math.max(0, account.active - 1), account.present - 1
+  account.active, account.present = math.max(0, account.active - 1), math.max(0, account.present - 1)
   sched.dirty[had.owner] = account
   sched_forget_if_gone(account)
   sched_flush()

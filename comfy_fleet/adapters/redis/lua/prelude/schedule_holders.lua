@@ -16,7 +16,14 @@ local function sched_pools_of(C)
     if pool == '*' then
       local all = sched_call('SMEMBERS', sched_pools_key)
       table.sort(all)
-      for _, each in ipairs(all) do add(each) end
+      for _, each in ipairs(all) do
+        if #known == 8 then break end
+        if redis.call('EXISTS', pool_nodes_key(each)) == 1 then
+          add(each)
+        else
+          redis.call('SREM', sched_pools_key, each)  -- its last node was removed
+        end
+      end
     else
       add(pool)
     end

@@ -126,14 +126,14 @@ local function sched_show_node(node, pool)
   sched_list_node(node)
 end
 
--- A node holds families no more.  Only queues with jobs have places to mend; of very many the rest is mended when it is read.
+-- A node holds families no more.  Only queues with jobs have places to mend; of many the rest is mended when it is read.
 local function sched_unlist(node)
   for _, family in ipairs(node.held) do
     if node.pool then sched_list_holder(node.pool, family, node.name, nil) end
   end
   if #node.held == 0 then return end
   for i, C in ipairs(sched_call('HKEYS', sched_count_key)) do
-    if i > 1000 then break end
+    if i > SCHED.PRESSED then break end
     for j, found in ipairs(sched_call('HMGET', sched_backlog_key(C), unpack(node.held))) do
       if found then sched_press(C, node.held[j]) end
     end
@@ -153,6 +153,12 @@ local function sched_off(name)
   if node.off or not node.pool then return end
   sched_unlist(node)
   sched_call('HSET', sched_node_key(name), 'off', 1)
+end
+
+-- A node takes jobs again: it holds what it has on its card.
+local function sched_on(name)
+  local node = sched_node(name)
+  if node.pool and node.off then sched_show_node(node, node.pool) end
 end
 
 -- Correct a node's rates by a load that was measured.

@@ -58,8 +58,8 @@ local function sched_flush()
         end
       end
       sched_call('HSET', key, unpack(record))
-      if account.entered then redis.call('EXPIRE', key, SCHED.KEPT_S) end
-      account.changed, account.entered = {}, false
+      redis.call('EXPIRE', key, SCHED.KEPT_S)  -- who waits all the time never comes anew
+      account.changed = {}
     end
   end
   sched.dirty = {}
@@ -102,10 +102,14 @@ local function sched_lift_clocks(queues, clock)
   if record[1] then sched_call('HSET', sched_clock_key, unpack(record)) end
 end
 
+-- The tag of an owner that waits.  If its base was lost, it gets that of who has just come, to be charged from there on.
 local function sched_tag(C, O)
   local account = sched_account(O, C)
-  local base = account.bases[C]
-  return account.used + (base or math.max(0, sched_clock(C) - account.used))  -- a lost one is like that of who has just come
+  if not account.bases[C] then
+    account.active, account.present = account.active + 1, account.present + 1
+    sched_set_base(account, C, math.max(0, sched_clock(C) - account.used))
+  end
+  return account.used + account.bases[C]
 end
 
 -- A queue's virtual time: nobody who waits there has a lower tag.  And whether nobody waits.
@@ -114,26 +118,42 @@ local function sched_virtual(C)
   return math.max(tonumber(first[2] or 0), sched_clock(C)), not first[1]
 end
 
+-- An owner has bases in very many queues: some in which it does not wait are forgotten, as if they were new to it.
+local function sched_drop_bases(account, C)
+  for _, field in ipairs(sched_call('HRANDFIELD', sched_used_key(account.owner), SCHED.DROPPED)) do
+    local other = string.match(field, '^=(.*)$')
+    if other and other ~= C and account.changed[other] == nil
+      and not sched_call('ZSCORE', sched_owners_key(other), account.owner) then
+      sched_call('ZREM', sched_left_key(other), account.owner)
+      account.present = account.present - 1
+      sched_set_base(account, other, false)
+    end
+  end
+end
+
 -- An owner waits in a queue from now on.
 local function sched_enter(C, O, virtual)
   local account = sched_account(O, C)
   local base = account.bases[C]
   if base then
-    sched_call('ZREM', sched_left_key(C), O)
+    if sched_call('ZREM', sched_left_key(C), O) == 0 then  -- it waits already, but it was lost from the queue's owners
+      account.active = math.max(0, account.active - 1)
+    end
     account.present = account.present - 1
   end
   base = base or 0
-  if account.active <= 0 and account.credit ~= 0 then
-    account.credit = math.min(account.credit, math.max(0, account.used + base - virtual))
+  if account.active <= 0 and account.credit ~= 0 then  -- it is given back: no index has a tag that must not be lowered
+    account.used, account.credit = math.max(0, account.used - account.credit), 0
   end
-  account.present, account.active, account.entered = account.present + 1, account.active + 1, true
+  account.present, account.active = account.present + 1, account.active + 1
   sched_set_base(account, C, math.max(base, virtual - account.used))
+  if account.present > SCHED.BASES then sched_drop_bases(account, C) end
 end
 
 -- An owner waits in a queue no more; its base is kept while it is ahead of virtual time.
 local function sched_leave(C, O)
   local account, virtual, closed = sched_account(O, C), sched_virtual(C)
-  local left, tag = sched_left_key(C), account.used + (account.bases[C] or 0)
+  local left, tag = sched_left_key(C), sched_tag(C, O)
   account.active, account.present = math.max(0, account.active - 1), account.present - 1
   sched.dirty[O] = account
   if tag > virtual then
@@ -148,13 +168,13 @@ local function sched_leave(C, O)
     local first = sched_call('ZRANGE', left, 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) > virtual then break end
     local other = sched_account(first[1], C)
-    tag = sched_tag(C, first[1])
+    tag = other.used + (other.bases[C] or 0)
     if tag > virtual then
       redis.call('ZADD', left, sched_text(tag), first[1])
     else
       redis.call('ZREM', left, first[1])
+      if other.bases[C] then other.present = other.present - 1 end
       sched_set_base(other, C, false)
-      other.present = other.present - 1
       sched_forget_if_gone(other)
     end
   end
