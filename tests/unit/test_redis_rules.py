@@ -154,7 +154,7 @@ def test_a_script_carries_what_it_uses_and_no_more() -> None:
     beat = source("beat", "fleet")
     for name in ("now", "num", "fields", "rq_beat"):
         assert re.search(rf"^local (function )?{name}\b", beat, re.MULTILINE)
-    assert re.search(r"^run = function\(run\)", beat, re.MULTILINE)
+    assert "'fleet:run:' .. (run)" in beat and "run_key" not in beat
     for name in ("end_job", "enqueue", "node_started", "asset_of"):
         assert name not in beat
     assert len(beat) < len("".join(path.read_text() for path in (ADAPTER / "lua" / "prelude").iterdir())) / 4

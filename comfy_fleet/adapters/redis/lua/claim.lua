@@ -67,11 +67,7 @@ local function allowed(id, f, placement)
     dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
     return false
   end
-  if (tonumber(f.deadline or '') or math.huge) <= at then
-    sched_remove(id)  -- others behind it must not wait until it is ended
-    return false
-  end
-  if too_small(id, f.profile, placement)
+  if (tonumber(f.deadline or '') or math.huge) <= at or too_small(id, f.profile, placement)
     or leaves_it(f.editor, f.patience, f.created) or spares(f.editor, f.created) then
     return false
   end
