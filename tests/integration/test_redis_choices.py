@@ -64,6 +64,18 @@ async def test_a_single_job_waits_for_no_thousand_of_another_owner(stores: Store
     assert (await starts(stores, "g2")).job.id == single.id
 
 
+async def test_a_wrong_guess_of_how_long_runs_take_lets_nobody_through_before_others(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2", "g3")
+    for _ in range(30):
+        await submit(stores, owner="eager", weight=0.5)
+    for run in [await starts(stores, node) for node in ("g1", "g2", "g3")]:  # nothing is known of them yet
+        await ends(stores, run)  # within milliseconds
+    for owner in ("ada", "bob"):
+        await submit(stores, owner=owner)
+    nexts = [(await starts(stores, node)).job.owner for node in ("g1", "g2", "g3")]
+    assert {"ada", "bob"} < set(nexts)
+
+
 async def test_shares_follow_weights(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     for _ in range(40):
@@ -157,6 +169,7 @@ async def test_however_a_run_ends_its_owner_is_charged_once_and_the_node_is_free
 ) -> None:
     client: Any = stores.redis
     await add_nodes(stores, "g1")
+    await client.hset("fleet:sched:profile:graph", "run_s", "10")
     await submit(stores, owner="keeper", placement=Placement(pool="big"))
     job = await submit(stores, models=A)
     await submit(stores, placement=Placement(pool="big"))  # so that the owner's account stays

@@ -124,7 +124,10 @@ local function sched_start(_, choice, run)
   local node, at = look.node, look.at
   local account = sched_account(job.owner)
   account.active, account.present = account.active + 1, account.present + 1
-  sched_charge(account, choice.cost_s)
+  -- Of a guess next to nothing is charged, and the rest when it is over. What is charged too much lifts all who come meanwhile
+  -- above the owner, who then has it to its credit.
+  local charged = job.guessed and math.min(choice.cost_s, SCHED.GUESS_S) or choice.cost_s
+  sched_charge(account, charged)
   if job.f.overdue_at or job.overdue_at or job.late then redis.call('HDEL', job_key(job.id), 'overdue_at', 'late') end
   sched_take(job)
   node.free_at, node.run = at + choice.cost_s, run
@@ -160,7 +163,7 @@ local function sched_start(_, choice, run)
   for _, C in ipairs(changed[1] and look.queues or {}) do
     for _, F in ipairs(sched_waiting_of(C, changed)) do sched_press(C, F) end
   end
-  redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(choice.cost_s), sched_text(at), choice.missing_disk,
+  redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(charged), sched_text(at), choice.missing_disk,
     choice.missing_memory, sched_text(look.speed), sched_text(choice.load_s) }))
   sched_flush()
 end
