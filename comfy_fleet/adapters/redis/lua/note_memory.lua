@@ -2,7 +2,6 @@
 -- args: family, model_bytes, pixels, room, fits (bool), ttl_s, most (ends of a kind that a family keeps), most_families.
 local at, room, pixels = now(), args.room, args.pixels
 local until_ = at + args.ttl_s
-local UNPROVEN_S = 600  -- how long failures count of a family that has never succeeded: others may do better
 
 -- Does a model have to fit as a whole?  Counted for all families, from the first such run for so long.
 if args.model_bytes > room then
@@ -28,11 +27,11 @@ local function ends(field)
   return out
 end
 
--- Without those of which this is true.
+-- Without those of which this is true, and how many they were.
 local function without(list, drop)
   local out = {}
   for _, one in ipairs(list) do if not drop(one) then out[#out + 1] = one end end
-  return out
+  return out, #list - #out
 end
 
 local function some(list, is)
@@ -40,15 +39,14 @@ local function some(list, is)
   return false
 end
 
-local fits, fails = ends('fits'), ends('fails')
+local fits, fails, gone = ends('fits'), ends('fails'), 0
 if args.fits then
   fails = without(fails, function(one) return one[1] >= room and one[2] <= pixels end)
   fits = without(fits, function(one) return one[1] >= room and one[2] <= pixels end)
   if not some(fits, function(one) return one[1] <= room and one[2] >= pixels end) then fits[#fits + 1] = { room, pixels, until_ } end
 else
-  -- One that contradicts a success was about something else in its graph; that profile is remembered by itself.
-  if not some(fits, function(one) return one[1] <= room and one[2] >= pixels end) then
-    if #fits == 0 then until_ = at + math.min(args.ttl_s, UNPROVEN_S) end
+  fits, gone = without(fits, function(one) return one[1] <= room and one[2] >= pixels end)
+  if gone == 0 then
     fails = without(fails, function(one) return one[1] <= room and one[2] >= pixels end)
     if not some(fails, function(one) return one[1] >= room and one[2] <= pixels end) then fails[#fails + 1] = { room, pixels, until_ } end
   end
