@@ -143,6 +143,8 @@ async def test_rq_shows_each_fleet_as_a_queue(pair: tuple[Stores, Stores], redis
             await submit(stores)
         await worker(stores, "d1").beat(busy=1, done=0)
     await claim(other, "g1")
+    for stores in pair:
+        await stores.runs.tend()
 
     def look() -> None:
         with sync_redis.Redis(port=redis_port) as connection:
