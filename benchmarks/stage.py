@@ -208,6 +208,7 @@ class Stage:
         queue_depth: int = 100_000,
         workflows: Path | None = None,
         ready: bool = True,
+        together: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> "Fleet":
         """Start a fleet's processes in front of nodes and wait until a job could run.
@@ -218,6 +219,7 @@ class Stage:
             queue_depth: Queued jobs before submits are refused.
             workflows: Folder of stored workflows; None: the shipped ones.
             ready: Whether to wait until a job could run; without a node that never comes.
+            together: Whether API and dispatcher are one process, ``fleet serve``.
             env: Further settings of all processes.
         """
         redis = await self.redis()
@@ -258,8 +260,11 @@ class Stage:
             await made.add(f"node-{number}", url)
         made.agent = await self.child("agent", node_plans.fleet("agent"), stage=_PROXY, env=env)
         made.haproxy = await self.child("haproxy", node_plans.fleet("haproxy", "run"), stage=_PROXY, env=env)
-        made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=env)
-        for number in range(1, dispatchers + 1):
+        if together:
+            made.api = await self.child("serve", node_plans.fleet("serve"), stage=_DISPATCH, env=env)
+        else:
+            made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=env)
+        for number in range(1, 1 if together else dispatchers + 1):
             argv = node_plans.fleet("dispatch", "--name", f"dispatch-{number}")
             made.dispatchers.append(await self.child(f"dispatch-{number}", argv, stage=_DISPATCH, env=env))
         await self.until_200(f"{made.url}/api/v1/{'ready' if ready else 'health'}")
@@ -376,8 +381,8 @@ class Fleet:
         assert self.agent and self.haproxy and self.api
         controller = pid_of(self.haproxy)
         return {
-            "api": [pid_of(self.api)],
-            "dispatcher": [pid_of(child) for child in self.dispatchers],
+            self.api.spec.name: [pid_of(self.api)],
+            **({"dispatcher": [pid_of(child) for child in self.dispatchers]} if self.dispatchers else {}),
             **self.haproxy_pids(controller),
             "HAProxy controller": [controller],
             "agent": [pid_of(self.agent)],

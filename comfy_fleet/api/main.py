@@ -1,20 +1,16 @@
-"""Run the API: one process, one event loop, behind the edge."""
+"""Put the API together: one process, one event loop, behind the edge."""
 
 import asyncio
-import contextlib
 import logging
 import resource
 import secrets
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp
+from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
@@ -36,8 +32,8 @@ from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import LOCAL, Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
+from comfy_fleet.api.server import Companion, server
 from comfy_fleet.api.v1.health import node_probe
-from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, WebSocketProtocol
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
@@ -52,6 +48,7 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.draft_checks import DraftChecks
@@ -85,14 +82,26 @@ from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 10  # time for requests in flight after SIGTERM
 SWEEP_S = 60.0
-_BACKLOG = 2048
 _ENOUGH_FILES = 65_536
 
 
-def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
+def build(
+    settings: Settings,
+    stores: Stores,
+    info: NodeFacts,
+    *,
+    registry: CollectorRegistry | None = None,
+    telemetry: Telemetry | None = None,
+) -> ApiDeps:
     """Build the services behind the HTTP surfaces.
+
+    Args:
+        settings: The settings.
+        stores: What is in Redis.
+        info: Asks nodes.
+        registry: The metrics; None: of its own, where the observer counts, too.
+        telemetry: The observer of jobs, with ``registry``.
 
     Raises:
         ConfigError: The keys are wrong, or missing although they are needed; there are no stored workflows.
@@ -116,8 +125,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     answers = NodeAnswers(inventories, info)
     model_sizes = FleetModelSizes(inventories, info, stores.model_sizes)
     editors = EditorNodes(inventories, answers, EditorFiles(info))
-    registry = new_registry()
-    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    registry = registry or new_registry()
+    telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
     estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
     sealer = open_secrets(settings)
@@ -340,80 +349,46 @@ async def _mend(lists: OwnerLists) -> None:
         await asyncio.sleep(MEND_S)
 
 
-class ApiServer(uvicorn.Server):
-    """A uvicorn server that ends streams and websockets before it waits for connections to close."""
-
-    def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
-        super().__init__(config)
-        self._closing = closing
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Obey SIGTERM and SIGINT, and exit with 0: uvicorn itself would exit by the signal."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        for number in numbers:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting requests; streams end, other requests finish."""
-        self._closing.set()
-        await super().shutdown(sockets)
-
-
-def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> ApiServer:
-    """Return the server of an app; ``await server.serve(sockets)`` runs it until SIGTERM or SIGINT."""
-    config = uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        http="httptools",
-        ws=WebSocketProtocol,
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_ping_interval=PING_S,
-        ws_ping_timeout=None,
-        ws_per_message_deflate=False,  # pictures do not get smaller, and each socket would cost 64 KiB more
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # links.py reads the edge's headers; nothing else needs them
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S,
-        backlog=_BACKLOG,
-    )
-    return ApiServer(config, closing)
-
-
-async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None) -> None:
+async def run(
+    settings: Settings,
+    sockets: Sequence[socket.socket] | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    telemetry: Telemetry | None = None,
+    companion: Companion | None = None,
+) -> None:
     """Serve the API until SIGTERM or SIGINT.
 
+    Args:
+        settings: The settings.
+        sockets: Listening sockets; None: one is opened.
+        registry: As for :func:`build`.
+        telemetry: As for :func:`build`.
+        companion: What runs beside it. If it ends, the API does.
+
     Raises:
-        ConfigError: A setting is wrong.
+        ConfigError: A setting is wrong, or what ended the companion.
     """
     async with open_stores(settings) as stores, open_nodes(settings, stores) as nodes:
         await check_schema(stores)
-        deps = build(settings, stores, nodes)
+        deps = build(settings, stores, nodes, registry=registry, telemetry=telemetry)
         await check_files(settings, stores)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
-        await server(create_app(deps), settings, deps.closing).serve(list(sockets) if sockets else None)
+        serving = server(create_app(deps), settings, deps.closing, companion)
+        await serving.serve(list(sockets) if sockets else None)
 
 
-def serve(settings: Settings) -> None:
-    """Run the API process."""
+def prepare() -> None:
+    """Set up this process to serve many requests."""
     calm_collector()
     give_memory_back()
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < _ENOUGH_FILES:  # the usual 1024 may be too few for streams and uploads
         raised = min(most, _ENOUGH_FILES) if most >= 0 else _ENOUGH_FILES
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, most))
+
+
+def serve(settings: Settings) -> None:
+    """Run the API process."""
+    prepare()
     uvloop.run(run(settings))

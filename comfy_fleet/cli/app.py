@@ -16,7 +16,7 @@ HEADINGS = ("Fleet", "Jobs", "Single processes")
 
 # Which module has which commands, so that a command need not wait for all others.
 _COMMANDS = {
-    "processes": ("up", "down", "api", "dispatch"),
+    "processes": ("up", "down", "serve", "api", "dispatch"),
     "logs": ("logs",),
     "agent": ("agent",),
     "status": ("status",),

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(rich_help_panel="Fleet")(up)
     app.command(rich_help_panel="Fleet")(down)
-    for command in (api, dispatch):
+    for command in (serve, api, dispatch):
         app.command(rich_help_panel="Single processes")(command)
 
 
@@ -184,6 +184,21 @@ def down(
         if not holder.ended(timeout):
             raise Fail(f"pid {holder.pid} has not ended after {timeout:g} s", code=Exit.TIMEOUT)
     stdout().print("stopped")
+
+
+def serve(
+    name: Annotated[
+        str | None,
+        typer.Option(help="The dispatcher's name in records and logs.", show_default="host and pid"),
+    ] = None,
+) -> None:
+    """Serve the HTTP API and give queued jobs to nodes: `fleet api` and `fleet dispatch` in one process.
+
+    Any number may run beside each other, each with its own FLEET_API_PORT on one machine; any may crash.
+    """
+    from comfy_fleet import serve as process
+
+    process.serve(logging_as("serve"), name=name)
 
 
 def api() -> None:

@@ -8,14 +8,14 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import uvloop
-from prometheus_client import Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
@@ -53,6 +53,25 @@ logger = logging.getLogger(__name__)
 WORKER_BEAT_S = 1.0
 
 
+class StopOrder:
+    """Tells a dispatcher to stop; the second time, to hand its runs over at once.
+
+    Attributes:
+        given: Set by the first one.
+        hurry: Called for each further one.
+    """
+
+    def __init__(self) -> None:
+        self.given = asyncio.Event()
+        self.hurry: Callable[[], None] = lambda: None
+
+    def give(self) -> None:
+        """Give the order, in the dispatcher's event loop."""
+        if self.given.is_set():
+            self.hurry()
+        self.given.set()
+
+
 def serve(settings: Settings, *, name: str | None = None) -> None:
     """Run a dispatcher until SIGTERM or SIGINT.
 
@@ -65,9 +84,44 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
 
 
 async def _serve(settings: Settings, name: str | None) -> None:
-    stop = asyncio.Event()
+    order = StopOrder()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, order.give)
     registry = new_registry()
+    metrics = MetricsServer(
+        registry,
+        host=settings.metrics_host,
+        port=settings.dispatch_metrics_port,
+        setting="FLEET_DISPATCH_METRICS_PORT",
+    )
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    try:
+        await metrics.start()
+        await run(settings, order, name=name, registry=registry, telemetry=telemetry)
+    finally:
+        await metrics.stop()
+
+
+async def run(
+    settings: Settings,
+    order: StopOrder,
+    *,
+    name: str | None,
+    registry: CollectorRegistry,
+    telemetry: Telemetry,
+) -> None:
+    """Run a dispatcher until the order to stop.
+
+    Args:
+        order: That order.
+        name: The dispatcher's; None: of host and process.
+        registry: Gets the gauge of its runs.
+        telemetry: Is told what happens to jobs and runs.
+
+    Raises:
+        ConfigError: A newer version works on this Redis.
+    """
     async with (
         open_stores(settings) as stores,
         open_dispatcher(settings, stores, name=name, telemetry=telemetry) as dispatcher,
@@ -76,34 +130,17 @@ async def _serve(settings: Settings, name: str | None) -> None:
             "fleet_runs_in_flight", "Runs that this dispatcher sees through.", registry=registry
         )
         in_flight.set_function(lambda: len(dispatcher.flying))
-        metrics = MetricsServer(
-            registry,
-            host=settings.metrics_host,
-            port=settings.dispatch_metrics_port,
-            setting="FLEET_DISPATCH_METRICS_PORT",
-        )
         await check_schema(stores)
-        work = asyncio.create_task(dispatcher.run(stop))
+        order.hurry = dispatcher.hurry
         cancel = stores.jobs.telling(telemetry).request_cancel
-        worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=stop.set, cancel=cancel)
-
-        def on_signal() -> None:
-            if stop.is_set():
-                dispatcher.hurry()
-            stop.set()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+        worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=order.given.set, cancel=cancel)
         background = [
             asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
         try:
-            await metrics.start()
-            await work
+            await dispatcher.run(order.given)
         finally:
-            await metrics.stop()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)

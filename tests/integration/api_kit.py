@@ -17,7 +17,8 @@ from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.deps import ApiDeps, NodeFacts
-from comfy_fleet.api.main import ApiServer, build, server
+from comfy_fleet.api.main import build
+from comfy_fleet.api.server import ApiServer, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.connections import close
 from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind

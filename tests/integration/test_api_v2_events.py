@@ -217,7 +217,7 @@ async def test_streams_are_limited_and_freed_when_clients_leave(api: Api) -> Non
 async def test_shutdown_ends_streams(
     redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.api.main.GRACE_S", 3600)  # only because streams end does it end at all
+    monkeypatch.setattr("comfy_fleet.api.server.GRACE_S", 3600)  # only because streams end does it end at all
     async with running(redis_port, tmp_path) as api:
         await api.add_node()
         job = await api.submit(GRAPH)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ class Disk:
     def probe(self) -> None:
         """Write a file and remove it. Raises NoRoom: quotas and broken disks show only in this way."""
         self.check()
-        path = self._folder / f".probe.{os.getpid()}"
+        path = self._folder / f".probe.{os.getpid()}.{threading.get_ident()}"
         with self.writing():
             try:
                 path.write_bytes(b"1")
