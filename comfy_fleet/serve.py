@@ -9,7 +9,9 @@ import contextlib
 import logging
 import sys
 import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from typing import Any
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -66,7 +68,7 @@ class DispatcherThread:
         self, settings: Settings, *, name: str | None, registry: CollectorRegistry, telemetry: Telemetry
     ) -> None:
         self._order = dispatcher.StopOrder()
-        self._work = lambda: dispatcher.run(
+        self._work: Callable[[], Coroutine[Any, Any, None]] = lambda: dispatcher.run(
             settings, self._order, name=name, registry=registry, telemetry=telemetry
         )
         self._runner = asyncio.Runner(loop_factory=_new_loop)

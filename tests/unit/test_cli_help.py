@@ -118,6 +118,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         "job",
         "node",
         "workflow",
+        "serve",
         "api",
         "dispatch",
     ):
