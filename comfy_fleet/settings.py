@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         description="Longest time in seconds that an editor's run waits for the node whose caches have its "
         "last graph; 0: not at all.",
     )
-    api_host: Host = Field("127.0.0.1", description="Address of the API (`fleet api`, `fleet serve`), behind the edge.")
+    api_host: Host = Field("127.0.0.1", description="Address of the API, behind the edge.")
     api_port: int = Field(8190, ge=1, le=65535, description="Port of the API, behind the edge.")
     lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
     direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")

@@ -122,10 +122,8 @@ async def test_a_signal_ends_the_runs_first_and_then_the_api(redis_port: int, tm
         await running(fleet, job)
         serve.process.send_signal(signal.SIGTERM)
         later = await serve.submit(2)  # it takes jobs while the run goes on, and begins none
-        told = []
         async with serve.http.stream("GET", f"/api/v2/jobs/{job}/events") as stream:
-            async for line in stream.aiter_lines():
-                told.append(line)
+            told = [line async for line in stream.aiter_lines()]
         assert any('"status":"succeeded"' in line for line in told)
         assert serve.ended() == 0
         assert (await fleet.job(job)).attempt == 0
@@ -206,7 +204,7 @@ async def test_no_renewal_is_late_while_large_bodies_come(redis_port: int, tmp_p
         answers = await asyncio.gather(*(serve.http.post("/api/v2/jobs", content=body) for _ in range(8)))
         watching.cancel()
         assert {answer.status_code for answer in answers} <= {201, 422, 503}
-        # A renewal gives 4 s and comes every 0.5 s: it is late by a quarter of them if less than 2.5 s are left.
+        # A renewal gives 4 s and comes every 0.5 s. One is late by a quarter of them if less than 2.5 s are left.
         assert left and [seconds for seconds in left if seconds < 2.5] == []
 
 
@@ -215,5 +213,5 @@ def _large() -> dict[str, Any]:
     loads = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     graph: dict[str, Any] = picture(1)
     for number in range(3, 20_003):
-        graph[str(number)] = {**loads, "_meta": {"title": "x" * 680}}
+        graph[str(number)] = {**loads, "_meta": {"title": "x" * 700}}
     return graph
