@@ -204,7 +204,7 @@ async def test_no_renewal_is_late_while_large_bodies_come(redis_port: int, tmp_p
         answers = await asyncio.gather(*(serve.http.post("/api/v2/jobs", content=body) for _ in range(8)))
         watching.cancel()
         assert {answer.status_code for answer in answers} <= {201, 422, 503}
-        # A renewal gives 4 s and comes every 0.5 s. One is late by a quarter of them if less than 2.5 s are left.
+        # A renewal gives 4 s and comes every 0.5 s. One is late if less than 2.5 s are left.
         assert left and [seconds for seconds in left if seconds < 2.5] == []
 
 
