@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -88,11 +87,20 @@ async def served(fleet: Fleet, folder: Path, name: str = "s1", **settings: Any) 
         process.wait()
 
 
-async def running(fleet: Fleet, job_id: str) -> None:
+async def left_s(fleet: Fleet, run: str) -> float:
+    """Return in how many seconds a run's lease expires."""
+    expires: Any = await fleet.stores.redis.zscore("fleet:runs", run)
+    return float(expires) - await fleet.stores.clock()
+
+
+async def running(fleet: Fleet, job_id: str) -> str:
+    """Wait until a job runs; return its run."""
+
     async def runs() -> bool:
         return (await fleet.job(job_id)).status == "running"
 
     await until(runs, what=f"job {job_id} runs", timeout_s=30)
+    return str((await fleet.job(job_id)).run)
 
 
 async def test_a_job_runs_and_one_port_has_all_metrics(redis_port: int, tmp_path: Path) -> None:
@@ -138,15 +146,14 @@ async def test_a_second_signal_hands_the_runs_over(redis_port: int, tmp_path: Pa
         served(fleet, tmp_path, stop_wait_s=600) as serve,
     ):
         job = await serve.submit(1)
-        await running(fleet, job)
-        run = (await fleet.job(job)).run
+        run = await running(fleet, job)
         serve.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.2)  # one signal while another is pending is one
         assert serve.process.poll() is None
         serve.process.send_signal(signal.SIGTERM)
         assert serve.ended() == 0
         # Another dispatcher goes on with the same run at once.
-        assert await fleet.stores.redis.zscore("fleet:runs", run) < time.time()
+        assert await left_s(fleet, run) <= 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -189,13 +196,12 @@ async def test_no_renewal_is_late_while_large_bodies_come(redis_port: int, tmp_p
         served(fleet, tmp_path) as serve,
     ):
         job = await serve.submit(1)
-        await running(fleet, job)
-        run = (await fleet.job(job)).run
+        run = await running(fleet, job)
         left: list[float] = []
 
         async def watch() -> None:
             while True:
-                left.append(await fleet.stores.redis.zscore("fleet:runs", run) - await fleet.stores.clock())
+                left.append(await left_s(fleet, run))
                 await asyncio.sleep(0.02)
 
         watching = asyncio.create_task(watch())
