@@ -335,10 +335,11 @@ class RunStore(Protocol):
         """Return the encrypted part of the claimed job's ``extra_data``."""
 
     async def tend(self, *, every_s: float = TEND_S) -> None:
-        """Keep waiting jobs as they should be beside earlier versions and RQ's tools; see ADRs 6 and 22.
+        """Keep waiting jobs as they should be; see ADRs 6, 22 and 38.
 
-        Jobs that an earlier version has queued wait for this one's claims from now on. Those that it has
-        ended wait no more. RQ's list shows the first thousand. Each call does a little.
+        What claims choose by, and places, are made anew where they were lost. Jobs that an earlier version
+        has ended wait no more. RQ's list shows the first thousand. Each call does a little; more while
+        something is wrong.
 
         Args:
             every_s: Nothing is done if another process did so within this time.

@@ -8,7 +8,6 @@ if args.what == 'add' then
   end
   redis.call(unpack(record))
   if args.files then redis.call('SET', sched_set_key(args.record.set), args.files) end
-  redis.call('HINCRBY', sched_count_key, args.record.placement, 1)
   counted = 0
   sched_weigh(args.record.owner, args.weight or 1)
   sched_add(args.id, args.at, args.able)

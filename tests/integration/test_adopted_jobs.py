@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis import upkeep
 from comfy_fleet.bootstrap import Stores, check_schema
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
@@ -117,7 +118,8 @@ async def test_a_claim_passes_what_an_older_version_has_ended(stores: Stores) ->
 async def test_looking_for_leftovers_comes_to_every_job_in_turns(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.adapters.redis.runs.ADOPTED_AT_ONCE", 7)
+    monkeypatch.setattr(upkeep, "LOOKED_AT_ONCE", 35)  # seven of them may be leftovers
+    monkeypatch.setattr(upkeep, "CALM_S", 0.0)
     jobs = [await submit(stores) for _ in range(40)]
     for job in jobs[::2]:
         await older(stores, 2).jobs.request_cancel(job.id)

@@ -201,6 +201,14 @@ class _Pipeline(Pipeline):
             return answers
         return [_known(one) or one if isinstance(one, Exception) else one for one in answers]
 
+    async def read(self) -> list[Any]:
+        """Send the commands and return their answers: None where a key has a value of another type."""
+        answers = await self.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, WrongType):
+                raise answer
+        return [None if isinstance(answer, WrongType) else answer for answer in answers]
+
 
 class Subscription(PubSub):
     """redis-py's subscription; a busy reader gets many messages at once."""

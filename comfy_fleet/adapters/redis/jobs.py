@@ -11,7 +11,7 @@ import orjson
 
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
-from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
@@ -169,20 +169,17 @@ class RedisJobStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             self._ask_for(pipe, job_id)
             pipe.get(self._keys.job_ui(job_id))
-            record, outputs, ui = await pipe.execute(raise_on_error=False)
-        if isinstance(ui, Exception) and not isinstance(ui, WrongType):
-            raise ui
-        return self.shown(job_id, _hash(record), _hash(outputs)), job_records.load_ui(ui)
+            record, outputs, ui = await pipe.read()
+        return self.shown(job_id, record or {}, outputs or {}), job_records.load_ui(ui)
 
     async def load(self, ids: Sequence[str]) -> list[Job | None]:
         """Return several jobs with their outputs."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 self._ask_for(pipe, job_id)
-            raw = await pipe.execute(raise_on_error=False)
-        answers = iter(raw)
+            answers = iter(await pipe.read())
         return [
-            self.shown(job_id, _hash(record), _hash(outputs))
+            self.shown(job_id, record or {}, outputs or {})
             for job_id, record, outputs in zip(ids, answers, answers, strict=True)
         ]
 
@@ -305,8 +302,7 @@ class RedisJobStore:
         """Return the 1-based place among all queued jobs, or None if it does not wait."""
         if job.status is not JobStatus.QUEUED:
             return None
-        place = await self._redis.zrank(self._keys.queued, job.id)
-        return None if place is None else int(place) + 1
+        return (await self.positions([job.id])).get(job.id)
 
     async def positions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
         """Return the 1-based places of those of some jobs that wait."""
@@ -315,7 +311,7 @@ class RedisJobStore:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in ids:
                     pipe.zrank(self._keys.queued, job_id)
-                places = await pipe.execute()
+                places = await pipe.read()
             found |= {
                 job_id: int(place) + 1 for job_id, place in zip(ids, places, strict=True) if place is not None
             }
@@ -353,7 +349,10 @@ class RedisJobStore:
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
-        return int(await self._redis.zcard(self._keys.queued))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(self._keys.queued)
+            (count,) = await pipe.read()
+        return int(count or 0)
 
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview of a running job."""
@@ -439,15 +438,6 @@ class RedisJobStore:
         rows = await self._redis.lrange(self._keys.latest, 0, 49)
         parts = (raw.decode().split(" ", 1) for raw in rows)
         return [(float(seconds), node) for seconds, node in parts]
-
-
-def _hash(answer: Any) -> dict[bytes, bytes]:
-    """Return a hash; an empty one if the key has another type of value, which somebody else put there."""
-    if isinstance(answer, WrongType):
-        return {}
-    if isinstance(answer, Exception):
-        raise answer
-    return dict(answer)
 
 
 def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:

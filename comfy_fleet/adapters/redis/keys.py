@@ -82,6 +82,9 @@ class Keyspace:
     queued = _One("queued")  # zset: ID -> rank (created - priority * ageing): all that wait, by their places
     queued_tended = _One("queued:tended")  # string: somebody put the above right a moment ago
     queued_checked = _One("queued:checked")  # string: how many of them this round has looked at
+    queued_mended = _One(
+        "queued:mended"
+    )  # string: how far a round over all live jobs has come, see tend_queue.lua
     placements = _One("placements")  # set: classes of `queue`; of versions before layout 3, as is `queue`
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank: what they have queued and nobody has adopted yet
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only
@@ -245,7 +248,9 @@ class Keyspace:
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
-    ready = _One("ready")  # never written: a write that changes nothing tests if Redis accepts writes
+    ready = _One(
+        "ready"
+    )  # never written: a write that changes nothing tests if Redis accepts writes, or makes it
 
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.memory_need import FamilyMemory, Seen
@@ -37,11 +37,8 @@ class RedisMemory:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(self._keys.sched_memory(family), "fits", "fails")
             pipe.hmget(self._keys.sched_memory(ALL), "refused", "ran")
-            answers = await pipe.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, WrongType):
-                raise answer
-        (fits, fails), (refused, ran) = (a if isinstance(a, list) else (None, None) for a in answers)
+            answers = await pipe.read()
+        (fits, fails), (refused, ran) = (answer or (None, None) for answer in answers)
         now = self._clock()
         return FamilyMemory(
             fits=_ends(fits, now), fails=_ends(fails, now), refused=_count(refused), ran=_count(ran)

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import hashed, load_extra_data, load_ui
 from comfy_fleet.adapters.redis.jobs import LOOKED_AT, WINDOW, RedisJobStore
 from comfy_fleet.adapters.redis.owner_lists import parts
@@ -171,11 +171,7 @@ class RedisPromptLists:
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, key in commands:
                 getattr(pipe, name)(key)
-            raw = await pipe.execute(raise_on_error=False)
-        for answer in raw:
-            if isinstance(answer, Exception) and not isinstance(answer, WrongType):
-                raise answer
-        return [None if isinstance(answer, WrongType) else answer for answer in raw]
+            return list(await pipe.read())
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -15,6 +15,7 @@ from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
+from comfy_fleet.adapters.redis.upkeep import tend
 from comfy_fleet.domain.errors import LeaseLost, Outdated, StoreRefuses
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
@@ -76,7 +77,7 @@ class RedisRunStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(self._keys.placements)
             pipe.hgetall(self._keys.sched_count)
-            older, counts = await pipe.execute()
+            older, counts = await pipe.read()
         if older and await self._adopt():
             counts = await self._redis.hgetall(self._keys.sched_count)
         if not counts:
@@ -85,7 +86,7 @@ class RedisRunStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in classes:
                 pipe.zrange(self._keys.sched_owners(name), 0, 0, withscores=True)
-            firsts = await pipe.execute()
+            firsts = await pipe.read()
         found = []
         for name, count, first in zip(classes, counts.values(), firsts, strict=True):
             try:
@@ -106,9 +107,9 @@ class RedisRunStore:
         return True
 
     async def tend(self, *, every_s: float = TEND_S) -> None:
-        """Put right what earlier versions do to waiting jobs, and bring RQ's view of them up to date."""
+        """Put waiting jobs right, and bring RQ's view of them up to date."""
         with contextlib.suppress(Outdated, StoreRefuses):
-            await self._scripts.begin("tend_queue", every_ms=round(every_s * 1000), most=ADOPTED_AT_ONCE)
+            await tend(self._scripts, every_s=every_s)
 
     async def check_schema(self) -> None:
         """Raise Outdated if this process may take no new work."""

@@ -1,5 +1,6 @@
 -- Renew run leases.  args: ttl_s, tokens {RUN: token}.
 -- Returns {lost runs, runs to be canceled, runs to be given back, runs whose frames somebody listens to}.
+despite_full()
 local at = now()
 local lost, cancel, release, heard = {}, {}, {}, {}
 for run, token in pairs(args.tokens) do

@@ -25,7 +25,7 @@ local function too_small(id, profile, queue)
   local moved, f = with_above(queue, limit), redis.call('HMGET', job_key(id), 'rank', 'deadline')
   dequeue(id, queue)
   redis.call('HSET', job_key(id), 'placement', moved)
-  enqueue(id, moved, f[1], at, {})
+  enqueue(id, f[1], at, {})
   if f[2] then redis.call('ZADD', deadlines_key, f[2], id) end
   wake_for(id, moved)
   return true
@@ -59,7 +59,7 @@ local function spares(whose, created)
   return true
 end
 
-redis.call('ZREM', cleared(queued_key, 'zset'), '')  -- a full Redis lets go on who begins by taking something away
+despite_full()
 
 local found = false  -- whether there is a job that the node could take
 local function allowed(id, f, placement)
@@ -88,14 +88,14 @@ if not choice then
   if held or spared then return held or spared end
   if found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
   for _, placement in ipairs(args.placements) do  -- the count of jobs whose records were lost is put right
-    if redis.call('EXISTS', sched_owners_key(placement)) == 0 then redis.call('HDEL', sched_count_key, placement) end
+    if redis.call('EXISTS', sched_owners_key(placement)) == 0 then sched_call('HDEL', sched_count_key, placement) end
   end
   return { 'empty' }
 end
 
 local best = choice.id
 local key = job_key(best)
-unqueue(best, choice.placement)
+unqueue(best)
 redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
 redis.call('HSETNX', key, 'started', num(at))
 redis.call('HDEL', key, 'progress')
@@ -114,7 +114,7 @@ end
 local data = rq_start(best, run, args.dispatcher, at)
 publish_status(best, 'running', run, node)
 local behind = 0
-for _, count in ipairs(redis.call('HMGET', sched_count_key, unpack(args.placements))) do
+for _, count in ipairs(sched_call('HMGET', sched_count_key, unpack(args.placements))) do
   behind = behind + (tonumber(count or '') or 0)
 end
 local extra = redis.pcall('GET', job_extra_key(best))

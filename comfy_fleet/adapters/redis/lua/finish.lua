@@ -6,6 +6,7 @@
 -- Returns the state that the job ended in, or '' if the lease is gone.
 local run, status = args.run, args.status
 if not owned(run, args.token) then return '' end
+despite_full()
 local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
 local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor')
 if f[1] == '1' then status = 'canceled' end

@@ -2,6 +2,7 @@
 -- args: run, token.  ARGV: manifest as JSON, what its nodes handed over as JSON or ''.  Returns 1, or 0 if the lease is gone.
 local run = args.run
 if not owned(run, args.token) then return 0 end
+despite_full()
 redis.call('HSET', run_key(run), 'phase', 'left', 'manifest', ARGV[2])
 local r = redis.call('HMGET', run_key(run), 'node', 'job')
 local node = r[1]

@@ -6,6 +6,7 @@
 -- Returns the job's state, or '' if the lease is gone.
 local run, err = args.run, ARGV[2]
 if not owned(run, args.token) then return '' end
+despite_full()
 local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
 local id = r[1]
 local key = job_key(id)
@@ -32,7 +33,7 @@ redis.call('DEL', job_outputs_key(id), job_ui_key(id), job_preview_key(id))
 local placement = args.placement or f[3]
 if args.placement then redis.call('HSET', key, 'placement', placement) end
 rq_give_back(id, at)
-enqueue(id, placement, f[4], at, { r[2] })
+enqueue(id, f[4], at, { r[2] })
 local deadline = redis.call('HGET', key, 'deadline')
 if deadline then redis.call('ZADD', deadlines_key, deadline, id) end
 publish_status(id, 'queued', nil, nil)

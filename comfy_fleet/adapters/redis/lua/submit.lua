@@ -22,8 +22,7 @@ if idem then
 end
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return { 'again' } end
-cleared(sched_count_key, 'hash')
-local depth = redis.call('ZCARD', cleared(queued_key, 'zset'))
+local depth = sched_call('ZCARD', queued_key)
 if depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local at = now()
@@ -93,7 +92,7 @@ redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
 rq_submit(id, args.rq_data, args.rq_description, at)
 sched_weigh(args.owner, args.weight)
-enqueue(id, args.placement, rank, at, args.able or {})
+enqueue(id, rank, at, args.able or {})
 wake_for(id, args.placement)
 publish_owner(id, 'queued', nil)
 return { 'ok', num(at), place_of(id), string.format('%.17g', number) }

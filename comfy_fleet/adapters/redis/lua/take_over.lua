@@ -2,6 +2,7 @@
 -- Runs that a newer version has begun are left to it.
 -- args: dispatcher, ttl_s, tokens (one for each run to take at most).
 -- Returns {{run, token, job, node, phase, manifest, record, graph} ...}
+despite_full()
 local at, out = now(), {}
 local expired = redis.call('ZRANGEBYSCORE', runs_key, '-inf', num(at), 'LIMIT', 0, #args.tokens)
 for i, run in ipairs(expired) do

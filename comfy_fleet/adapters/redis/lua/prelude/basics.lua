@@ -56,6 +56,9 @@ local function fields(key, ...)
   return found.err and {} or found
 end
 
+-- Go on in a full Redis: whether there is room it asks only before a script's first write, and not if that only takes something away.
+local function despite_full() redis.call('DEL', ready_key) end
+
 -- A key to be written next: a value of another type, which somebody else put there, is dropped.
 local function cleared(key, kind)
   local found = redis.call('TYPE', key).ok

@@ -1,24 +1,21 @@
 -- Waiting jobs, and the runs that hold nodes.
 
 -- A job waits from now on; its record is complete.  able: names of some nodes that can run it.
-local function enqueue(id, placement, rank, at, able)
-  if redis.call('ZADD', queued_key, rank, id) == 1 then redis.call('HINCRBY', sched_count_key, placement, 1) end
+local function enqueue(id, rank, at, able)
+  sched_call('ZADD', queued_key, rank, id)
   sched_add(id, at, able)
 end
 
 -- A job no longer waits; the indexes by which claims choose are the caller's business.  Returns whether it did.
-local function unqueue(id, placement)
-  local waited = redis.call('ZREM', queued_key, id) == 1
-  if waited and placement and redis.call('HINCRBY', sched_count_key, placement, -1) <= 0 then
-    redis.call('HDEL', sched_count_key, placement)
-  end
+local function unqueue(id)
+  local waited = sched_call('ZREM', queued_key, id) == 1
   redis.call('ZREM', deadlines_key, id)
   return waited
 end
 
 -- A job no longer waits.  placement: what its record says, or false if that can't be read.
 local function dequeue(id, placement)
-  if not unqueue(id, placement) and placement then  -- perhaps an earlier version has queued it
+  if not unqueue(id) and placement then  -- perhaps an earlier version has queued it
     redis.call('ZREM', queue_key(placement), id)
     if redis.call('EXISTS', queue_key(placement)) == 0 then redis.call('SREM', placements_key, placement) end
   end
@@ -35,7 +32,7 @@ local function adopt(most)
     local waiting = redis.pcall('ZRANGE', key, 0, most - looked - 1, 'WITHSCORES')
     for i = 1, #waiting, 2 do
       local f = fields(job_key(waiting[i]), 'status', 'placement')
-      if f[1] == 'queued' then enqueue(waiting[i], f[2] or placement, waiting[i + 1], at, {}) end
+      if f[1] == 'queued' then enqueue(waiting[i], waiting[i + 1], at, {}) end
       redis.call('ZREM', key, waiting[i])
     end
     looked = looked + math.max(1, #waiting / 2)
@@ -46,7 +43,7 @@ end
 
 -- 1 for the next job, 0 for one that does not wait.
 local function place_of(id)
-  local place = redis.call('ZRANK', queued_key, id)
+  local place = sched_call('ZRANK', queued_key, id)
   return place and place + 1 or 0
 end
 

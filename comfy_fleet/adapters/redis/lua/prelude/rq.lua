@@ -32,7 +32,7 @@ local RQ_SHOWN = 1000
 
 -- Show the jobs that wait first in RQ's list, which nobody reads for work; jobs that are not ours stay behind them.
 local function rq_show()
-  local list = redis.call('ZRANGE', queued_key, 0, RQ_SHOWN - 1)
+  local list = sched_call('ZRANGE', queued_key, 0, RQ_SHOWN - 1)
   local shown = redis.call('LRANGE', cleared(rq_queue_key, 'list'), 0, 2 * RQ_SHOWN - 1)
   local ours, same = {}, true
   for i, id in ipairs(list) do

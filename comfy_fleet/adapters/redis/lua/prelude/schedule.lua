@@ -6,7 +6,8 @@ local sched = { accounts = {}, dirty = {}, clocks = {}, backlogs = {}, sets = {}
   queues = {}, weights = {}, guesses = {}, able = {}, able_holders = {}, reads = 0 }
 
 local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 3600, UNHELD = 1e12, GIB = 1073741824, IDLE = -1,
-  KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, GUESS_S = 0.1 }
+  KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, GUESS_S = 0.1,
+  COUNTED = 1000 }
 
 -- A command's answer.  A key of another type, which somebody else put there, is dropped: it must not stop other work.
 local function sched_call(command, key, ...)

@@ -35,6 +35,13 @@ local function sched_press(C, F)
   sched_call('ZADD', sched_pressure_key(C), sched_text(sched_pressure_of(backlog, sched_holder_count(C, F))), F)
 end
 
+local function sched_set_backlog(C, F, backlog)
+  sched_backlog(C, F)
+  sched.backlogs[C][F] = backlog
+  sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]) .. ' ' .. backlog[3])
+  sched_press(C, F)
+end
+
 -- One more (1) or one less (-1) waits of a job's family.
 local function sched_change_backlog(job, by)
   local C, F = job.placement, job.family
@@ -42,11 +49,9 @@ local function sched_change_backlog(job, by)
   if job.guessed then
     backlog[3] = math.max(0, backlog[3] + by)
   else
-    backlog[1] = backlog[1] + by * job.run_s
+    backlog[1] = math.max(0, backlog[1] + by * job.run_s)
   end
-  sched.backlogs[C][F] = backlog
-  sched_call('HSET', sched_backlog_key(C), F, sched_text(backlog[1]) .. ' ' .. sched_text(backlog[2]) .. ' ' .. backlog[3])
-  sched_press(C, F)
+  sched_set_backlog(C, F, backlog)
 end
 
 -- Nothing waits of a family.
@@ -81,6 +86,18 @@ local function sched_end_owner(C, O)
   if sched_call('ZREM', sched_owners_key(C), O) == 1 then sched_leave(C, O) end
 end
 
+-- Count anew how many jobs wait in a queue; of very many owners only some are counted.  Returns how many these are.
+local function sched_count(C)
+  local owners, count = sched_call('ZRANGE', sched_owners_key(C), 0, SCHED.COUNTED - 1), 0
+  for _, owner in ipairs(owners) do count = count + sched_call('ZCARD', sched_jobs_key(C, owner)) end
+  if count > 0 then
+    sched_call('HSET', sched_count_key, C, count)
+  else
+    sched_call('HDEL', sched_count_key, C)
+  end
+  return #owners
+end
+
 -- Take a waiting job out of all indexes.
 local function sched_take(job)
   local id, C, O, F = job.id, job.placement, job.owner, job.family
@@ -96,11 +113,64 @@ local function sched_take(job)
   loads, none = sched_drop(sched_loads_key(C, O, F), id)
   if loads and not (none and sched_end_owner_of_family(C, O, F)) then sched_change_backlog(job, -1) end
   if was and empty then sched_end_owner(C, O) end
+  if was and sched_call('HINCRBY', sched_count_key, C, -1) <= 0 then sched_count(C) end
   sched.jobs[id] = nil
 end
 
--- Add a queued job, as its record is, to what waits.  One that is there moves to its new place.
--- able: names of nodes that can run it, whose times its owner must not be behind; nil: none.
+-- What waits of a family is not known any more: as much as if all its jobs were like this one.
+local function sched_guess_backlog(job)
+  local C, F, count = job.placement, job.family, 0
+  for _, owner in ipairs(sched_call('ZRANGE', sched_family_key(C, F), 0, SCHED.HEADS - 1)) do
+    count = count + sched_call('ZCARD', sched_loads_key(C, owner, F))
+  end
+  sched_set_backlog(C, F, { count * job.run_s, job.set and sched_set(job.set).family_size or 0, 0 })
+end
+
+-- Put a waiting job into those indexes in which it is missing.  new: that is all of them.
+-- able: names of nodes that can run it, whose times its owner must not be behind.  Returns whether it was missing anywhere.
+local function sched_index(job, able, new)
+  local id, C, O, F = job.id, job.placement, job.owner, job.family
+  local order, missing = sched_text(sched_order(job)), 0
+  local function add(index, score, member)
+    local added = sched_call('ZADD', index, 'NX', score, member)
+    missing = missing + added
+    return added == 1
+  end
+  new = new or add(sched_jobs_key(C, O), order, id)
+  if new and sched_call('HINCRBY', sched_count_key, C, 1) <= 1 then sched_call('HSET', sched_count_key, C, 1) end
+  if not sched_call('ZSCORE', sched_owners_key(C), O) then
+    local clock = 0
+    for _, node in ipairs(able) do
+      clock = math.max(clock, sched_number(fields(sched_node_key(node), 'clock')[1], 0))
+    end
+    sched_lift_clocks({ C }, clock)
+    sched_enter(C, O, sched_virtual(C))
+  end
+  local tag = sched_text(sched_tag(C, O))
+  add(sched_owners_key(C), tag, O)
+  if job.overdue_at then
+    local due = sched_text(job.overdue_at)
+    add(sched_late_key(C, O), due, id)
+    add(sched_passed_key(C), due, O)
+  else
+    add(sched_turns_key(C, O), order, id)
+    add(sched_unpassed_key(C), tag, O)
+  end
+  local loads = add(sched_loads_key(C, O, F), order, id)
+  add(sched_family_key(C, F), tag, O)
+  if new and loads then
+    sched_change_backlog(job, 1)
+  elseif not sched_backlog(C, F) then
+    sched_guess_backlog(job)
+    missing = missing + 1
+  elseif F ~= '' and not sched_call('ZSCORE', sched_pressure_key(C), F) then
+    sched_press(C, F)
+    missing = missing + 1
+  end
+  return missing > 0
+end
+
+-- Add a queued job, as its record is, to what waits.  One that is there moves to its new place.  able: as for sched_index.
 local function sched_add(id, at, able)
   sched.jobs[id], sched.firsts = nil, {}
   local job = sched_job(id)
@@ -124,22 +194,7 @@ local function sched_add(id, at, able)
     redis.call('HSET', job_key(id), 'family', F)
   end
   job.overdue_at = nil
-  local order = sched_text(sched_order(job))
-  if not sched_call('ZSCORE', sched_owners_key(C), O) then
-    local clock = 0
-    for _, node in ipairs(able or {}) do
-      clock = math.max(clock, sched_number(fields(sched_node_key(node), 'clock')[1], 0))
-    end
-    sched_lift_clocks({ C }, clock)
-    sched_enter(C, O, sched_virtual(C))
-  end
-  local tag = sched_text(sched_tag(C, O))
-  sched_call('ZADD', sched_owners_key(C), 'NX', tag, O)
-  sched_call('ZADD', sched_turns_key(C, O), order, id)
-  sched_call('ZADD', sched_unpassed_key(C), 'NX', tag, O)
-  sched_call('ZADD', sched_loads_key(C, O, F), order, id)
-  sched_call('ZADD', sched_family_key(C, F), 'NX', tag, O)
-  sched_change_backlog(job, 1)
+  sched_index(job, able or {}, true)
   sched_flush()
 end
 
