@@ -176,6 +176,7 @@ class RunStore(Protocol):
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
+        unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         """Choose a job of the given classes for a granted node, and write node and run lease, in one step.
@@ -202,6 +203,7 @@ class RunStore(Protocol):
             unawaited: Nodes that no editor's job waits for.
             able: Of classes that not every node of their pools can run, those that can: no job is left to
                 another node.
+            unable: The same, those that can't.
             spare: Whether the node is kept for an editor for a moment.
 
         Raises:

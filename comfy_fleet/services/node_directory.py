@@ -5,7 +5,7 @@ class is worked out only once until something changes.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.inventory import Inventory, reached
@@ -17,7 +17,7 @@ from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 
 NOTHING = Requirements()
 MOST_NAMED = 64
-"""Nodes that a claim names at most, of those that can run a class."""
+"""Nodes that a claim names at most for a class, of those that can run it or of those that can't."""
 UNREAD_S = 10.0
 """A node that was just added gets no job for this long unless it was read; after that it decides itself."""
 
@@ -160,17 +160,33 @@ class NodeDirectory:
         return found
 
     def able_names(self, placements: Iterable[Placement]) -> Mapping[Placement, Sequence[str]]:
-        """Return the nodes that may run jobs of each class that not all nodes of its pools may run.
+        """Return the nodes that may run jobs of each class, where these are fewer than those that may not.
 
         Classes with more than :data:`MOST_NAMED` of them are left out.
         """
-        found = {}
+        return {
+            placement: sorted(able)
+            for placement, able, unable in self._divided(placements)
+            if len(able) <= min(len(unable), MOST_NAMED)
+        }
+
+    def unable_names(self, placements: Iterable[Placement]) -> Mapping[Placement, Sequence[str]]:
+        """Return the same of the nodes of a class's pools that may not, where these are fewer."""
+        return {
+            placement: sorted(unable)
+            for placement, able, unable in self._divided(placements)
+            if len(unable) < len(able) and len(unable) <= MOST_NAMED
+        }
+
+    def _divided(
+        self, placements: Iterable[Placement]
+    ) -> Iterator[tuple[Placement, frozenset[str], frozenset[str]]]:
+        """Yield the nodes of each class's pools that may run it, and those that may not, if there are any."""
         for placement in placements:
-            able = self.able(placement)
-            members = sum(len(self._pools.get(pool, ())) for pool in self.pools_of(placement))
-            if len(able) < members and len(able) <= MOST_NAMED:
-                found[placement] = sorted(able)
-        return found
+            able, pools = self.able(placement), self.pools_of(placement)
+            members = [self._pools.get(pool, frozenset()) for pool in pools]
+            if len(able) < sum(map(len, members)):
+                yield placement, able, frozenset().union(*members) - able
 
     async def free(self, placement: Placement, *, besides: str) -> bool:
         """Return True if some idle node, other than the given one, may run a job of a class."""

@@ -331,6 +331,7 @@ class Seekers:
                 patience_s=self._patience(pool),
                 unawaited=sorted(unawaited),
                 able=directory.able_names(placements),
+                unable=directory.unable_names(placements),
                 spare=self._asker.spared(node, placement),
             )
         except Outdated:  # for good; the dispatcher reports it

@@ -191,6 +191,7 @@ class FakeRunStore(Fake):
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
+        unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         self.offered.append(placements)
@@ -205,6 +206,7 @@ class FakeRunStore(Fake):
                 "ram": ram,
                 "patience_s": patience_s,
                 "able": able,
+                "unable": unable,
             }
         )
         self.answer("claim")

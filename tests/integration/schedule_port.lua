@@ -15,7 +15,8 @@ elseif args.what == 'remove' then
   sched_remove(args.id)
 elseif args.what == 'choose' then
   local look = { node = args.node, pool = args.pool, queues = args.queues, peers = args.peers, speed = args.speed,
-    vram = args.vram, ram = args.ram, patience = args.patience, at = args.at, fields = { 'start_by', 'memory' } }
+    vram = args.vram, ram = args.ram, patience = args.patience, at = args.at, able = args.able,
+    unable = args.unable, fields = { 'start_by', 'memory' } }
   function look.may(id, f, placement)
     return (tonumber(f.memory) or 0) <= args.vram and not (f.start_by and args.at > tonumber(f.start_by))
   end

@@ -18,7 +18,7 @@ from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, Reading
-from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused
+from comfy_fleet.ports.runs import Claim, Refused
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from tests.factories import GB, new_job, sampled, with_model
@@ -118,23 +118,27 @@ async def test_models_of_which_none_is_like_another_teach_that_they_must_fit(red
 # -- models on cards that are too small --------------------------------------------------------------------
 
 
-async def test_no_job_is_left_to_a_node_that_cannot_run_it(stores: Stores) -> None:
+@pytest.mark.parametrize("names_without_small", [{"able": "mid large"}, {"unable": "small"}])
+async def test_no_job_is_left_to_a_node_that_cannot_run_it(
+    stores: Stores, names_without_small: dict[str, str]
+) -> None:
     for name, size in CARDS.items():
         await stores.nodes.add(Node(name=name, url=f"http://{name}:8188"))
         await stores.nodes.report(name, verdict="up", why="")
         await stores.inventories.save(name, inventory.parse({}), Reading(vram_bytes=size * GIB))
     above = Placement(above=12 * GIB)
 
-    async def claim(node: str, placement: Placement, *able: str) -> Claim | Refused:
-        named = {placement: able} if able else NOTHING_SAID
+    async def claim(node: str, placement: Placement, **names: str) -> Claim | Refused:
+        named = {which: {placement: said.split()} for which, said in names.items()}
         given: dict[str, Any] = {
+            **named,
             "placements": [placement],
             "token": "t",
             "dispatcher": "d",
             "ttl_s": 30,
             "pool": "default",
         }
-        return await stores.runs.claim(node=node, run=str(uuid4()), able=named, vram=24 * GIB, **given)
+        return await stores.runs.claim(node=node, run=str(uuid4()), vram=24 * GIB, **given)
 
     async def submit(placement: Placement) -> str:
         new = new_job(placement=placement, models=((FAMILY, 9 * GIB),))
@@ -145,9 +149,10 @@ async def test_no_job_is_left_to_a_node_that_cannot_run_it(stores: Stores) -> No
     assert isinstance(got, Claim)
     await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1)
     job = await submit(above)
-    assert isinstance(found := await claim("large", above, "small", "large"), Refused)
-    assert found.why == "nothing"  # a node has its models
-    assert isinstance(found := await claim("large", above, "mid", "large"), Claim)
+    for names in ({"able": "small large"}, {"unable": "mid"}):
+        assert isinstance(found := await claim("large", above, **names), Refused)
+        assert found.why == "nothing"  # a node has its models
+    assert isinstance(found := await claim("large", above, **names_without_small), Claim)
     assert found.job.id == job
 
 

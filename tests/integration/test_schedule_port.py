@@ -93,6 +93,7 @@ class Both:
         self.running: dict[str, tuple[JobChoice, str, float, dict[str, Any]]] = {}  # by node
         self.lost: list[tuple[JobChoice, str, float, str]] = []  # their nodes are gone
         self.runs = 0
+        self.naming = Random(0)
         for name in NODES:
             self.come(name)
 
@@ -156,6 +157,7 @@ class Both:
             patience=PATIENCE_S,
             at=self.now,
             run=run,
+            **self.named(queues),
         )
         self.most_commands = max(self.most_commands, got["commands"])
         if isinstance(expected, JobChoice):
@@ -171,6 +173,17 @@ class Both:
             if again is not None:
                 assert float(got["again_s"]) == pytest.approx(again - self.now)
         assert got["heads"] == self.fair.heads_read <= MAX_HEADS
+
+    def named(self, queues: list[str]) -> dict[str, dict[str, list[str]]]:
+        """Name the nodes that can run each queue's jobs, or those that can't, or nobody: it is the same."""
+        can = {each: each.partition(":")[0].split(">") for each in queues}
+        found: dict[str, dict[str, list[str]]] = {"able": {}, "unable": {}}
+        for each in queues:
+            if kind := self.naming.choice(["", "able", "unable"]):
+                found[kind][each] = [
+                    name for name, (pool, _) in NODES.items() if (pool in can[each]) == (kind == "able")
+                ]
+        return {kind: names for kind, names in found.items() if names}
 
     async def end(self, name: str) -> None:
         choice, run, since, got = self.running.pop(name)

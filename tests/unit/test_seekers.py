@@ -714,18 +714,34 @@ async def test_a_claim_is_told_of_the_node_and_its_like() -> None:
         "ram": 256,
         "patience_s": 20.0,
         "able": {},
+        "unable": {},
     }
 
 
-async def test_a_claim_is_told_who_can_run_what_not_every_node_can() -> None:
+@pytest.mark.parametrize("excluded", [{"g3"}, {"g2", "g3"}])
+async def test_a_claim_is_told_who_can_run_what_not_every_node_can(excluded: set[str]) -> None:
+    """Those that can or those that can't, whoever are fewer."""
     world = World("g1", "g2", "g3")
-    some = Placement(without=frozenset({"g3"}))
+    some = Placement(without=frozenset(excluded))
     world.runs.queue(1, some)
     async with world.seekers() as seekers:
         world.leases.free = ["g1"]
         seekers.wanted(some)
         await world.idle()
-    assert world.runs.asked[0]["able"] == {some: ["g1", "g2"]}
+    asked, few = world.runs.asked[0], len(excluded) == 1
+    assert (asked["able"], asked["unable"]) == (({}, {some: ["g3"]}) if few else ({some: ["g1"]}, {}))
+
+
+async def test_of_many_able_nodes_the_others_are_named() -> None:
+    names = [f"n{number:03}" for number in range(80)]
+    world = World(*names)
+    some = Placement(without=frozenset({"n007"}))
+    world.runs.queue(1, some)
+    async with world.seekers() as seekers:
+        world.leases.free = ["n001"]
+        seekers.wanted(some)
+        await world.idle()
+    assert (world.runs.asked[0]["able"], world.runs.asked[0]["unable"]) == ({}, {some: ["n007"]})
 
 
 @pytest.mark.usefixtures("patient")

@@ -132,6 +132,7 @@ class RedisRunStore:
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
+        unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
     ) -> Claim | Refused:
         """Choose a job for a granted node."""
@@ -150,7 +151,8 @@ class RedisRunStore:
             ram=ram,
             patience_s=patience_s,
             unawaited=list(unawaited),
-            able={placement.key: list(names) for placement, names in able.items()} or None,
+            able=_by_key(able),
+            unable=_by_key(unable),
             spare=spare,
         )
         why = answer[0].decode()
@@ -483,6 +485,10 @@ class RedisRunStore:
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store."""
         await self._scripts.call("forget", job=job_id)
+
+
+def _by_key(named: Mapping[Placement, Sequence[str]]) -> dict[str, list[str]] | None:
+    return {placement.key: list(names) for placement, names in named.items()} or None
 
 
 def _tokens(claims: Sequence[Claim]) -> dict[str, str]:

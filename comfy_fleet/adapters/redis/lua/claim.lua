@@ -1,7 +1,7 @@
 -- Choose a job of some placement classes for a node that HAProxy granted.
 -- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, vram and ram
 --       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
---       able (nodes that can run a class, by class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
+--       able or unable (nodes that can or can't run a class, by class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
 -- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
 --       | {'nothing', seconds until it is worth another look or '', an idle node that has the models or ''}
 --       | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or '', rule,
@@ -77,7 +77,7 @@ end
 
 local asked = {}  -- a look may come to a job more than once
 local look = { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
-  able = args.able, speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
+  able = args.able, unable = args.unable, speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
   fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
   may = function(id, f, placement)
     if asked[id] == nil then asked[id] = allowed(id, f, placement) end

@@ -3,7 +3,7 @@
 
 -- What this call has read; what is here is true until the call ends, because all writes go through it.
 local sched = { accounts = {}, dirty = {}, clocks = {}, backlogs = {}, sets = {}, jobs = {}, firsts = {}, pools = {}, holders = {},
-  queues = {}, weights = {}, guesses = {}, able = {}, able_holders = {}, reads = 0 }
+  queues = {}, weights = {}, guesses = {}, able = {}, unable = {}, able_holders = {}, reads = 0 }
 
 local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 3600, UNHELD = 1e12, GIB = 1073741824, IDLE = -1,
   KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, GUESS_S = 0.1,

@@ -64,23 +64,28 @@ local function sched_idle(node)
 end
 
 -- Choose the job that an idle node starts now.
--- look: node, pool, queues (placement classes with jobs, the sought one first; at most 8 are read), peers (how many nodes serve the
+-- given: node, pool, queues (placement classes with jobs, the sought one first; at most 8 are read), peers (how many nodes serve the
 --       same ones, this one included), speed, ram (bytes, 0: unknown), patience (seconds), at, may (function(id, record's fields by name,
---       placement): whether it may start here; asked once for each job), fields (which of the record it needs beside core's).
+--       placement): whether it may start here; asked once for each job), fields (which of the record it needs beside core's), able and
+--       unable (see claim.lua).
 -- Returns {id, placement, rule, load_s, cost_s, missing_disk, missing_memory (bytes)}, to be given to sched_start, or
 -- nil, seconds until it is worth another look (or nil), an idle node that has the models (or nil).
-local function sched_choose(look)
+local function sched_choose(given)
   sched.firsts, sched.reads = {}, 0
-  sched_read_fields(look.fields or {})
-  local node, able = sched_node(look.node), look.able or {}
+  sched_read_fields(given.fields or {})
+  local look, node = given, sched_node(given.node)
   look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
     seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
-  for C, names in pairs(able) do
+  for C, names in pairs(given.able or {}) do
     sched.able[C] = {}
     for _, name in ipairs(names) do sched.able[C][name] = true end
+  end
+  for C, names in pairs(given.unable or {}) do
+    sched.able[C], sched.unable[C] = setmetatable({}, { __index = function() return true end }), #names
+    for _, name in ipairs(names) do sched.able[C][name] = false end
   end
   sched_show_node(node, look.pool)
   local job, rule

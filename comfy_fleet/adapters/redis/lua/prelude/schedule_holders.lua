@@ -55,16 +55,18 @@ local function sched_holder_count(C, F)
   local count = 0
   for _, pool in ipairs(sched_pools_of(C)) do
     local key = sched_holders_key(pool, F)
-    if sched.able[C] then
-      count = count + #sched_able_holders(C, key) / 2
-    else
+    local able = sched.able[C] and #sched_able_holders(C, key) / 2
+    -- How many are beyond those that were looked at is known only if nearly all are able.
+    local more = able and sched.unable[C] and #sched.able_holders[key] == 2 * SCHED.LISTED
+    if more or not able then
       local found = sched.holders[key]
       if not found then
         found = sched_call('ZCARD', key)
         sched.holders[key] = found
       end
-      count = count + found
+      able = more and math.max(able, found - sched.unable[C]) or found
     end
+    count = count + able
   end
   return count
 end
