@@ -105,14 +105,15 @@ def set_(
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.domain.nodes.node import check_name
+    from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, LONGEST_S
 
     wanted: dict[str, Any] = {}
     if free_idle_s is not None:
-        wanted["free_idle_s"] = _seconds("--free-idle-s", free_idle_s)
+        wanted["free_idle_s"] = _seconds("--free-idle-s", free_idle_s, LONGEST_S)
     if free_on_oom is not None:
         wanted["free_on_oom"] = _truth(free_on_oom)
     if patience_s is not None:
-        wanted["patience_s"] = _seconds("--patience-s", patience_s)
+        wanted["patience_s"] = _seconds("--patience-s", patience_s, LONGEST_PATIENCE_S)
     if not wanted:
         raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no, --patience-s S", code=Exit.USAGE)
     path = path_of("pool", check_name("pool", name))
@@ -120,15 +121,16 @@ def set_(
         _print(client.patch(path, wanted), json_=json_)
 
 
-def _seconds(option: str, text: str) -> float | None:
+def _seconds(option: str, text: str, most: float) -> float | None:
     if text == DEFAULT:
         return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise Fail(f"{option} {text!r} must be a number of seconds from 0, or default", code=Exit.USAGE)
+    if not 0 <= seconds <= most:
+        why = f"must be a number of seconds from 0 to {most:.0f}, or default"
+        raise Fail(f"{option} {text!r} {why}", code=Exit.USAGE)
     return seconds
 
 

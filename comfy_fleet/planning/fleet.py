@@ -150,7 +150,7 @@ def from_flag(text: str, usual: NodeGroup) -> NodeGroup:
     """
     first, *rest = text.split(",")
     count, cross, vram = first.strip().partition("x")
-    if not cross:
+    if not (cross and count.strip() and vram.strip()):
         raise units.wrong("--nodes", text, "groups such as 8x24GiB or 8x24GiB,ram=64GiB,price=0.8")
     pairs = [("count", count), ("vram", vram)]
     for part in rest:

@@ -140,7 +140,7 @@ class Simulation:
             pools = ", ".join(sorted(self._pools))
             raise BadInput(f"job {real.id} is for pool {real.pool}, which has no nodes; there are {pools}")
         if real.id in self._jobs:
-            raise BadInput(f"two jobs are called {real.id}")
+            raise BadInput(f"two jobs are called {real.id}: give each an id of its own")
         job = SimulatedJob(real, self._estimator.seen(real))
         self._jobs[real.id] = job
         self._tally.submitted(now)

@@ -1,5 +1,6 @@
 """Settings that are refused where they are read, by the name that the operator wrote."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,25 @@ def test_shares_that_can_not_be_read_are_refused_by_name(text: str, monkeypatch:
     with pytest.raises(Fail, match=r"^FLEET_SHARES: ") as caught:
         load()
     assert caught.value.exit is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ada", "'ada' must be OWNER=WEIGHT, such as ada=2"),
+        ("ada=", "the weight of ada is missing: it must be from 0.01 to 100"),
+        ("ada=-1", "the weight of ada is -1: it must be from 0.01 to 100"),
+        (
+            "\u00e4da=2",
+            "'\u00e4da' is no owner: name one as the keys file does, 1 to 64 of A-Z a-z 0-9 _ . -",
+        ),
+        ("ada=2,ada=2", "ada is named twice"),
+    ],
+)
+def test_what_is_wrong_with_shares_is_said(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_SHARES", text)
+    with pytest.raises(Fail, match=f"^FLEET_SHARES: {re.escape(told)}"):
+        load()
 
 
 @pytest.mark.parametrize("name", ["HOST", "API_HOST", "BROKER_BIND", "AGENT_HOST", "BROKER_HOST"])

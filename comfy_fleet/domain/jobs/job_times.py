@@ -13,8 +13,6 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[
 _EXAMPLE = "2030-05-17T18:30:00Z"
 _BEYOND = 10**18
 """Further away than any moment that is taken."""
-_MILLISECONDS = 1e11
-"""As Unix seconds this would be beyond the year 5000."""
 
 
 def span_s(field: str, value: object) -> float:
@@ -70,9 +68,9 @@ def check_ahead(at: float, *, now: float) -> None:
     if at <= now:
         why = f"is past{_by(now - at)}: leave it out, or name a time to come"
     else:
-        why = "is more than 30 days ahead"
-        if at >= _MILLISECONDS:
-            why += ": Unix seconds are meant, not milliseconds"
+        why = "is more than 30 days ahead: leave it out, or name an earlier time"
+        if abs(at / 1000 - now) <= LONGEST_S:
+            why += "; Unix seconds are meant, not milliseconds"
     raise BadInput(f"finish_by {why}", details={"field": "finish_by"})
 
 

@@ -19,10 +19,16 @@ def parse_weights(text: str) -> Mapping[str, float]:
     found: dict[str, float] = {}
     for part in filter(None, (one.strip() for one in text.split(","))):
         owner, equals, word = (one.strip() for one in part.partition("="))
-        if not equals or not _OWNER.fullmatch(owner) or not _NUMBER.fullmatch(word):
+        if not equals:
             raise BadInput(f"{part[:80]!r} must be OWNER=WEIGHT, such as ada=2, with commas between")
-        if not LEAST <= float(word) <= MOST:
-            raise BadInput(f"the weight of {owner} is {word}: it must be from {LEAST:g} to {MOST:g}")
+        if not _OWNER.fullmatch(owner):
+            raise BadInput(
+                f"{owner[:80]!r} is no owner: name one as the keys file does, 1 to 64 of A-Z a-z 0-9 _ . -"
+            )
+        if not _NUMBER.fullmatch(word) or not LEAST <= float(word) <= MOST:
+            raise BadInput(
+                f"the weight of {owner} is {word[:80] or 'missing'}: it must be from {LEAST:g} to {MOST:g}"
+            )
         if owner in found:
             raise BadInput(f"{owner} is named twice")
         found[owner] = float(word)

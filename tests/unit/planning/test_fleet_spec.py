@@ -62,6 +62,8 @@ def test_rates_are_written_in_a_row() -> None:
     ("flag", "why"),
     [
         ("8", "--nodes: '8' is not groups such as 8x24GiB"),
+        ("x", "--nodes: 'x' is not groups such as 8x24GiB"),
+        ("x24GiB", "--nodes: 'x24GiB' is not groups such as 8x24GiB"),
         ("0x24GiB", "--nodes, count: '0' is not a whole number from 1"),
         ("ax24GiB", "--nodes, count: 'a' is not a whole number"),
         ("8x24", "--nodes, vram: '24' is not the size of a card, such as 24GiB"),
