@@ -26,7 +26,8 @@ from comfy_fleet.timeouts import Timeout
 logger = logging.getLogger(__name__)
 
 PARALLEL = 4  # most lease requests of one placement class at a time
-RECLAIM_S = 0.05  # how long a slot may take to become free after we gave it back
+RECLAIM_S = 0.3  # how long a slot may take to become free after we gave it back, on a busy machine
+TAKEN_S = 0.01  # after this long, it is asked whether a run has taken the node meanwhile
 HOT_GAP_S = 0.001
 LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
 AWAITED_LOOK_S = 0.25  # pause while the only jobs of a class wait for a node with their results
@@ -231,16 +232,16 @@ class Seekers:
         """Take a node that a run of ours has just left; HAProxy needs a moment to notice."""
         try:
             pool = self._directory.states[node].node.pool
-            until = self._now() + RECLAIM_S
-            while self._now() < until:
+            since = self._now()
+            while (waited_s := self._now() - since) < RECLAIM_S:
                 run = self._new_id()
                 lease = await self._leases.lease(run=run, pool=pool, nodes=(node,))
                 if not isinstance(lease, NoLease):
                     await self._claim(lease, run, placement, seekers=0)
                     return
-                if lease.why != "busy":
+                if lease.why != "busy" or (waited_s >= TAKEN_S and await self._runs.occupied((node,))):
                     break
-                await asyncio.sleep(HOT_GAP_S)
+                await asyncio.sleep(max(HOT_GAP_S, waited_s / 4))
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         self._look.set()

@@ -20,7 +20,7 @@ from comfy_fleet.ports.comfyui import NoLease
 from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim
 from comfy_fleet.services.node_asker import BETTER_GAPS_S, MAX_PREFERRED, UNAVAILABLE_S
 from comfy_fleet.services.node_directory import NodeDirectory
-from comfy_fleet.services.seekers import PARALLEL, RECLAIM_S, Seekers
+from comfy_fleet.services.seekers import PARALLEL, RECLAIM_S, TAKEN_S, Seekers
 from tests.factories import a_claim
 from tests.fakes.comfyui import FakeLeases
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
@@ -204,6 +204,27 @@ async def test_a_freed_node_that_stays_busy_is_left_to_the_next_look(why: Litera
         await until(lambda: world.looks > looks, what="the queues are looked at")
         await world.idle()
     assert len(world.leases.asked) == (1 if why == "error" else RECLAIM_S / 0.002)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_freed_node_is_asked_for_until_its_slot_is_free_or_a_run_has_it(taken: bool) -> None:
+    """On a busy machine HAProxy needs long to see that a websocket is closed; no look is due until then."""
+    world = World("g1", jobs=1)
+    world.leases.free, world.leases.refusal = [], NoLease(why="busy")
+    async with world.seekers(looking=True) as seekers:
+        await world.idle()
+        world.leases.asked.clear()
+        late = 0.8 * RECLAIM_S / 0.002
+        world.leases.on_ask = lambda pool: world.leases.free.extend(
+            ["g1"] * (len(world.leases.asked) >= late)
+        )
+        if taken:
+            world.occupy("g1")
+        seekers.freed("g1")
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ([] if taken else ["g1"])
+    assert not taken or len(world.leases.asked) <= TAKEN_S / 0.002 + 2
 
 
 async def test_a_busy_class_is_not_asked_for_again_at_once_unless_something_changes() -> None:
