@@ -4,9 +4,12 @@ The message is a constant and the facts are fields, so that ``grep JOB_ID`` find
 all processes. Fields come from ``extra``; every line about a job has ``job_id``.
 """
 
+import asyncio
+import contextlib
 import logging
 import re
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,6 +17,8 @@ from typing import Any, TextIO
 
 import orjson
 
+TOGETHER_S = 0.05
+"""How long a line may wait for others to be written with it."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # Characters that move a terminal's cursor, end a line or change its direction: C0, C1, separators, bidi
 # marks.
@@ -45,7 +50,49 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes lines; those that can't be written, e.g. on a full disk, are lost and work goes on."""
+    """Writes lines; those that can't be written, e.g. on a full disk, are lost and work goes on.
+
+    A line that follows another within a moment waits for more: a write for each costs a busy process more
+    than making them. Warnings and worse are written at once, with all before them.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._written_at = -TOGETHER_S
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, now or in a moment."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            if record.levelno >= logging.WARNING or not self._can_wait():
+                self.flush()
+        except Exception:  # noqa: BLE001 - no failure of logging may stop the work
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what waits; also called as the process ends."""
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            self._written_at = time.monotonic()
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+
+    def _can_wait(self) -> bool:
+        """Return whether lines were written a moment ago, and more will be."""
+        if time.monotonic() - self._written_at >= TOGETHER_S:
+            return False
+        if len(self._lines) == 1:  # the others have been told to wait for the same moment
+            try:
+                asyncio.get_running_loop().call_later(TOGETHER_S, self._flush_late)
+            except RuntimeError:
+                return False
+        return True
+
+    def _flush_late(self) -> None:
+        with contextlib.suppress(OSError):
+            self.flush()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Do nothing; logging would try to print a traceback for every line."""

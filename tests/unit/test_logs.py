@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from comfy_fleet import logs
+from tests.fleet import until
 
 EVIL = "a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066"
 
@@ -58,6 +59,39 @@ def test_what_can_not_be_written_is_lost_without_a_traceback(monkeypatch: pytest
         assert heard.getvalue() == ""
         logging.getLogger("x").error("%d is no number", "one")  # a defect of ours is still told
         assert "Logging error" in heard.getvalue()
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+async def test_lines_that_follow_one_another_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class File(io.StringIO):
+        def write(self, text: str, /) -> int:
+            written.append(text)
+            return len(text)
+
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "stderr", File())
+    monkeypatch.setattr(logs, "TOGETHER_S", 0.5)
+    try:
+        logs.setup("api", fmt="json")
+        log = logging.getLogger("x")
+        log.info("first")
+        log.info("second")
+        log.info("third")
+        assert [text.count("\n") for text in written] == [1], "the first is written at once"
+        await until(lambda: len(written) == 2, what="the others are written")
+        log.info("fourth")
+        log.warning("fifth")
+        told = [json.loads(line)["msg"] for line in "".join(written).splitlines()]
+        assert told == ["first", "second", "third", "fourth", "fifth"]
+        assert written[-1].count("\n") == 2, "a warning waits for nothing"
+        log.info("last")
+        root.handlers[0].flush()  # as when the process ends
+        assert "last" in written[-1]
     finally:
         root.handlers[:] = before
         root.setLevel(level)
