@@ -72,7 +72,11 @@ async def test_dispatchers_hear_of_who_listens(stores: Stores) -> None:
         async with wakes(stores) as said, stores.events.frames(first.id):
             pass
         assert said == [f"frames {first.id}".encode()]
-    assert not (await stores.runs.beat("d1", [one, two], ttl_s=5)).heard
+
+    async def nobody() -> bool:
+        return not (await stores.runs.beat("d1", [one, two], ttl_s=5)).heard
+
+    await until(nobody, what="the channels are left")
 
 
 async def test_a_slow_reader_gets_the_newest_and_holds_little(stores: Stores) -> None:

@@ -27,6 +27,7 @@ from comfy_fleet.ports.blobs import Blob, Corrections
 
 _BUFFER = 1 << 20  # bytes written and hashed per hop to a thread
 _SMALL = 1 << 18  # takes 0.2 ms, which is faster than waking a thread
+_SHORT = 1 << 16  # read from the kernel's memory in 10 µs, a sixth of the CPU time of a hop to a thread
 _FIRST = 1 << 20  # read together with opening the file: one hop to a thread is the fastest way for a picture
 _CHUNK = 1 << 18
 _LISTED = 500  # names in one batch
@@ -90,6 +91,8 @@ class DiskBlobs:
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.open`."""
         path = self._root / key
+        if length is not None and length <= _SHORT and (read := _in_memory(path, start, length)) is not None:
+            return _rest(path, None, read, 0)
         file, first, left = await asyncio.to_thread(_begin, path, start, length)
         return _rest(path, file, first, left)
 
@@ -190,6 +193,21 @@ def _leave(path: Path) -> None:
     if len(path.parent.name) > 2:  # folders named by two digits are shared
         with contextlib.suppress(OSError):
             path.parent.rmdir()
+
+
+def _in_memory(path: Path, start: int, length: int) -> bytes | None:
+    """Return a range of a file if that needs no disk, because the kernel has it in memory; else None."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # whoever reads it properly says why
+        return None
+    data = bytearray(length)
+    try:
+        return bytes(data) if os.preadv(file, [data], start, os.RWF_NOWAIT) == length else None
+    except (OSError, AttributeError):  # not in memory; or neither this file system nor this kernel can say
+        return None
+    finally:
+        os.close(file)
 
 
 def _begin(path: Path, start: int, length: int | None) -> tuple[BinaryIO | None, bytes, int]:

@@ -26,6 +26,8 @@ MOST_WAITING, MOST_WAITING_BYTES = 256, 8 * 1024 * 1024
 """Most messages of one channel that wait for a slow reader."""
 MOST_FRAMES = 4096
 """The same for frames, of which there are more."""
+LINGER_S = 0.1
+"""How long a channel without readers is kept, so that several are left at once, and nobody waits for that."""
 MOST_FEED, MOST_FEED_BYTES = 20_000, 32 * 1024 * 1024
 """The same for all clients of an owner together. Beyond it, frames are left out, and beyond twice as many
 messages, events, too."""
@@ -48,6 +50,8 @@ class RedisEvents:
         self._confirmed: dict[str, asyncio.Event] = {}
         self._wanted = asyncio.Event()
         self._connecting = asyncio.Lock()  # two subscriptions at once would open two connections
+        self._left: set[str] = set()
+        self._leaving: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def channel(self, name: str, *, most: int = MOST_WAITING) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -62,7 +66,7 @@ class RedisEvents:
             await self._join(name, queue)
             yield queue
         finally:
-            await self._leave(name, queue)
+            self._leave(name, queue)
 
     async def _join(self, name: str, queue: "_Reader") -> None:
         """Subscribe a reader to a channel; at the latest after five seconds without Redis, it goes on."""
@@ -77,7 +81,7 @@ class RedisEvents:
             async with Timeout(5):
                 await confirmed.wait()
 
-    async def _leave(self, name: str, queue: "_Reader") -> None:
+    def _leave(self, name: str, queue: "_Reader") -> None:
         readers = self._queues.get(name)
         if readers is None:
             return
@@ -88,8 +92,20 @@ class RedisEvents:
             self._asked.discard(name)
             if not self._queues:
                 self._wanted.clear()
-            with contextlib.suppress(StoreDown):
-                await self._pubsub.unsubscribe(name)
+            self._left.add(name)
+            if self._leaving is None:
+                self._leaving = asyncio.create_task(self._unsubscribe(), name="channels are left")
+
+    async def _unsubscribe(self) -> None:
+        """Unsubscribe in a moment from the channels that nobody reads any more."""
+        await asyncio.sleep(LINGER_S)
+        self._leaving = None
+        async with self._connecting:  # nobody subscribes between the look and the command
+            unread = [name for name in self._left if name not in self._queues]
+            self._left.clear()
+            if unread:
+                with contextlib.suppress(StoreDown):
+                    await self._pubsub.unsubscribe(*unread)
 
     async def _ask(self, *names: str) -> None:
         """Subscribe to channels, unless that is done."""
@@ -100,7 +116,7 @@ class RedisEvents:
             }
             if new:
                 await self._pubsub.subscribe(*new)
-                # A channel that was left meanwhile is unsubscribed, even if another reader has come since.
+                # Of a channel that was left meanwhile, the present reader is not subscribed yet.
                 self._asked.update(name for name, readers in new.items() if self._queues.get(name) is readers)
 
     @contextlib.asynccontextmanager
@@ -145,9 +161,10 @@ class RedisEvents:
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._pump:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        tasks = [task for task in (self._pump, self._leaving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # the library left it untyped
 
     async def _read(self) -> None:
@@ -231,7 +248,7 @@ class RedisClientFeed:
         owner: str,
         keys: Keyspace,
         join: Callable[[str, _Reader], Awaitable[None]],
-        leave: Callable[[str, _Reader], Awaitable[None]],
+        leave: Callable[[str, _Reader], None],
     ) -> None:
         self.lost = False
         self._owner = owner
@@ -300,7 +317,7 @@ class RedisClientFeed:
 
     async def _drop(self, name: str) -> None:
         self._channels.discard(name)
-        await self._leave(name, self)
+        self._leave(name, self)
 
 
 def client_channel(keys: Keyspace, owner: str, client_id: str | None) -> str:

@@ -44,16 +44,17 @@ local function enter_history(id, owner, ended)
   local key = history_key(owner)
   if redis.call('ZSCORE', key, id) then return end
   local highest = -1
-  local newest = redis.call('ZREVRANGE', key, 0, EDITOR_SHOWS - 1, 'WITHSCORES')
-  for i = 1, #newest, 2 do
-    local f = fields(job_key(newest[i]), 'number', 'history_number')
+  for i = 0, EDITOR_SHOWS - 1 do
+    local entry = redis.call('ZREVRANGE', key, i, i, 'WITHSCORES')
+    if not entry[1] then break end
+    if i == 0 then ended = math.max(ended, tonumber(entry[2]) + 0.000001) end
+    local f = fields(job_key(entry[1]), 'number', 'history_number')
     highest = math.max(highest, tonumber(f[2] or f[1] or '') or -1)
     if f[2] then break end  -- it is above all before it; what other versions listed may be in any order
   end
   local above = math.floor(highest) + math.max(1, highest * 2 ^ -52)  -- a step that a double can hold
   local own = tonumber(fields(job_key(id), 'number')[1] or '') or 0
   redis.call('HSET', job_key(id), 'history_number', string.format('%.17g', math.max(math.ceil(own), above)))
-  if newest[2] then ended = math.max(ended, tonumber(newest[2]) + 0.000001) end
   redis.call('ZADD', key, num(ended), id)
 end
 
