@@ -98,23 +98,29 @@ class AssetStore(Protocol):
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
         """Return whether :meth:`from_hash` would work."""
 
-    async def add_output(
+    async def put_output(
         self,
         *,
         owner: str,
         job_id: str,
-        run: str,
-        token: str,
         chunks: AsyncIterator[bytes],
         name: str,
         content_type: str,
         expires_at: float,
         corrections: Corrections | None = None,
     ) -> Asset:
-        """Store one output of a job, corrected. The same bytes twice are stored once.
+        """Store the bytes of an output of a job, corrected; return their record.
 
-        Raises:
-            LeaseLost: The job is not this run's any more, or the run not this token's; nothing is kept.
+        It is written when the output is committed, see :meth:`comfy_fleet.ports.runs.RunStore.commit`. Bytes
+        without a record are deleted some hours later.
+        """
+
+    async def replace_output(self, path: str, *, by: Asset) -> None:
+        """Let bytes of an output take the place of the same bytes that are stored already.
+
+        Args:
+            path: Where those are.
+            by: What :meth:`put_output` has returned; its own path is no more.
         """
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:

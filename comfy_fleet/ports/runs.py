@@ -147,6 +147,19 @@ class Refused:
     left_s: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredOutput:
+    """An output whose bytes are stored.
+
+    Attributes:
+        output: It.
+        asset: The record of its bytes, which is written when the output is committed.
+    """
+
+    output: Output
+    asset: Asset
+
+
 class RunStore(Protocol):
     """The jobs, as dispatchers see them. Every write is fenced by the claim's token.
 
@@ -242,8 +255,13 @@ class RunStore(Protocol):
         of it is published.
         """
 
-    async def output(self, claim: Claim, output: Output) -> None:
-        """Commit one output; the same (node, key, index) again is the same output."""
+    async def commit(self, claim: Claim, made: StoredOutput) -> Asset:
+        """Commit one output; the same (node, key, index) again is the same output.
+
+        Returns:
+            The record of its bytes. It has another id if the job has the same bytes under the same name
+            already, and another path if they are stored for the job already.
+        """
 
     async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
         """Draw the names under which the job's owner sees its files; no name is ever drawn twice.
@@ -279,6 +297,7 @@ class RunStore(Protocol):
         reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
+        outputs: Sequence[StoredOutput] = (),
     ) -> JobStatus:
         """End the job and both leases; return its final state (``canceling`` always becomes ``canceled``).
 
@@ -296,6 +315,7 @@ class RunStore(Protocol):
             reused: Whether most of the work came from there.
             progress: How far it came; None: as far as the record says.
             ui: As for :meth:`left`.
+            outputs: Those that are not committed yet; they are before the job ends, in the same step.
         """
 
     async def requeue(

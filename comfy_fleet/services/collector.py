@@ -32,7 +32,7 @@ from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.ports.assets import AssetStore, Content
 from comfy_fleet.ports.comfyui import NodeApi
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.output_naming import OutputNaming
 from comfy_fleet.services.store_retry import Reminder, retry_while_store_down
@@ -107,6 +107,7 @@ class Collector:
         gone: Nodes of the graph whose files are no longer there.
         held_bytes: Memory of the outputs that exist nowhere else.
         over: The limit that the outputs have exceeded; then nothing more is fetched.
+        last: An output that is stored, and to be committed by the write that ends the run.
 
     Args:
         claim: The run.
@@ -150,6 +151,8 @@ class Collector:
         self._submitted = SubmittedGraph(claim.graph)
         self.gone: set[str] = set()
         self.over: OutputLimit | None = None
+        self.last: StoredOutput | None = None
+        self._run_over = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -175,7 +178,8 @@ class Collector:
             self._added.set()
 
     async def stored(self, items: Iterable[OutputItem]) -> bool:
-        """Return True if all outputs are stored; wait a moment for small ones."""
+        """Return True if all outputs of a run that is over are stored; wait a moment for small ones."""
+        self._run_over = True
         self.add(items)
         pending = [task for task in self._tasks.values() if not task.done()]
         if pending:
@@ -203,6 +207,7 @@ class Collector:
         """Collect the outputs of a run that has left its node; the next job's prompt goes there first."""
         if self._claim.jobs_behind:
             asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
+        self._run_over = True
         self.add(items)
 
     async def settled(self) -> list[BaseException]:
@@ -277,8 +282,39 @@ class Collector:
             saved=saved is not None,
             subfolder=saved.subfolder if saved else "",
         )
-        await self._insist(lambda: self._runs.output(self._claim, output))
-        self._committed[item.id] = output
+        made = StoredOutput(output=output, asset=asset)
+        if self._ends_with(item.id, made):
+            self.last = made
+        else:
+            self._committed[item.id] = await self._commit(made)
+
+    def _ends_with(self, id_: tuple[str, str, int], made: StoredOutput) -> bool:
+        """Return whether an output can wait for the write that ends the run, because it is the last one.
+
+        Not if its bytes may be there already and have to be replaced, nor if a client is told of each file.
+        """
+        job = self._claim.job
+        return (
+            self._run_over
+            and self.last is None
+            and job.client_id is None
+            and not job.attempts
+            and self._committed.keys() == self._items.keys() - {id_}
+            and all(other.hash != made.asset.hash for other in self._committed.values())
+        )
+
+    async def _commit(self, made: StoredOutput) -> Output:
+        asset = await self._insist(lambda: self._runs.commit(self._claim, made))
+        if asset.path != made.asset.path:
+            with contextlib.suppress(NoRoom):  # what is there are the same bytes
+                await self._assets.replace_output(asset.path, by=made.asset)
+        return replace(made.output, asset_id=asset.id)
+
+    async def commit_last(self) -> None:
+        """Commit the output that was to be committed with the run's end, if there is one."""
+        if self.last is not None:
+            made, self.last = self.last, None
+            await self._commit(made)
 
     def _collected(self, id_: tuple[str, str, int], _: asyncio.Task[None]) -> None:
         self.held_bytes -= self._items[id_].held_bytes
@@ -385,11 +421,9 @@ class Collector:
                     self._weigh(item, content.length, self._bytes + content.length)
                     self._assets.check_room(content.length, output=True)
                 saved = await self._naming.of(item)  # drawn since before the node was asked for the file
-                return await self._assets.add_output(
+                return await self._assets.put_output(
                     owner=job.owner,
                     job_id=job.id,
-                    run=self._claim.run,
-                    token=self._claim.token,
                     chunks=counted(content.chunks),
                     name=saved.filename if saved else item.name,
                     content_type=item.content_type,

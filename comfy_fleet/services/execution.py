@@ -480,6 +480,8 @@ class Execution:
         end = await self._ending.decide(
             verdict, broken=broken, released=self._released, canceled=self._canceled
         )
+        if isinstance(end, GivenBack) or end.status is not JobStatus.SUCCEEDED:
+            await self._outputs.commit_last()
         if isinstance(end, GivenBack):
             await self._give_back(end)
             return
@@ -488,7 +490,12 @@ class Execution:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
         measured = replace(measured, ran_s=self._ran_s, warm=self._warm, reused=self._reused)
         status = await self._ending.finish(
-            end, measured=measured, duration_s=duration_s, progress=self._reporter.last, ui=self._ui
+            end,
+            measured=measured,
+            duration_s=duration_s,
+            progress=self._reporter.last,
+            ui=self._ui,
+            outputs=[made for made in (self._outputs.last,) if made is not None],
         )
         self._free()
         self._tools.telemetry.ended(

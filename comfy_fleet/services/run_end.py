@@ -21,7 +21,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.ports.comfyui import NodeApi
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.run_metrics import Measured
@@ -154,7 +154,14 @@ class Ending:
         return await retry_while_store_down(call, about=self._extra, telemetry=self._telemetry)
 
     async def finish(
-        self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None, ui: str
+        self,
+        end: Over,
+        *,
+        measured: Measured,
+        duration_s: float,
+        progress: Progress | None,
+        ui: str,
+        outputs: Sequence[StoredOutput] = (),
     ) -> JobStatus:
         """Write that the job is over; returns its final state.
 
@@ -164,6 +171,7 @@ class Ending:
             duration_s: How long it took; used only if it succeeded.
             progress: How far it came, as far as this dispatcher saw.
             ui: What the graph's nodes returned, as far as this dispatcher has seen.
+            outputs: Those of the run on the node that are not committed yet.
         """
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
         return await self._each(
@@ -179,6 +187,7 @@ class Ending:
                 reused=measured.reused,
                 progress=progress,
                 ui=ui,
+                outputs=outputs if claim is self._claim else (),
             )
         )
 

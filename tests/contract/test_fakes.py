@@ -22,7 +22,7 @@ from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore
 from comfy_fleet.ports.memory import MemoryStore
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
-from comfy_fleet.ports.runs import Claim, Refused, RunStore
+from comfy_fleet.ports.runs import Claim, Refused, RunStore, StoredOutput
 from comfy_fleet.settings import Settings
 from tests.factories import a_claim, new_job
 from tests.fakes.assets import FakeAssetStore
@@ -30,7 +30,7 @@ from tests.fakes.comfyui import chunks
 from tests.fakes.memory import MOST_ENDS, FakeMemoryStore
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 from tests.fakes.runs import FakeJobStore, FakeRunStore
-from tests.integration.redis_kit import output
+from tests.integration.redis_kit import output, stored
 
 ANY = Placement()
 BOOM = JobError(code="node_lost", message="gone")
@@ -468,7 +468,7 @@ async def _has_no_say(ports: Ports, claim: Claim) -> None:
     for call in (
         runs.progress(claim, Progress(value=0.5, nodes_done=1, nodes_total=2)),
         runs.preview(claim, {"node_id": "1"}),
-        runs.output(claim, output()),
+        runs.commit(claim, stored(claim, output())),
         runs.waits(claim, "the disk"),
         runs.left(claim, []),
     ):
@@ -511,7 +511,7 @@ async def test_the_same_output_twice_is_one(ports: Ports) -> None:
     claim = await taken(ports)
     first, second = output(0), output(1)
     for one in (first, second, replace(first, asset_id="another")):
-        await ports.runs.output(claim, one)
+        await ports.runs.commit(claim, stored(claim, one))
     assert sorted(await ports.outputs(claim), key=lambda one: one.index) == [first, second]
 
 
@@ -571,12 +571,10 @@ async def claim(ports: Ports) -> Claim:
     return await taken(ports)
 
 
-async def add(store: AssetStore, claim: Claim, content: AsyncIterator[bytes]) -> Asset:
-    return await store.add_output(
+async def put(store: AssetStore, claim: Claim, content: AsyncIterator[bytes]) -> Asset:
+    return await store.put_output(
         owner="o",
         job_id=claim.job.id,
-        run=claim.run,
-        token=claim.token,
         chunks=content,
         name="a.png",
         content_type="image/png",
@@ -584,21 +582,34 @@ async def add(store: AssetStore, claim: Claim, content: AsyncIterator[bytes]) ->
     )
 
 
-async def test_an_output_is_stored_with_what_is_said_of_it(assets: AssetStore, claim: Claim) -> None:
+async def test_an_output_is_stored_with_what_is_said_of_it(
+    assets: AssetStore, ports: Ports, claim: Claim
+) -> None:
     assert await assets.get("none") is None
     assets.check_room(10, output=True)
-    made = await add(assets, claim, chunks(bytes(2500)))
+    made = await put(assets, claim, chunks(bytes(2500)))
     assert (made.owner, made.job_id, made.file_path) == ("o", claim.job.id, "a.png")
     assert (made.content_type, made.size_bytes, made.expires_at) == ("image/png", 2500, 9e9)
-    assert made.hash.startswith("blake3:") and await assets.get(made.id) == made
-    again = await add(assets, claim, chunks(bytes(2500)))
-    assert again.id == made.id
+    assert made.hash.startswith("blake3:") and await assets.get(made.id) is None
+    one = StoredOutput(output=output(asset_id=made.id), asset=made)
+    assert await ports.runs.commit(claim, one) == made == await assets.get(made.id)
+    again = await put(assets, claim, chunks(bytes(2500)))
+    kept = await ports.runs.commit(claim, StoredOutput(output=output(1, asset_id=again.id), asset=again))
+    assert kept.id == made.id
+    assert {one.asset_id for one in await ports.outputs(claim)} == {made.id}
 
 
-async def test_an_output_of_a_run_that_lost_its_job_is_not_stored(assets: AssetStore, claim: Claim) -> None:
-    for other in (replace(claim, token="another"), replace(claim, run="none")):
-        with pytest.raises(LeaseLost):
-            await add(assets, other, chunks(b"1"))
+async def test_the_last_outputs_are_committed_with_the_end(
+    assets: AssetStore, ports: Ports, claim: Claim
+) -> None:
+    made = await put(assets, claim, chunks(b"1"))
+    last = StoredOutput(output=output(asset_id=made.id), asset=made)
+    other = replace(claim, token="another")
+    with pytest.raises(LeaseLost):
+        await ports.runs.finish(other, JobStatus.SUCCEEDED, error=None, duration_s=None, outputs=[last])
+    assert await assets.get(made.id) is None
+    await ports.runs.finish(claim, JobStatus.SUCCEEDED, error=None, duration_s=None, outputs=[last])
+    assert await assets.get(made.id) == made
 
 
 async def test_what_breaks_off_is_not_stored(assets: AssetStore, claim: Claim) -> None:
@@ -607,11 +618,11 @@ async def test_what_breaks_off_is_not_stored(assets: AssetStore, claim: Claim) -
         raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        await add(assets, claim, broken())
+        await put(assets, claim, broken())
 
 
 async def test_nothing_is_stored_without_room(full: AssetStore, claim: Claim) -> None:
     with pytest.raises(NoRoom):
         full.check_room(10, output=True)
     with pytest.raises(NoRoom):
-        await add(full, claim, chunks(b"1"))
+        await put(full, claim, chunks(b"1"))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from blake3 import blake3
 
-from comfy_fleet.domain.errors import LeaseLost, NoRoom
+from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.domain.graphs.pictures.parsing import applied
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.ports.blobs import Corrections
@@ -16,9 +16,8 @@ class FakeAssetStore(Fake):
     """Outputs of jobs.
 
     Attributes:
-        runs: Which runs may add any.
+        runs: Where they are committed.
         outputs: The bytes of each output by its name.
-        records: By id.
         room: Bytes left on the disk; None: there is no end of them.
     """
 
@@ -26,20 +25,17 @@ class FakeAssetStore(Fake):
         super().__init__()
         self.runs = runs
         self.outputs: dict[str, bytes] = {}
-        self.records: dict[str, Asset] = {}
         self.room: int | None = None
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         if self.room is not None and size_bytes > self.room:
             raise NoRoom("the fleet's disk is full")
 
-    async def add_output(
+    async def put_output(
         self,
         *,
         owner: str,
         job_id: str,
-        run: str,
-        token: str,
         chunks: AsyncIterator[bytes],
         name: str,
         content_type: str,
@@ -54,11 +50,9 @@ class FakeAssetStore(Fake):
                 corrections.feed(chunk)
         if corrections is not None:
             data = b"".join(applied(corrections.edits(), [data]))
-        self.answer("add_output")
-        if self.runs.owned(run, token).claim.job.id != job_id:
-            raise LeaseLost(f"run {run} has another job")
+        self.answer("put_output")
         self.outputs[name] = data
-        asset = Asset(
+        return Asset(
             id=f"a-{name}",
             owner=owner,
             hash=f"blake3:{blake3(data).hexdigest()}",
@@ -70,12 +64,10 @@ class FakeAssetStore(Fake):
             expires_at=expires_at,
             job_id=job_id,
         )
-        self.records[asset.id] = asset
-        return asset
 
     async def get(self, asset_id: str) -> Asset | None:
         self.answer("get")
-        return self.records.get(asset_id)
+        return self.runs.files.get(asset_id)
 
     receive = open_received = keep = upload = from_hash = has_hash = by_path = by_hash = uploads = unplayed
-    delete = hold = release = forget_job = open = url = unplayed
+    delete = hold = release = forget_job = open = url = replace_output = unplayed

@@ -9,10 +9,11 @@ from itertools import count
 from typing import Any
 
 from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
-from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused, StagedInput, Waiting
+from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused, StagedInput, StoredOutput, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
 from tests.fakes.nodes import FakeNodeRegistry
@@ -68,6 +69,7 @@ class Finished:
     reused: bool
     progress: Progress | None
     ui: str
+    outputs: Sequence[Output] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class FakeRunStore(Fake):
         finished: Every end that was written.
         requeued: Every job that was given back.
         broken: Claims that meet a job that can't be read: it ends.
+        files: The records of committed outputs, by id.
         names: What was drawn for each job and place; all jobs are one owner's.
         numbers: The last number of each counter.
         asked: What each claim said of its node.
@@ -134,6 +137,7 @@ class FakeRunStore(Fake):
         self.finished: list[Finished] = []
         self.requeued: list[Requeued] = []
         self.broken = 0
+        self.files: dict[str, Asset] = {}
         self.names: dict[tuple[str, OutputId], SavedFile] = {}
         self.numbers: Counter[str] = Counter()
         self.asked: list[Mapping[str, Any]] = []
@@ -276,11 +280,14 @@ class FakeRunStore(Fake):
         self.owned(claim.run, claim.token)
         self.previews.append(data)
 
-    async def output(self, claim: Claim, output: Output) -> None:
-        self.answer("output")
-        self.owned(claim.run, claim.token).outputs.setdefault(
-            (output.node_id, output.key, output.index), output
-        )
+    async def commit(self, claim: Claim, made: StoredOutput) -> Asset:
+        self.answer("commit")
+        return self._commit(claim, made)
+
+    def _commit(self, claim: Claim, made: StoredOutput) -> Asset:
+        run, output = self.owned(claim.run, claim.token), made.output
+        run.outputs.setdefault((output.node_id, output.key, output.index), output)
+        return self.files.setdefault(made.asset.id, made.asset)
 
     async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
         self.answer("name_outputs")
@@ -326,8 +333,11 @@ class FakeRunStore(Fake):
         reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
+        outputs: Sequence[StoredOutput] = (),
     ) -> JobStatus:
         self.answer("finish")
+        for made in outputs:
+            self._commit(claim, made)
         self._end(claim)
         self.finished.append(
             Finished(
@@ -341,6 +351,7 @@ class FakeRunStore(Fake):
                 reused=reused,
                 progress=progress,
                 ui=ui,
+                outputs=tuple(made.output for made in outputs),
             )
         )
         return status

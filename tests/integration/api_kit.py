@@ -23,7 +23,7 @@ from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.connections import close
 from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.runs import Claim, StoredOutput
 from comfy_fleet.settings import Settings
 from tests.fakes.comfyui import FakeNodeApi
 
@@ -110,11 +110,9 @@ class Api:
         async def chunks() -> AsyncIterator[bytes]:
             yield data
 
-        asset = await self.assets.add_output(
+        asset = await self.assets.put_output(
             owner=claim.job.owner,
             job_id=claim.job.id,
-            run=claim.run,
-            token=claim.token,
             chunks=chunks(),
             name=name,
             content_type="image/png",
@@ -134,8 +132,8 @@ class Api:
             subfolder=subfolder,
             temporary=temporary,
         )
-        await self.stores.runs.output(claim, output)
-        return output
+        kept = await self.stores.runs.commit(claim, StoredOutput(output=output, asset=asset))
+        return replace(output, asset_id=kept.id)
 
     async def finish(
         self, claim: Claim, status: JobStatus = JobStatus.SUCCEEDED, seconds: float = 2.0

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import (
     Job,
     JobError,
@@ -16,7 +17,7 @@ from comfy_fleet.domain.jobs.job import (
     Placement,
 )
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports.runs import Claim, Refused
+from comfy_fleet.ports.runs import Claim, Refused, StoredOutput
 from tests.factories import new_job
 
 BROKEN = JobError(code="node_lost", message="gone")
@@ -99,3 +100,20 @@ def output(index: int = 0, **fields: Any) -> Output:
         hash="blake3:00",
     )
     return replace(base, **fields)
+
+
+def stored(made: Claim, one: Output) -> StoredOutput:
+    """Return an output of a run as :meth:`RunStore.commit` takes it; its bytes are nowhere."""
+    asset = Asset(
+        id=one.asset_id,
+        owner=made.job.owner,
+        hash=f"blake3:{one.asset_id}",
+        size_bytes=one.size_bytes,
+        content_type=one.content_type,
+        file_path=one.name,
+        path=f"blobs/00/{one.asset_id}/00",
+        created_at=1e9,
+        expires_at=2e9,
+        job_id=made.job.id,
+    )
+    return StoredOutput(output=one, asset=asset)

@@ -19,7 +19,7 @@ from comfy_fleet.domain.errors import (
     NotFound,
 )
 from comfy_fleet.domain.jobs.asset import Asset
-from tests.assets_kit import assets_on, begun, content_of
+from tests.assets_kit import add_output, assets_on, begun, content_of
 
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
 
@@ -233,15 +233,7 @@ async def test_an_upload_is_found_under_every_spelling_of_its_name(
 async def add(
     redis: FleetRedis, store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann"
 ) -> Asset:
-    return await store.add_output(
-        owner=owner,
-        job_id=job,
-        **await begun(redis, job),
-        chunks=chunks(data),
-        name=name,
-        content_type="image/png",
-        expires_at=2e9,
-    )
+    return await add_output(redis, store, await begun(redis, job, owner), data, name)
 
 
 async def test_equal_outputs_of_one_job_are_one_file(
@@ -268,29 +260,21 @@ async def test_an_output_that_comes_late_is_not_added_to_a_job_that_another_run_
     await redis.hset(f"fleet:job:{JOB}", "status", "running")
     match why:
         case "taken over":
-            await redis.hset(f"fleet:run:{first['run']}", "token", "of another dispatcher")
+            await redis.hset(f"fleet:run:{first.run}", "token", "of another dispatcher")
         case "given back":
-            await redis.delete(f"fleet:run:{first['run']}")
+            await redis.delete(f"fleet:run:{first.run}")
             await redis.hset("fleet:run:second", mapping={"job": JOB, "token": "t2"})
         case "another run's":
-            await redis.hset(f"fleet:run:{first['run']}", "job", str(uuid4()))
+            await redis.hset(f"fleet:run:{first.run}", "job", str(uuid4()))
         case "over":
-            await redis.delete(f"fleet:run:{first['run']}")
+            await redis.delete(f"fleet:run:{first.run}")
     before = await redis.hgetall(f"fleet:asset:job:{JOB}")
     for data in (b"late", b"in time"):
-        with pytest.raises(LeaseLost, match=first["run"]):
-            await store.add_output(
-                owner="ann",
-                job_id=JOB,
-                **first,
-                chunks=chunks(data),
-                name="o.png",
-                content_type="image/png",
-                expires_at=2e9,
-            )
+        with pytest.raises(LeaseLost, match=first.run):
+            await add_output(redis, store, first, data)
     assert await redis.hgetall(f"fleet:asset:job:{JOB}") == before
-    assert files(tmp_path) == [Path(kept.path)]
     assert await content_of(store, kept) == b"in time"
+    assert await redis.keys("fleet:blob:refs:*") == [f"fleet:blob:refs:{kept.path}".encode()]  # the sweep's
 
 
 async def test_from_hash_over_an_output_outlives_the_job(

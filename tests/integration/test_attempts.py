@@ -70,7 +70,7 @@ async def test_a_run_that_was_taken_over_is_through_once_it_has_succeeded(
                 held.set()
                 await asyncio.sleep(60)
 
-            monkeypatch.setattr(RedisAssets, "add_output", slow)
+            monkeypatch.setattr(RedisAssets, "put_output", slow)
         job = await fleet.submit(GRAPH)
         await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
         if left:

@@ -19,12 +19,15 @@ from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.keys import Keyspace
+from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.ports.blobs import Blob
-from tests.assets_kit import assets_on, begun, content_of, new_id
+from comfy_fleet.ports.runs import StoredOutput
+from tests.assets_kit import add_output, assets_on, begun, content_of, new_id
+from tests.factories import an_output
 
 HOUR = 3600.0
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
@@ -64,15 +67,7 @@ async def put(store: RedisAssets, data: bytes, owner: str = "ann") -> Asset:
 async def output(
     redis: FleetRedis, store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB
 ) -> Asset:
-    return await store.add_output(
-        owner="ann",
-        job_id=job,
-        **await begun(redis, job),
-        chunks=chunks(data),
-        name=name,
-        content_type="a/b",
-        expires_at=2e9,
-    )
+    return await add_output(redis, store, await begun(redis, job), data, name)
 
 
 def files(root: Path) -> list[str]:
@@ -302,37 +297,54 @@ async def test_a_file_that_can_not_be_deleted_holds_up_no_other(
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["upload", "output"])
-async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
-    store: RedisAssets, redis: FleetRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    real = Scripts.begin
+def lose_answers(patched: pytest.MonkeyPatch, script: str) -> None:
+    """Let every answer of a script get lost."""
+    real = Scripts.call
 
-    async def lost(scripts: Scripts, script: str, **args: Any) -> Any:
-        answer = await real(scripts, script, **args)
-        if script != "add_asset":
+    async def lost(scripts: Scripts, name: str, *blobs: str | bytes, **args: Any) -> Any:
+        answer = await real(scripts, name, *blobs, **args)
+        if name != script:
             return answer
         raise StoreDown("no answer", retry_after_s=1)
 
-    async def once() -> Asset:
-        return await (put(store, b"x") if kind == "upload" else output(redis, store, b"x"))
+    patched.setattr(Scripts, "call", lost)
 
+
+async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
+    store: RedisAssets, redis: FleetRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Scripts, "begin", lost)
+        lose_answers(patched, "add_asset")
         for _ in range(3):
             with pytest.raises(StoreDown):
-                await once()
-    asset = await once()
+                await put(store, b"x")
+    asset = await put(store, b"x")
     assert await content_of(store, asset) == b"x"
-    if kind == "output":
-        assert len(files(tmp_path)) == 1  # tries don't fill the disk
-        known: Any = await redis.hvals(f"fleet:asset:job:{JOB}")
-        assert known == [asset.id.encode()]
     records: Any = await redis.keys("fleet:asset:????????-*")
     assert records
     for key in records:
         found = await store.get(key.decode().removeprefix("fleet:asset:"))
         assert found and await content_of(store, found) == b"x"
+
+
+async def test_an_output_whose_answer_got_lost_is_committed_once(
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, runs = await begun(redis, JOB), RedisRunStore(redis)
+    asset = await store.put_output(
+        owner="ann", job_id=JOB, chunks=chunks(b"x"), name="o.png", content_type="a/b", expires_at=2e9
+    )
+    stored = StoredOutput(output=an_output(asset_id=asset.id), asset=asset)
+    with monkeypatch.context() as patched:
+        lose_answers(patched, "commit_output")
+        for _ in range(3):
+            with pytest.raises(StoreDown):
+                await runs.commit(made, stored)
+    assert await runs.commit(made, stored) == asset == await store.get(asset.id)
+    known: Any = await redis.hvals(f"fleet:asset:job:{JOB}")
+    assert known == [asset.id.encode()]
+    assert files(tmp_path) == [asset.path] and await content_of(store, asset) == b"x"
+    assert await redis.hget(f"fleet:job:{JOB}", "seq") == b"1"  # told once
 
 
 async def test_an_older_process_deletes_nothing_and_takes_no_uploads(

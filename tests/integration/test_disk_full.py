@@ -263,11 +263,9 @@ async def test_a_write_that_fails_leaves_nothing_behind(redis: FleetRedis, tmp_p
 
     with files_of_at_most(100_000):
         with pytest.raises(NoRoom, match="the fleet's disk is full"):
-            await store.add_output(
+            await store.put_output(
                 owner="o",
                 job_id=str(uuid4()),
-                run="r",
-                token="t",
                 chunks=chunks(),
                 name="a.bin",
                 content_type="x/y",

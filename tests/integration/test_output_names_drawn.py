@@ -23,10 +23,10 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.jobs.output_names import OutputId, SavedFile, number_groups, place_of
 from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from tests.assets_kit import assets_on
 from tests.factories import a_claim, running_job
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, stored, submit
 
 
 def new_id() -> str:
@@ -331,7 +331,7 @@ async def record(stores: Stores, asset_id: str, name: str, *, owner: str, job_id
     await client.hset(f"fleet:asset:{asset_id}", mapping=dump_asset(asset))
 
 
-async def commit(stores: Stores, made: Claim, path: str, **fields: Any) -> str:
+async def commit(stores: Stores, made: Claim, path: str, asset: Asset | None = None, **fields: Any) -> str:
     """Commit an output under the name that was drawn; return its asset."""
     place = SavedFile.parse(path)
     one = output(
@@ -341,10 +341,10 @@ async def commit(stores: Stores, made: Claim, path: str, **fields: Any) -> str:
         saved=True,
         **{"asset_id": new_id(), **fields},
     )
-    if "asset_id" not in fields:
-        await record(stores, one.asset_id, one.name, owner=made.job.owner)
     assert place_of(one) == place
-    await stores.runs.output(made, one)
+    await stores.runs.commit(
+        made, stored(made, one) if asset is None else StoredOutput(output=one, asset=asset)
+    )
     return one.asset_id
 
 
@@ -371,6 +371,7 @@ async def test_a_committed_file_is_found_by_its_name_until_its_job_is_forgotten(
     client: Any = stores.redis
     keys = {key.decode() for key in await client.keys("fleet:*")}
     assert "fleet:saved:counts:local" in keys
+    keys = {key for key in keys if not key.startswith(("fleet:asset:", "fleet:blob:"))}  # another store's
     assert not {key for key in keys if "saved:files" in key or job.id in key}
     await submit(stores)
     later = await claim(stores)
@@ -411,7 +412,7 @@ async def test_an_output_of_a_version_without_names_is_found_by_its_assets_id(st
     made = await claim(stores)
     old = output(asset_id=new_id(), name="ComfyUI_00001_.png")
     await record(stores, old.asset_id, old.name, owner="local", job_id=made.job.id)
-    await stores.runs.output(made, old)
+    await stores.runs.commit(made, stored(made, old))
     assert await saved_id(stores, "local", place_of(old)) == old.asset_id
     assert await saved_id(stores, "bob", place_of(old)) is None
     assert await saved_id(stores, "local", replace(place_of(old), filename="other.png")) is None
@@ -439,7 +440,7 @@ class Saver:
         if temp:
             (preview,) = await drawn(self.stores.runs, made, saved(made, temp, node_id="3", type_="temp"))
             await self.file(made, preview, node_id="3")
-        await self.stores.runs.output(made, output(node_id="4", name="text_00001.txt"))
+        await self.stores.runs.commit(made, stored(made, output(node_id="4", name="text_00001.txt")))
         await self.stores.runs.finish(made, JobStatus.SUCCEEDED, error=None, duration_s=1)
         return made
 
@@ -449,17 +450,15 @@ class Saver:
         async def content() -> AsyncIterator[bytes]:
             yield new_id().encode()
 
-        asset = await self.assets.add_output(
+        asset = await self.assets.put_output(
             owner=made.job.owner,
             job_id=made.job.id,
-            run=made.run,
-            token=made.token,
             chunks=content(),
             name=place.filename,
             content_type="image/png",
             expires_at=2e9,
         )
-        return await commit(self.stores, made, path, asset_id=asset.id, **fields)
+        return await commit(self.stores, made, path, asset, asset_id=asset.id, **fields)
 
     async def listed(self, owner: str = "ann", type_: str = "output", limit: int = 100) -> list[str]:
         rows = await self.stores.jobs.saved_files(owner, type_, limit=limit)

@@ -16,7 +16,7 @@ from comfy_fleet.domain.jobs.job import (
 )
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import eventually
-from tests.integration.redis_kit import add_nodes, claim, output, submit
+from tests.integration.redis_kit import add_nodes, claim, output, stored, submit
 from tests.stream_server import StreamServer
 
 
@@ -26,8 +26,10 @@ async def test_events_come_in_order_with_the_run(stores: Stores) -> None:
     async with stores.events.subscribe(job.id) as events:
         got = await claim(stores)
         await stores.runs.progress(got, Progress(value=0.1, nodes_done=0, nodes_total=2))
-        await stores.runs.output(got, output())
-        await stores.runs.output(replace(got), output(asset_id="again"))  # the same place: no second output
+        await stores.runs.commit(got, stored(got, output()))
+        await stores.runs.commit(
+            replace(got), stored(replace(got), output(asset_id="again"))
+        )  # the same place: no second output
         await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=None)
         seen = []
         async for event in events:

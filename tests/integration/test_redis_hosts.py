@@ -23,7 +23,7 @@ from comfy_fleet.domain.nodes.host import (
 )
 from comfy_fleet.domain.nodes.node import AGENT_DRAINS, Node
 from tests.integration.haproxy_kit import eventually
-from tests.integration.redis_kit import claim, output, submit, wakes
+from tests.integration.redis_kit import claim, output, stored, submit, wakes
 
 BROKEN = JobError(code="node_lost", message="gone")
 G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans_up=True)
@@ -322,7 +322,7 @@ async def test_copies_that_preview3d_left_may_go_with_their_run(stores: Stores, 
     await hosts.join("h1", G1, now=1.0)
     job = await submit(stores)
     first = await claim(stores, "h1-gpu0")
-    await stores.runs.output(first, output(name=f"preview3d_{'f' * 32}.glb"))
+    await stores.runs.commit(first, stored(first, output(name=f"preview3d_{'f' * 32}.glb")))
     await stores.runs.requeue(first, counts=True, reason=BROKEN)
     last = await claim(stores, "h1-gpu0")
     names = [
@@ -334,7 +334,7 @@ async def test_copies_that_preview3d_left_may_go_with_their_run(stores: Stores, 
         f"preview3d_{'0' * 32}.usdz",
     ]
     for index, name in enumerate(names):
-        await stores.runs.output(last, output(index, name=name))
+        await stores.runs.commit(last, stored(last, output(index, name=name)))
     await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
     gone = {cleanup.run: set(cleanup.strays) for cleanup in (await beat(hosts)).delete}
     assert gone == {first.run: set(), last.run: {names[0], names[5]}}

@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.ports.runs import Claim
 from tests.fleet import until
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, stored, submit
 
 
 @asynccontextmanager
@@ -149,7 +149,7 @@ async def test_a_second_run_shows_nothing_of_the_first_but_its_start(stores: Sto
     await add_nodes(stores, "g1")
     job = await submit(stores)
     first = await claim(stores)
-    await stores.runs.output(first, output())
+    await stores.runs.commit(first, stored(first, output()))
     await stores.runs.requeue(first, counts=False, reason=BROKEN)
     waits = await stores.jobs.get(job.id)
     assert waits is not None

@@ -12,7 +12,7 @@ from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import JobError, JobFilter, JobStatus
-from tests.integration.redis_kit import add_nodes, claim, output, submit
+from tests.integration.redis_kit import add_nodes, claim, output, stored, submit
 
 MAKE = """
 local t = tonumber(ARGV[3])
@@ -105,7 +105,7 @@ async def test_a_list_reads_neither_outputs_nor_the_details_of_large_errors(stor
     await add_nodes(stores, "g1")
     await submit(stores, params={"prompt": "x" * 100_000})
     run = await claim(stores)
-    await stores.runs.output(run, output())
+    await stores.runs.commit(run, stored(run, output()))
     one = (await client.hvals(f"fleet:job:{run.job.id}:outputs"))[0]
     await client.hset(f"fleet:job:{run.job.id}:outputs", mapping={str(n): one for n in range(5000)})
     error = JobError(

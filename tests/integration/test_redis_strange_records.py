@@ -15,7 +15,7 @@ from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, Nod
 from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.ports.runs import Refused
 from comfy_fleet.services.node_directory import NodeDirectory
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, stored, submit
 
 BREAKAGES: list[tuple[str, str]] = [
     ("progress", '{"value": 0.5'),
@@ -58,7 +58,7 @@ async def test_fields_of_a_newer_version_stop_nothing(stores: Stores) -> None:
     job = await submit(stores)
     run = await claim(stores, ttl=-1)
     await stores.runs.progress(run, Progress(value=0.5, nodes_done=1, nodes_total=2))
-    await stores.runs.output(run, output())
+    await stores.runs.commit(run, stored(run, output()))
     for key, field in ((f"fleet:job:{job.id}", "progress"), (f"fleet:job:{job.id}:outputs", None)):
         name = field or (await client.hkeys(key))[0]
         had = orjson.loads(await client.hget(key, name))
@@ -222,7 +222,7 @@ async def test_a_text_in_the_place_of_what_belongs_to_a_job_is_dropped(stores: S
     assert (await stores.jobs.get(job.id) or job).status is JobStatus.RUNNING
     assert job.id in await listed(stores)
     assert (await stores.runs.beat("d1", [run], ttl_s=5)).lost == frozenset()
-    await stores.runs.output(run, output())
+    await stores.runs.commit(run, stored(run, output()))
     await replaced(stores, key.format(job.id))
     await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1)
     assert (await stores.jobs.get(job.id) or job).status is JobStatus.SUCCEEDED

@@ -11,11 +11,11 @@ import pytest
 from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
-from comfy_fleet.domain.jobs.job import Output, OutputKind
+from comfy_fleet.domain.jobs.job import Attempt, Job, Output, OutputKind
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineBytes, InlineText, OutputItem, Source
 from comfy_fleet.services import collector, store_retry
 from comfy_fleet.services.collector import AT_ONCE, FETCH_TRIES, Collector, OutputLimits, Sharing
-from tests.factories import a_claim
+from tests.factories import a_claim, running_job
 from tests.fakes.assets import FakeAssetStore
 from tests.fakes.comfyui import FakeNodeApi
 from tests.fakes.runs import FakeRunStore
@@ -39,10 +39,12 @@ def item(name: str, source: Source | None = None, *, index: int = 0, temporary: 
 class World:
     """A node's files, and what is stored and committed of them."""
 
-    def __init__(self, *, behind: int = 0, slots: int = 64, graph: Any = b"{}", **limits: Any) -> None:
+    def __init__(
+        self, *, behind: int = 0, slots: int = 64, graph: Any = b"{}", job: Any = None, **limits: Any
+    ) -> None:
         self.nodes, self.runs = FakeNodeApi(), FakeRunStore()
         self.assets = FakeAssetStore(self.runs)
-        self.claim = a_claim(jobs_behind=behind, graph=graph)
+        self.claim = a_claim(job, jobs_behind=behind, graph=graph)
         self.runs.hold(self.claim)
         self.collector = Collector(
             self.claim,
@@ -96,6 +98,7 @@ async def test_files_texts_and_pictures_from_frames_are_stored_and_committed(
     items = [item("a.png"), item("b.txt", InlineText("näher")), item("c.png", InlineBytes(b"frame"))]
     assert await world.collector.stored(items)
     assert await world.collector.settled() == []
+    await world.collector.commit_last()
     assert world.assets.outputs == {"a.png": b"file", "b.txt": "näher".encode(), "c.png": b"frame"}
     assert world.nodes.viewed == ["a.png"]
     output = next(output for output in world.committed if output.name == "a.png")
@@ -134,7 +137,45 @@ async def test_a_large_output_is_not_waited_for() -> None:
     assert [output.name for output in world.committed] == ["a.png"]
     world.nodes.slow["b.mp4"].set()
     assert await world.collector.settled() == []
+    await world.collector.commit_last()
     assert len(world.committed) == 2
+
+
+async def test_the_last_output_of_a_run_that_is_over_is_left_to_the_write_that_ends_it() -> None:
+    world = World()
+    world.nodes.files = {"a.png": b"1", "b.png": b"2"}
+    world.collector.add([item("a.png")])
+    await until(lambda: world.committed, what="one is committed while the run goes on")
+    assert await world.collector.stored([item("a.png"), item("b.png")])
+    assert await world.collector.settled() == [] and world.collector.last is not None
+    assert world.collector.last.output.name == world.collector.last.asset.file_path == "b.png"
+    assert [output.name for output in world.committed] == ["a.png"]
+    for _ in range(2):
+        await world.collector.commit_last()
+        assert [output.name for output in world.committed] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        running_job(client_id="c"),  # its client is told of each file before the end
+        running_job(attempts=(Attempt(run="r0", node="g1", started_at=0, ended_at=1, counted=True),)),
+    ],
+)
+async def test_no_output_waits_for_the_end_that_somebody_needs_before(job: Job) -> None:
+    world = World(job=job)
+    world.nodes.files = {"a.png": b"1"}
+    assert await world.collector.stored([item("a.png")])
+    assert world.collector.last is None and len(world.committed) == 1
+
+
+async def test_bytes_that_are_there_already_don_t_wait_for_the_end() -> None:
+    world = World()
+    world.nodes.files = {"a.png": b"1", "b.png": b"1"}
+    world.collector.add([item("a.png")])
+    await until(lambda: world.committed, what="one is committed")
+    assert await world.collector.stored([item("a.png"), item("b.png")])
+    assert world.collector.last is None and len(world.committed) == 2
 
 
 async def test_with_others_waiting_outputs_begin_when_the_run_has_left(

@@ -21,7 +21,6 @@ from comfy_fleet.domain.errors import (
     BlobNotFound,
     FleetError,
     HashMismatch,
-    LeaseLost,
     MissingAsset,
     NoRoom,
     NotFound,
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 _ASSET_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
 _WRITING_S = 3600.0  # bytes of this age without a record won't get one: their writer has died
-_UNSURE_S = 1800.0  # well below
 _LISTED_AT_ONCE = 500  # names that one call of a script looks at: takes below a millisecond on the server
 
 
@@ -90,9 +88,6 @@ class RedisAssets:
         self._new_id = new_id
         self._retention_s = retention_s
         self._grace_s = grace_s
-        # Outputs whose record may or may not have been written: the next try puts its bytes into the same
-        # place.
-        self._unsure: dict[tuple[str, str], tuple[str, float]] = {}
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.check_room`."""
@@ -245,61 +240,41 @@ class RedisAssets:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.has_hash`."""
         return bool(await self._redis.exists(self._keys.blob_owner(owner, hash_)))
 
-    async def add_output(
+    async def put_output(
         self,
         *,
         owner: str,
         job_id: str,
-        run: str,
-        token: str,
         chunks: AsyncIterator[bytes],
         name: str,
         content_type: str,
         expires_at: float,
         corrections: Corrections | None = None,
     ) -> Asset:
-        """See :meth:`comfy_fleet.ports.assets.AssetStore.add_output`.
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.put_output`.
 
         Not synced to the disk: like the record's own write, it survives any crash of a process, and
-        a power cut can take the last moment of both. Adding the same bytes under the same name to the
-        same job again returns the record that is there, so a retried collection makes no copies.
+        a power cut can take the last moment of both.
         """
         if not _JOB_ID.fullmatch(job_id):
             raise NotFound(f"no job {job_id}")
         blob = await self._blobs.put(chunks, durable=False, corrections=corrections)
-        now = await self._recordable(blob)
-        key = blob.key
-        before, at = self._unsure.get((job_id, blob.hash), ("", 0.0))
-        if before and now - at < _UNSURE_S:
-            await self._blobs.replace(before, by=key)
-            key = before
-        else:
-            at = now
-        asset = Asset(
+        return Asset(
             id=self._new_id(),
             owner=owner,
             hash=blob.hash,
             size_bytes=blob.size_bytes,
             content_type=content_type,
             file_path=name,
-            path=key,
-            created_at=now,
+            path=blob.key,
+            created_at=await self._recordable(blob),
             expires_at=expires_at,
             job_id=job_id,
         )
-        try:
-            asset, _ = await self._add(asset, run=run, token=token)
-        except LeaseLost:
-            if key == blob.key:  # else an earlier try may have made a record over it: left to the sweep
-                await self._blobs.delete(key)
-            raise
-        except BaseException:
-            self._unsure[job_id, blob.hash] = (key, at)
-            raise
-        if self._unsure:
-            self._unsure.pop((job_id, blob.hash), None)
-            self._unsure = {k: v for k, v in self._unsure.items() if now - v[1] < _UNSURE_S}
-        return asset
+
+    async def replace_output(self, path: str, *, by: Asset) -> None:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.replace_output`; this repairs broken bytes."""
+        await self._blobs.replace(path, by=by.path)
 
     async def get(self, asset_id: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.get`."""
@@ -482,27 +457,15 @@ class RedisAssets:
     async def _begin(self, script: str, /, **args: Any) -> list[str]:
         return [_text(part) for part in await self._scripts.begin(script, **args)]
 
-    async def _add(
-        self, asset: Asset, *, run: str | None = None, token: str | None = None, numbered: bool = False
-    ) -> tuple[Asset, bool]:
+    async def _add(self, asset: Asset, *, numbered: bool = False) -> tuple[Asset, bool]:
         """Add a record; return the present one, and True if the bytes are new to the owner.
 
         If the same bytes are stored already, these replace them, which repairs broken ones.
 
         Numbered: see :meth:`keep`.
-
-        Raises:
-            LeaseLost: It is an output of a run that this token does not own.
         """
         stem, suffix = posixpath.splitext(asset.file_path) if numbered else (None, None)
-        outcome, *rest = await self._begin(
-            "add_asset", record=dump_asset(asset), run=run, token=token, stem=stem, suffix=suffix
-        )
-        if outcome == "lost":
-            raise LeaseLost(
-                f"run {run} of job {asset.job_id} belongs to another dispatcher now",
-                details={"job_id": asset.job_id, "run": run},
-            )
+        _, *rest = await self._begin("add_asset", record=dump_asset(asset), stem=stem, suffix=suffix)
         fresh, there, path = rest
         if path != asset.path:
             await self._blobs.replace(path, by=asset.path)

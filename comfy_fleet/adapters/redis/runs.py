@@ -11,14 +11,15 @@ from uuid import uuid4
 import orjson
 
 from comfy_fleet.adapters.redis import job_records
-from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
+from comfy_fleet.adapters.redis.asset_record import asset_fields, dump_asset, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.redis.upkeep import tend
 from comfy_fleet.domain.errors import LeaseLost, Outdated, StoreRefuses
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.nodes.speed import SHARE
@@ -32,6 +33,7 @@ from comfy_fleet.ports.runs import (
     Held,
     Refused,
     StagedInput,
+    StoredOutput,
     Waiting,
 )
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
@@ -279,16 +281,13 @@ class RedisRunStore:
         answers = await self._scripts.call("frames", *messages, runs=runs)
         return [_heard(claim, answer) for (claim, _), answer in zip(sent, answers, strict=True)]
 
-    async def output(self, claim: Claim, output: Output) -> None:
+    async def commit(self, claim: Claim, made: StoredOutput) -> Asset:
         """Commit one output."""
-        saved = {"owner": claim.job.owner, "path": place_of(output).path, "asset": output.asset_id}
-        await self._note(
-            claim,
-            "output",
-            job_records.dump_output(output),
-            field=job_records.output_field(output.node_id, output.key, output.index),
-            **(saved if output.saved else {}),
+        answer = await self._scripts.call(
+            "commit_output", run=claim.run, token=claim.token, job=claim.job.id, output=_committed(made)
         )
+        asset_id, path = _check(claim, answer)
+        return replace(made.asset, id=asset_id.decode(), path=path.decode())
 
     async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
         """Draw the names under which the job's owner sees its files."""
@@ -320,9 +319,9 @@ class RedisRunStore:
         paths = [raw.decode() for raw in _check(claim, answer)]
         return {id_: SavedFile.parse(path) for id_, path in zip(ids, paths, strict=True)}
 
-    async def _note(self, claim: Claim, kind: str, data: bytes | str, **about: str) -> None:
+    async def _note(self, claim: Claim, kind: str, data: bytes | str) -> None:
         answer = await self._scripts.call(
-            "note", data, run=claim.run, token=claim.token, job=claim.job.id, kind=kind, **about
+            "note", data, run=claim.run, token=claim.token, job=claim.job.id, kind=kind
         )
         _check(claim, answer)
 
@@ -350,6 +349,7 @@ class RedisRunStore:
         reused: bool = False,
         progress: Progress | None = None,
         ui: str = "",
+        outputs: Sequence[StoredOutput] = (),
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
@@ -374,6 +374,7 @@ class RedisRunStore:
             warm=warm,
             reused=reused,
             reason=job_records.short_reason(error),
+            outputs=[_committed(made) for made in outputs] or None,
         )
         return JobStatus(_check(claim, answer).decode())
 
@@ -505,6 +506,17 @@ def _chunks(groups: Iterable[NumberGroup]) -> Iterator[list[NumberGroup]]:
             some = []
     if some:
         yield some
+
+
+def _committed(made: StoredOutput) -> dict[str, Any]:
+    """Return an output as ``outputs.lua`` reads it."""
+    output = made.output
+    facts = {
+        "record": dump_asset(made.asset),
+        "field": job_records.output_field(output.node_id, output.key, output.index),
+        "data": job_records.dump_output(output).decode(),
+    }
+    return {**facts, "path": place_of(output).path} if output.saved else facts
 
 
 def _wanted(id_: OutputId, file: NodeFile) -> dict[str, str]:

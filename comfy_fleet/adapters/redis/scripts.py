@@ -42,6 +42,7 @@ _PRELUDE = (
     "editors",
     "nodes",
     "assets",
+    "outputs",
     "kept",
     "ends",
     "workflows",

@@ -1,7 +1,8 @@
 -- End a run and its job.
 -- args: run, token, status, seconds (that it took), share (what a new run counts in the node's mean speed), speed
 --       (logarithm of this run's), models (used; MOST_MODELS are remembered), most_models, ran_s (what the node took), warm
---       (whether anything came from its cache), reused (whether most of it did), reason {code, message}.
+--       (whether anything came from its cache), reused (whether most of it did), reason {code, message}, outputs (that are not
+--       committed yet: see outputs.lua).
 -- ARGV: error as JSON or '', RQ's result, last progress as JSON or '', what its nodes handed over as JSON or ''.
 -- Returns the state that the job ended in, or '' if the lease is gone.
 local run, status = args.run, args.status
@@ -11,6 +12,7 @@ local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
 local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor')
 if f[1] == '1' then status = 'canceled' end
 local at, counted = now(), status == 'failed'
+for _, made in ipairs(args.outputs or {}) do commit_output(r[1], run, made) end
 note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
 if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
 sched_left(run, at)

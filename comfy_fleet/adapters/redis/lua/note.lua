@@ -1,6 +1,5 @@
 -- Something happened in a run: store it for late readers and publish it for the others.
--- args: run, token, job, kind (progress | preview | output | waits); of an output also field, and of a saved file owner,
---       path (its name) and asset.
+-- args: run, token, job, kind (progress | preview | waits).
 -- ARGV: data as JSON; of kind waits as text, or ''.  Returns 1, or 0 if the lease is gone.
 if not owned(args.run, args.token) then return 0 end
 local id, kind, data = args.job, args.kind, ARGV[2]
@@ -14,11 +13,6 @@ elseif kind == 'preview' then
   redis.set_repl(redis.REPL_NONE)  -- worthless after a restart: it would only fill the append-only file
   redis.call('SET', job_preview_key(id), data, 'EX', 60)
   redis.set_repl(redis.REPL_ALL)
-elseif redis.call('HSETNX', cleared(job_outputs_key(id), 'hash'), args.field, data) == 0 then
-  return 1  -- committed before: an adopted run fetches its outputs again
-elseif args.path then
-  redis.call('HSET', cleared(saved_files_key(args.owner), 'hash'), args.path, args.asset)
-  list_saved(args.owner, args.path)
 end
 publish(id, kind, args.run, data)
 return 1
