@@ -1,15 +1,18 @@
 """Servers that are closed leave no connection open, however far it has come."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode, trust
 from comfy_fleet.adapters.telemetry import MetricsServer
 from comfy_fleet.agent import AgentCheckServer
 from comfy_fleet.sim import NodeOptions, SimNode
@@ -104,3 +107,24 @@ async def test_so_is_one_whose_client_reads_nothing() -> None:
                     await asyncio.sleep(0)
             (first, _) = server.open
         assert first.get_extra_info("socket").fileno() == -1
+
+
+async def test_a_node_is_left_by_whoever_gives_up_while_they_shake_hands() -> None:
+    hello, left = asyncio.Event(), asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            hello.set()
+        left.set()
+
+    gc.disable()  # it would close the connection, too, but nobody knows when
+    try:
+        async with StreamServer(never_answer) as server, httpx.AsyncClient(verify=trust(None)) as client:
+            node = DirectNode(f"https://127.0.0.1:{server.port}", client)
+            asking = asyncio.create_task(node.json("/queue", timeout_s=60))
+            await asyncio.wait_for(hello.wait(), 20)
+            asking.cancel()
+            await asyncio.wait({asking})
+            await asyncio.wait_for(left.wait(), 20)
+    finally:
+        gc.enable()

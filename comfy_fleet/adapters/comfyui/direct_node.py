@@ -33,6 +33,22 @@ def trust(ca_file: Path | None) -> ssl.SSLContext:
         raise ConfigError(f"FLEET_NODE_CA_FILE {ca_file}: {error}") from error
 
 
+class _Handshake:
+    """Closes a connection that is given up in its handshake; httpcore leaves it to the garbage collector.
+
+    It is a request's extension ``trace``, which httpcore tells what it does.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        elif event == "connection.start_tls.failed" and self._stream is not None:
+            await self._stream.aclose()
+
+
 class DirectNode:
     """One ComfyUI.
 
@@ -52,6 +68,7 @@ class DirectNode:
         limits: AnswerLimits = LIMITS,
     ) -> None:
         self.url = url.rstrip("/")
+        self._tls = url.startswith("https:")
         self._client = client
         self._headers = {**PLAIN, **({"Authorization": authorization(credentials)} if credentials else {})}
         self._hints = _HINTS | {401: _REFUSED if credentials else _WANTED}
@@ -87,6 +104,7 @@ class DirectNode:
                     json=post,
                     timeout=timeout_s,
                     headers=self._headers,
+                    extensions={"trace": _Handshake()} if self._tls else {},
                 ) as answer,
             ):
                 if answer.status_code != httpx.codes.OK:
