@@ -272,6 +272,12 @@ class Settings(BaseSettings):
     stop_wait_s: Seconds = Field(
         10.0, ge=0, description="How long a stopping dispatcher waits for its runs before it hands them over."
     )
+    stage_ahead_bytes: Count = Field(
+        256 * 1024 * 1024,
+        ge=0,
+        description="Most bytes of input files that are put onto a node while it computes, for the job that "
+        "it will probably run next; 0: none. Only on nodes whose agent deletes files.",
+    )
     run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time of one run on a node.")
     silence_s: Seconds = Field(600.0, gt=0, description="Longest time of a run without a sign of progress.")
     pending_s: Seconds = Field(

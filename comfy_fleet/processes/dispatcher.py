@@ -18,6 +18,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
+from comfy_fleet.adapters.redis.ahead import RedisAhead
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -188,6 +189,7 @@ async def open_dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
             runs=stores.runs.telling(telemetry),
             beats=beats,
+            ahead=RedisAhead(stores.redis),
             registry=stores.nodes,
             inventories=stores.inventories,
             memory=MemoryPrediction(stores.memory, keep_s=settings.oom_memory_s),
@@ -218,6 +220,7 @@ async def open_dispatcher(
                 lease_ttl_s=settings.lease_ttl_s,
                 beat_s=settings.beat_s,
                 stop_wait_s=settings.stop_wait_s,
+                stage_ahead_bytes=settings.stage_ahead_bytes,
             ),
             failure_limits=FailureLimits(
                 faults=settings.quarantine_faults,

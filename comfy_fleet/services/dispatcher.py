@@ -18,6 +18,7 @@ from comfy_fleet.domain.jobs.run import RunLimits
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.nodes.node_order import ByShare
 from comfy_fleet.domain.records import UNREADABLE
+from comfy_fleet.ports.ahead import AheadStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
@@ -33,6 +34,7 @@ from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.services.seekers import Seekers
+from comfy_fleet.services.staging_ahead import StagingAhead
 from comfy_fleet.tasks import forever, start
 from comfy_fleet.timeouts import Timeout
 
@@ -54,6 +56,7 @@ class DispatchLimits:
     lease_ttl_s: float
     beat_s: float
     stop_wait_s: float
+    stage_ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class Dispatcher:
         name: Unique; RQ's worker name.
         beats: The same store as ``runs`` over a separate connection, so that leases are renewed in time even
             while much is written.
+        ahead: Peeks at the choices for busy nodes.
         wakes: Yields wake-up messages (``job PLACEMENT``, ``job@NODE PLACEMENT`` if an idle node has the
             models, ``free``, ``nodes``, ``cancel RUN``, ``frames JOB``).
         forget_files: Deletes a forgotten job's files.
@@ -100,6 +104,7 @@ class Dispatcher:
         name: str,
         runs: RunStore,
         beats: RunStore,
+        ahead: AheadStore,
         registry: NodeRegistry,
         inventories: InventoryStore,
         memory: MemoryPrediction,
@@ -133,6 +138,17 @@ class Dispatcher:
         self._chance = chance
         self._directory = NodeDirectory(registry, inventories)
         self._sharing = Sharing(TRANSFERS, on_room=self.look_again)
+        self._ahead = StagingAhead(
+            ahead,
+            nodes,
+            assets,
+            self._directory,
+            most_bytes=limits.stage_ahead_bytes,
+            waiting=lambda: self._seekers.known,
+            patience=self._patience_of,
+            spawn=self._spawn,
+            now=now,
+        )
         self._tools = RunDeps(
             runs=runs,
             frames=FramePublisher(runs, spawn=self._spawn),
@@ -148,6 +164,7 @@ class Dispatcher:
                 registry, inventories, nodes, self._directory, pools, memory, failure_limits
             ),
             memory=memory,
+            ahead=self._ahead,
             files=files,
             now=now,
             elsewhere=lambda claim: self._directory.free(claim.job.placement, besides=claim.node),
@@ -171,7 +188,7 @@ class Dispatcher:
             now=now,
             new_id=new_id,
             chance=chance,
-            patience=lambda pool: self._patience.get(pool, self._pool_defaults.patience_s),
+            patience=self._patience_of,
             spawn=self._spawn,
             on_claim=self._start,
             on_taken=self._lease_holder.park,
@@ -192,7 +209,14 @@ class Dispatcher:
         await self._read_patience()
         background = [
             asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
-            for loop in (self._listen, self._beat, self._watch_nodes, self._upkeep, self._seekers.seek)
+            for loop in (
+                self._listen,
+                self._beat,
+                self._watch_nodes,
+                self._upkeep,
+                self._seekers.seek,
+                self._ahead.watch,
+            )
         ]
         logger.info("dispatcher started", extra={"dispatcher": self.name})
         try:
@@ -396,7 +420,9 @@ class Dispatcher:
             kind, _, node = kind.partition("@")
             if kind == "job":
                 with contextlib.suppress(*UNREADABLE):  # from a newer version, and for it
-                    self._seekers.wanted(Placement.parse(rest), node)
+                    wanted = Placement.parse(rest)
+                    self._seekers.wanted(wanted, node)
+                    self._ahead.wanted(wanted)
             elif kind == "cancel":
                 self._cancel(rest)
             elif kind == "release":
@@ -433,6 +459,9 @@ class Dispatcher:
     async def _read_patience(self) -> None:
         """Read for how long pools' nodes may pass over jobs."""
         self._patience = {one.name: self._pool_defaults.patience_of(one) for one in await self._pools.pools()}
+
+    def _patience_of(self, pool: str) -> float:
+        return self._patience.get(pool, self._pool_defaults.patience_s)
 
     async def _clean_up(self) -> None:
         await self._runs.tend()

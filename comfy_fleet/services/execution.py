@@ -251,6 +251,7 @@ class Execution:
             self._reporter.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
             await self._end(RunResult(kind="succeeded"))
             return
+        self._tools.ahead.begin(self.claim)
         graph = await self._preparation.graph_of_running()
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
@@ -378,6 +379,7 @@ class Execution:
         """Release the node, now or after a rest; its lease in Redis must have ended."""
         if not self._left:
             self._left = True
+            self._tools.ahead.end(self.claim)
             self._tools.telemetry.left(self.claim, busy_s=self._tools.now() - self._started)
         if self._lease is None:
             return
@@ -418,6 +420,8 @@ class Execution:
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
             self._tools.telemetry.posted(self.claim)
+            if not self._left:
+                self._tools.ahead.begin(self.claim)
             # This matters only for a take-over; most short runs are over by then.
             await asyncio.sleep(NOTE_AFTER_S)
             await self._tools.runs.accepted(self.claim)

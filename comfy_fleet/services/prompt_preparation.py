@@ -84,6 +84,7 @@ class PromptPreparation:
     async def _staged(self, graph: graphs.Graph) -> graphs.Graph:
         """Stage the job's files on the node and return the graph to post."""
         job = self._claim.job
+        await self._tools.ahead.arrived(self._claim)
         replacements = await stage(
             graph, self._claim, runs=self._tools.runs, nodes=self._tools.nodes, assets=self._tools.assets
         )

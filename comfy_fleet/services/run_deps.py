@@ -15,6 +15,7 @@ from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.run_metrics import Measure
+from comfy_fleet.services.staging_ahead import StagingAhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class RunDeps:
         failure_policy: Decides where a job goes after a failure.
         measure: Learns from runs that succeed.
         memory: Learns how much memory they need.
+        ahead: Stages the files of the jobs that will probably follow.
         output_limits: The operator's limits for one job's outputs.
         sharing: Shared by all runs for collecting outputs.
         files: Which files graphs may name.
@@ -49,6 +51,7 @@ class RunDeps:
     failure_policy: FailurePolicy
     measure: Measure
     memory: MemoryPrediction
+    ahead: StagingAhead
     files: FilePolicy
     now: Callable[[], float]
     elsewhere: Callable[[Claim], Awaitable[bool]]

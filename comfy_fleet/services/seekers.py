@@ -137,6 +137,11 @@ class Seekers:
             self._look.clear()
 
     @property
+    def known(self) -> tuple[Placement, ...]:
+        """The placement classes with waiting jobs, as far as is known."""
+        return tuple(self._known)
+
+    @property
     def count(self) -> int:
         """How many seekers are at work."""
         return self._seekers.total()

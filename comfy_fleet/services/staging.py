@@ -57,19 +57,34 @@ async def stage(
 
 
 async def _stage_one(staged: StagedInput, node: str, *, nodes: NodeApi, assets: AssetStore) -> str:
-    asset, subfolder = staged.asset, f"{STAGING}/{staged.folders}"
+    ref = _ref_of(staged)
+    if staged.new or not await nodes.holds(node, ref, size_bytes=staged.asset.size_bytes):
+        ref = await send(staged, node, nodes=nodes, assets=assets)
+    return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+
+
+def _ref_of(staged: StagedInput) -> FileRef:
+    asset = staged.asset
     suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
     name = f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}"
-    wanted = FileRef(name, subfolder, "input")
-    if not staged.new and await nodes.holds(node, wanted, size_bytes=asset.size_bytes):
-        return f"{subfolder}/{name}"
+    return FileRef(name, f"{STAGING}/{staged.folders}", "input")
+
+
+async def send(staged: StagedInput, node: str, *, nodes: NodeApi, assets: AssetStore) -> FileRef:
+    """Put a file onto a node, and return the node's name for it.
+
+    Raises:
+        StagingError: It is gone, or the node did not accept it.
+        NoRoom: It can't be read from the fleet's own disk.
+    """
+    asset, ref = staged.asset, _ref_of(staged)
     try:
         content = await assets.open(asset)
         async with contextlib.aclosing(content):
-            ref = await nodes.upload(
+            return await nodes.upload(
                 node,
-                name=name,
-                subfolder=subfolder,
+                name=ref.filename,
+                subfolder=ref.subfolder,
                 content=content,
                 content_type=asset.content_type,
                 size_bytes=asset.size_bytes,
@@ -78,4 +93,3 @@ async def _stage_one(staged: StagedInput, node: str, *, nodes: NodeApi, assets: 
         raise StagingError(f"input {asset.file_path} could not be staged: {error}", fatal=False) from error
     except FileNotFoundError as error:
         raise StagingError(f"the bytes of asset {asset.id} are gone", fatal=True) from error
-    return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename

@@ -14,7 +14,7 @@ from comfy_fleet.domain.schedule.model_set import NO_MODELS
 from comfy_fleet.domain.schedule.policy import JobChoice
 from comfy_fleet.domain.schedule.scheduled_node import GIB, ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import BATCH, EDITOR, SINGLE, WaitingJob
-from tests.integration.schedule_port_kit import Port
+from tests.integration.schedule_port_kit import Port, everything
 from tests.unit.schedule.kit import job, models, node
 
 PATIENCE_S = 5.0
@@ -77,10 +77,12 @@ class Both:
     Args:
         port: The rules in Redis.
         chance: What happens.
+        rehearsed: Whether each choice is rehearsed first, which has to come to the same and to write nothing.
     """
 
     port: Port
     chance: Random
+    rehearsed: bool = False
     now: float = 1000.0
     rules: list[str] = field(default_factory=list)
     most_commands: int = 0
@@ -145,20 +147,27 @@ class Both:
         run = f"run{self.runs}"
         queues = [each for each in self.queues if pool in each.partition(":")[0].split(">")]
         expected = self.fair.next_for(name, self.now)
-        got = await self.port.call(
-            "choose",
-            node=name,
-            pool=pool,
-            queues=queues,
-            peers=sum(1 for each in self.up if NODES[each][0] == pool),
-            speed=facts.speed,
-            vram=facts.vram_bytes,
-            ram=facts.ram_bytes,
-            patience=PATIENCE_S,
-            at=self.now,
-            run=run,
+        look = {
+            "node": name,
+            "pool": pool,
+            "queues": queues,
+            "peers": sum(1 for each in self.up if NODES[each][0] == pool),
+            "speed": facts.speed,
+            "vram": facts.vram_bytes,
+            "ram": facts.ram_bytes,
+            "patience": PATIENCE_S,
+            "at": self.now,
+            "run": run,
             **self.named(queues),
-        )
+        }
+        if not self.rehearsed:
+            got = await self.port.call("choose", **look)
+        else:
+            before = await everything(self.port.redis)
+            foreseen = await self.port.rehearse("choose", **look)
+            assert await everything(self.port.redis) == before
+            got = await self.port.call("choose", **look)
+            assert foreseen == {**got, "commands": foreseen["commands"]}  # it has looked at the same jobs
         self.most_commands = max(self.most_commands, got["commands"])
         if isinstance(expected, JobChoice):
             assert (got.get("id"), got.get("rule")) == (expected.job.id, expected.reason)
@@ -284,3 +293,19 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
         bases = [await redis.zcard(key) for key in await redis.keys("fleet:sched:left:*")]
         assert len(accounts) + sum(bases) == both.fair.snapshot().owners
     assert rules >= {"overdue", "turn", "warm", "order", "unheld", "share"}
+
+
+@pytest.mark.parametrize("some", range(5))
+async def test_a_rehearsal_comes_to_the_same_and_writes_nothing(redis: FleetRedis, some: int) -> None:
+    rules: set[str] = set()
+    for seed in range(1000 + 10 * some, 1010 + 10 * some):
+        await redis.flushall()
+        both = Both(Port(redis), Random(seed), rehearsed=True)
+        for number in range(60):
+            try:
+                await both.step(number)
+            except AssertionError as error:
+                error.add_note(f"seed {seed}, step {number}, {both.now} s")
+                raise
+        rules.update(both.rules)
+    assert rules >= {"overdue", "turn", "warm", "unheld", "share"}

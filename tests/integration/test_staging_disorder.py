@@ -1,4 +1,5 @@
-"""Files on a node's disk while runs stage, end and are taken over, and an agent deletes, in any order."""
+"""Files on a node's disk while runs stage, end and are taken over, files are sent ahead of runs, and an agent
+deletes, in any order."""
 
 import asyncio
 import time
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from comfy_fleet.adapters.redis.ahead import RedisAhead
 from comfy_fleet.adapters.redis.asset_record import dump_asset
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.agent.cleaner import Folders, delete
@@ -17,11 +19,12 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.nodes.host import Cleanup, Heartbeat, Joining
-from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.ahead import NextJob
+from comfy_fleet.ports.runs import Claim, StagedInput
 from tests.integration.redis_kit import BROKEN, claim, submit
 
-STEPS = 150
-OWNERS, CONTENTS = ("ann", "bob"), ("one", "two", "three")
+STEPS = 300
+OWNERS, CONTENTS = ("ann", "bob"), tuple("abcdefgh")
 
 
 @dataclass
@@ -32,6 +35,10 @@ class Disk:
         running: The files that each run needs, by run.
         ordered: What the agent was told to delete and may delete at any time.
         found: Whose each place is.
+        coming: Files that are being sent ahead, and whose they are.
+        came: Where those are that have come and were not used.
+        guess: What was to be sent ahead last.
+        foreseen: How often a run found a file that was sent ahead.
     """
 
     stores: Stores
@@ -42,6 +49,10 @@ class Disk:
     done: list[Cleanup] = field(default_factory=list)
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
     reused: int = 0
+    coming: list[tuple[StagedInput, tuple[str, str]]] = field(default_factory=list)
+    came: set[str] = field(default_factory=set)
+    foreseen: int = 0
+    guess: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     async def begin(self) -> None:
         """A run claims the node, and stages as :mod:`comfy_fleet.services.staging` does."""
@@ -49,13 +60,48 @@ class Disk:
         run = await claim(self.stores, ttl=60)
         await self.stage(run)
 
-    async def stage(self, run: Claim) -> None:
-        wanted = {
+    def wanted(self) -> dict[str, tuple[str, str]]:
+        return {
             f"{owner}-{text}": (owner, text)
             for owner in OWNERS
             for text in CONTENTS
-            if self.random.random() < 0.4
+            if self.random.random() < 0.2
         }
+
+    async def foresee(self) -> None:
+        """Files are to be sent for some job, or for none."""
+        wanted = self.guess = self.wanted()
+        job = await submit(self.stores, assets=frozenset(wanted)) if self.random.random() < 0.8 else None
+        places = await RedisAhead(self.stores.redis).stage_ahead(
+            "g1",
+            NextJob(id=job.id, asset_ids=[*wanted]) if job is not None else None,
+            keep_s=self.random.choice([0.0, 60.0, 60.0]),
+            most_bytes=1000,
+        )
+        self.coming += [(staged, wanted[asset]) for asset, staged in places.items() if staged.new]
+
+    async def arrive(self) -> None:
+        """A file is there, or its dispatcher was killed before or after that."""
+        if not self.coming:
+            return
+        staged, whose = self.coming.pop(self.random.randrange(len(self.coming)))
+        fate, redis = self.random.random(), self.stores.redis
+        # Sending takes less time than its place is kept: without its dispatcher, none comes later.
+        if fate < 0.1 or (
+            fate < 0.3 and not await redis.hexists("fleet:staged:g1", f"ahead {staged.folders}")
+        ):
+            return
+        file = self.root / "input" / "fleet" / staged.folders / "file.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(whose[1])
+        self.came.add(staged.folders)
+        if fate >= 0.3:
+            await RedisAhead(self.stores.redis).staged_ahead(
+                "g1", staged, keep_s=self.random.choice([0.0, 60.0])
+            )
+
+    async def stage(self, run: Claim) -> None:
+        wanted = self.guess if self.random.random() < 0.8 else self.wanted()
         keep_s = self.random.choice([0.0, 0.0, 0.05])
         places = await self.stores.runs.stage(run, [*wanted], keep_s=keep_s) if wanted else {}
         files = {}
@@ -66,6 +112,8 @@ class Disk:
             )
             file = self.root / "input" / "fleet" / staged.folders / "file.png"
             self.reused += file.exists()
+            self.foreseen += file.exists() and staged.folders in self.came
+            self.came.discard(staged.folders)
             if not file.exists():
                 file.parent.mkdir(parents=True)
                 file.write_text(whose[1])
@@ -101,6 +149,17 @@ class Disk:
             delete(order, Folders(output=self.root / "output", input=self.root / "input"))
             self.done.append(order)
 
+    async def obey(self) -> None:
+        """The agent carries out all orders, and has told so."""
+        for _ in range(STEPS):
+            await self.beat()
+            if not self.ordered:
+                return
+            self.ordered = [one for one in self.ordered if one not in self.done]
+            while self.ordered:
+                await self.clean()
+                self.ordered = [one for one in self.ordered if one not in self.done]
+
     async def wait(self) -> None:
         """Time passes."""
         await asyncio.sleep(self.random.choice([0.0, 0.02]))
@@ -135,7 +194,10 @@ async def test_no_run_ever_misses_a_file_and_in_the_end_none_is_left(disk: Disk)
     redis: Any = disk.stores.redis
     for _ in range(STEPS):
         step = disk.random.choice(
-            [disk.begin, disk.end, disk.end, disk.beat, disk.clean, disk.clean, disk.wait]
+            [
+                *(disk.begin, *[disk.end] * 3, disk.beat, disk.clean, disk.clean, disk.wait),
+                *(disk.foresee, disk.arrive, disk.arrive, disk.arrive),
+            ]
         )
         if step == disk.begin and await disk.stores.runs.lease_of("g1") is not None:
             await redis.delete(
@@ -145,18 +207,15 @@ async def test_no_run_ever_misses_a_file_and_in_the_end_none_is_left(disk: Disk)
         for _, files in disk.running.values():
             disk.check(files)
     assert disk.reused, "some run found its file there"
+    assert disk.foreseen, "some run found a file that was sent ahead of it"
+    while disk.coming:
+        await disk.arrive()
     while disk.running:
         await disk.end()
+    await disk.obey()
     files = await redis.hkeys("fleet:staged:g1")
     if files:
         await redis.zadd("fleet:staged:g1:ends", dict.fromkeys(files, 0))
-    for _ in range(STEPS):
-        await disk.beat()
-        disk.ordered = [one for one in disk.ordered if one not in disk.done]
-        while disk.ordered:
-            await disk.clean()
-            disk.ordered = [one for one in disk.ordered if one not in disk.done]
-        if not disk.left:
-            break
+    await disk.obey()
     assert disk.left == []
     assert await redis.exists("fleet:staged:g1") == 0

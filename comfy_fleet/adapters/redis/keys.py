@@ -178,7 +178,10 @@ class Keyspace:
 
     # -- files that graphs read, as they are on the nodes: FILE is of their owner, content and extension
     staged = _Each("staged:NODE")  # hash: FILE -> FOLDER/FOLDER, two drawn ids below input/fleet
+    #                               "ahead FOLDER/FOLDER" -> the same: of a file that is being sent ahead
     staged_ends = _Each("staged:NODE:ends")  # zset: FILE -> when it may be deleted, if no run needs it then
+    # hash: what was staged for a job that has not started: FILE -> its bytes; job: that job's ID
+    staged_ahead = _Each("staged:NODE:ahead")
 
     # -- assets: records over blobs.  PATH is the blob store's own word
     asset = _Each("asset:ID")  # hash: the asset's record, see asset_record.py

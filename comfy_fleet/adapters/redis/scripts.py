@@ -24,6 +24,7 @@ SCHEMA = 3
 field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 
 _PRELUDE = (
+    "rehearsal",
     "basics",
     "schedule",
     "schedule_shares",
@@ -41,6 +42,7 @@ _PRELUDE = (
     "staged",
     "editors",
     "nodes",
+    "starts",
     "assets",
     "outputs",
     "kept",
@@ -75,7 +77,8 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
         parts += _file(f"prelude/{name}").split("\n\n")
     used, taken = _names(body), [body]
     for part in reversed(parts):  # a part uses only parts before it
-        if any(_names(found).intersection(used) for found in _DEFINED.findall(part)):
+        defined = set().union(*(_names(found) for found in _DEFINED.findall(part))) - {"redis"}
+        if defined & used:  # every part uses what rehearsal.lua calls `redis`
             used |= _names(part)
             taken.append(part)
     text = Keyspace(namespace).lua("\n".join(reversed(taken)))

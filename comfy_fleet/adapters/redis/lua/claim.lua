@@ -15,78 +15,14 @@ if about[1] == '1' then return { 'cordoned' } end
 local holder = holder_of(node)
 if holder then return { 'leased', holder } end
 
-local at = now()
-local card = tonumber(about[2] or 0)
--- Whether the job's profile has run out of memory on a card like this since it was enqueued. Then it moves to the
--- queue for larger cards, without a useless attempt.
-local function too_small(id, profile, queue)
-  local limit = card > 0 and profile and tonumber(redis.call('GET', oom_key(profile)) or 0) or 0
-  if limit < card or limit <= above_of(queue) then return false end
-  local moved, f = with_above(queue, limit), redis.call('HMGET', job_key(id), 'rank', 'deadline')
-  dequeue(id, queue)
-  redis.call('HSET', job_key(id), 'placement', moved)
-  enqueue(id, f[1], at, {})
-  if f[2] then redis.call('ZADD', deadlines_key, f[2], id) end
-  wake_for(id, moved)
-  return true
-end
-
--- Whether a job leaves this node to others for a moment, because another node has its graph's results.  Of one editor's
--- jobs only the first does, so that a batch does not line up behind one node.
-local IDLE_S = 0.25  -- the same for a job that saves little, if that node is free: it takes a moment to get it
-local unawaited, waiting, held = {}, {}, nil
-for _, name in ipairs(args.unawaited) do unawaited[name] = true end
-local function leaves_it(whose, patience, created)
-  if not whose or waiting[whose] then return false end
-  local there, till = awaited(whose, patience, created)
-  if not there or there == node or unawaited[there] then return false end
-  local soon = (tonumber(created or '') or 0) + math.min(tonumber(patience) or 0, IDLE_S)
-  if till <= at and (soon <= at or holder_of(there)) then return false end
-  waiting[whose] = true
-  held = held or { 'waits', there, num(math.max(0, till - at)) }
-  return true
-end
-
--- Whether a job leaves this node to the editor whose results it has, because it has only just come, and another node may
--- be left this moment: who sends one job after the other sends it when the one before has ended.
-local SPARED_S = 0.25
-local spared
-local function spares(whose, created)
-  if not args.spare or not about[3] or whose == about[3] then return false end
-  local left = (tonumber(created or '') or 0) + SPARED_S - at
-  if left <= 0 then return false end
-  spared = { 'spared', num(math.min(left, spared and tonumber(spared[2]) or left)) }
-  return true
-end
-
 despite_full()
 
-local found = false  -- whether there is a job that the node could take
-local function allowed(id, f, placement)
-  if f.status ~= 'queued' then
-    dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
-    return false
-  end
-  if (tonumber(f.deadline or '') or math.huge) <= at or too_small(id, f.profile, placement)
-    or leaves_it(f.editor, f.patience, f.created) or spares(f.editor, f.created) then
-    return false
-  end
-  found = true
-  return true
-end
-
-local asked = {}  -- a look may come to a job more than once
-local look = { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
-  able = args.able, unable = args.unable, speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
-  fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
-  may = function(id, f, placement)
-    if asked[id] == nil then asked[id] = allowed(id, f, placement) end
-    return asked[id]
-  end }
+local at = now()
+local look, start = look_for(node, at, about[2], about[3])
 local choice, again_s, idle = sched_choose(look)
 if not choice then
-  if held or spared then return held or spared end
-  if found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
+  if start.held or start.spared then return start.held or start.spared end
+  if start.found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
   for _, placement in ipairs(args.placements) do  -- the count of jobs whose records were lost is put right
     if redis.call('EXISTS', sched_owners_key(placement)) == 0 then sched_call('HDEL', sched_count_key, placement) end
   end

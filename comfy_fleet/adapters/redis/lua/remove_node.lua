@@ -17,7 +17,7 @@ unloaded(node)
 local host = cleaner_of(node)
 for _, file in ipairs(redis.call('HKEYS', staged_key(node))) do give_up_staged(node, file, host, now()) end
 -- A run that is still there is ended by its dispatcher; a node that is added again under this name starts free.
-redis.call('DEL', lease_key(node), runs, reading_key(node), report_key(node))
+redis.call('DEL', lease_key(node), runs, reading_key(node), report_key(node), staged_ahead_key(node))
 redis.call('HDEL', nodes_key, node)
 redis.call('DEL', node_key(node), sched_node_key(node))
 free_twins(node)

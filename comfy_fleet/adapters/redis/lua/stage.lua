@@ -12,14 +12,14 @@ for i, asset in ipairs(args.assets) do
   if record.err then record = {} end
   local f, folders, new = fields(asset_key(asset), 'owner', 'hash', 'file_path'), '', 0
   if f[1] then
-    local extension = string.match(f[3] or '', '%.([^./]*)$') or ''
-    local file = redis.sha1hex(table.concat({ f[1], f[2], extension }, '\n'))
+    local file = staged_file(f)
     folders, new = staged_in(node, file, args.drawn[i], at, args.keep_s)
     needed[#needed + 1] = file
   end
   out[i] = { record, folders, new }
 end
 redis.call('HSET', run_key(run), 'staged', table.concat(needed, ' '))
+if needed[1] then redis.call('HDEL', staged_ahead_key(node), unpack(needed)) end  -- not in vain
 local ends = staged_ends_key(node)
 local more = redis.call('ZCARD', ends) - MOST_STAGED
 if more > 0 then

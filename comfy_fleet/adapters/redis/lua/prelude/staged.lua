@@ -13,6 +13,7 @@ local function give_up_staged(node, file, host, at)
   local names = staged_key(node)
   local folders = redis.call('HGET', names, file)
   redis.call('HDEL', names, file)
+  redis.call('HDEL', staged_ahead_key(node), file)
   redis.call('ZREM', staged_ends_key(node), file)
   if folders and host then
     redis.call('ZADD', cleanup_key(host), num(at), node .. ' ' .. string.gsub(folders, '/', ' '))
@@ -35,6 +36,13 @@ local function retire_staged(node, at, full)
   for _, file in ipairs(over) do
     if needed[file] then redis.call('ZADD', ends, num(at + 60), file) else give_up_staged(node, file, host, at) end
   end
+end
+
+-- What stands for a file on nodes: it is of its owner, content and extension.  about: these as an asset's record has them, the last
+-- one in its path.
+local function staged_file(about)
+  local extension = string.match(about[3] or '', '%.([^./]*)$') or ''
+  return redis.sha1hex(table.concat({ about[1], about[2], extension }, '\n'))
 end
 
 -- Return the folders of a file on a node, and 1 if they are new: the drawn ones.
