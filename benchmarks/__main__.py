@@ -34,6 +34,7 @@ from benchmarks.figures import (
     schedule_wishes,
     sdk,
     sockets,
+    staging,
     submits,
     thousand,
 )
@@ -52,6 +53,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "scaling": scaling.measure,
     "cpu": cpu.measure,
     "submits": submits.measure,
+    "staging": staging.measure,
     "sockets": sockets.measure,
     "foreign": foreign.measure,
     "memory": memory.measure,
@@ -88,7 +90,8 @@ def bench(
         typer.Option(
             metavar="DIR",
             envvar="COMFYUI_HOME",
-            help="Measure latency, native, iterate and restarts with this ComfyUI, not with simulated nodes.",
+            help="Measure latency, native, iterate, staging and restarts with this ComfyUI, not with "
+            "simulated nodes.",
         ),
     ] = None,
     comfyui_python: Annotated[
