@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 from PIL import Image
 
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
+from comfy_fleet.agent.cleaner import Folders, delete
 from comfy_fleet.bootstrap import open_assets
 from comfy_fleet.domain.graphs.graph import asset_reference
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.nodes.host import Cleanup
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import SimTiming
+from tests.comfyui_server import ComfyServer
 from tests.factories import picture
 from tests.fakes.comfyui import chunks
 from tests.fleet import Fleet, fleet_of, until
@@ -68,11 +73,16 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Uploads:
 async def busy(redis_port: int, **settings: Any) -> AsyncIterator[tuple[Fleet, Job]]:
     """Yield a fleet whose only node computes for a long time, and that job."""
     async with fleet_of(redis_port, "g1", sim={"timing": LONG}, **settings) as fleet:
-        redis: Any = fleet.stores.redis
-        await redis.hset("fleet:node:g1", mapping={"host": "central", "cleans": "1"})
+        await cleaned(fleet)
         first = await fleet.submit(picture(1))
         await runs(fleet, first)
         yield fleet, first
+
+
+async def cleaned(fleet: Fleet) -> None:
+    """Have the node's agent delete files."""
+    redis: Any = fleet.stores.redis
+    await redis.hset("fleet:node:g1", mapping={"host": "central", "cleans": "1"})
 
 
 async def runs(fleet: Fleet, job: Job) -> None:
@@ -234,3 +244,45 @@ async def test_another_dispatcher_goes_on_where_one_was_killed_while_it_sent(
         redis: Any = fleet.stores.redis
         names = await redis.hkeys("fleet:staged:g1")
         assert len(names) == 2, "what the first one began has a record"
+
+
+@pytest.mark.comfyui
+@pytest.mark.timeout(240)
+async def test_a_real_comfyui_gets_a_file_while_it_computes(
+    redis_port: int, uploads: Uploads, comfyui_server: ComfyServer
+) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.stores.nodes.add(Node(name="g1", url=comfyui_server.url, added_at=time.time()))
+        await cleaned(fleet)
+        await fleet.verdict("g1")
+        busy_ = {
+            **picture(int(time.time()) % 0xFFFFFF),
+            "3": {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": 10.0}},
+        }
+        busy_["2"]["inputs"]["images"] = ["3", 0]
+        first = await fleet.submit(busy_)
+        await until(lambda: fleet.dispatchers[0].dispatcher.flying, what="the node computes", timeout_s=60)
+        job = await reads(fleet)
+        await until(lambda: uploads.done, what="its file is there")
+        assert [(await fleet.job(one.id)).status for one in (first, job)] == [
+            JobStatus.RUNNING,
+            JobStatus.QUEUED,
+        ]
+        for one in (first, job):
+            assert (await fleet.ended(one.id, timeout_s=60)).status is JobStatus.SUCCEEDED
+        assert uploads.begun == ["g1"]
+        # The next one is canceled: what was sent for it goes.
+        again = await fleet.submit({**busy_, "1": picture(1)["1"]})
+        await until(lambda: fleet.dispatchers[0].dispatcher.flying, what="the node computes", timeout_s=60)
+        other = await reads(fleet, color=8)
+        await until(lambda: len(uploads.done) == 2, what="its file is there")
+        files = comfyui_server.folder / "input" / "fleet"
+        assert len(list(files.rglob("*.png"))) == 2
+        await stop(fleet, other)
+        await until(lambda: deleted(fleet), what="it is to be deleted")
+        redis: Any = fleet.stores.redis
+        for order in await redis.zrange("fleet:trash:central", 0, -1):
+            folders = Folders(output=comfyui_server.folder / "output", input=files.parent)
+            delete(Cleanup.parse(order.decode()), folders)
+        assert len(list(files.rglob("*.png"))) == 1
+        await fleet.ended(again.id, timeout_s=60)
