@@ -2,13 +2,16 @@
 
 import ast
 import re
+import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import comfy_fleet
-from comfy_fleet.adapters.redis import keys
+from comfy_fleet.adapters.redis import keys, scripts
 from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.adapters.redis.scripts import source
 from comfy_fleet.domain.errors import BadInput
@@ -158,3 +161,16 @@ def test_a_script_carries_what_it_uses_and_no_more() -> None:
     for name in ("end_job", "enqueue", "node_started", "asset_of"):
         assert name not in beat
     assert len(beat) < len("".join(path.read_text() for path in (ADAPTER / "lua" / "prelude").iterdir())) / 4
+
+
+def test_scripts_are_those_that_lay_there_when_the_process_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ADAPTER / "lua", tmp_path / "lua")
+    with monkeypatch.context() as replaced:
+        replaced.setattr(scripts, "files", lambda _: tmp_path)
+        replaced.setattr(scripts, "texts", cache(scripts.texts.__wrapped__))
+        scripts.Scripts(cast(Any, None))
+        for path in (tmp_path / "lua").rglob("*.lua"):
+            path.write_text("an update has been here\n")
+        assert {name for name in SCRIPTS if "an update" in source(name, "updated")} == set()

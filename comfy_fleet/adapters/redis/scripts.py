@@ -7,6 +7,7 @@ and parsing costs the server time. A script's first lines describe its answer.
 
 import logging
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -59,12 +60,24 @@ _COMMENT = re.compile(r"--.*")
 @cache
 def source(name: str, namespace: str, schema: int = SCHEMA) -> str:
     """Return the text of a script in the form that Redis gets."""
-    return whole(_file(name), namespace, schema)
+    return whole(texts()[name], namespace, schema)
 
 
 @cache
-def _file(name: str) -> str:
-    return (files("comfy_fleet.adapters.redis") / "lua" / f"{name}.lua").read_text()
+def texts() -> Mapping[str, str]:
+    """Return all files with scripts, by name, as they were when a process began to use them.
+
+    Read one by one, as they are needed, they could be those of the next version, whose arguments this one
+    does not know: an update replaces them while processes run.
+    """
+    folder = files("comfy_fleet.adapters.redis") / "lua"
+    found = {path.name: path for path in folder.iterdir()}
+    prelude = {f"prelude/{path.name}": path for path in found.pop("prelude").iterdir()}
+    return {
+        name.removesuffix(".lua"): path.read_text()
+        for name, path in {**found, **prelude}.items()
+        if name.endswith(".lua")
+    }
 
 
 def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
@@ -74,7 +87,7 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
     """
     parts: list[str] = []
     for name in _PRELUDE:
-        parts += _file(f"prelude/{name}").split("\n\n")
+        parts += texts()[f"prelude/{name}"].split("\n\n")
     used, taken = _names(body), [body]
     for part in reversed(parts):  # a part uses only parts before it
         defined = set().union(*(_names(found) for found in _DEFINED.findall(part))) - {"redis"}
@@ -98,6 +111,7 @@ class Scripts:
     """
 
     def __init__(self, redis: FleetRedis, *, schema: int = SCHEMA) -> None:
+        texts()
         self._redis = redis
         self._schema = schema
 
