@@ -32,7 +32,7 @@ LOOK_S, RENEW_S = 2.0, 10.0
 SOON_S = 1.0
 """Between two looks at a node if something has changed."""
 GAPS_S = (0.1, 1.0)
-"""Between two looks of this dispatcher; the second once a few in turn have found no job that reads files."""
+"""Between two looks of this dispatcher; the second once a few in turn have found nothing to stage."""
 KEEP_S, SEND_S = 120.0, 60.0
 """How long a file waits for its run, and how long sending a job's files may take: clearly less."""
 SENDERS = 4
@@ -50,9 +50,10 @@ class _Busy:
 
 @dataclass
 class _Sending:
-    """Files on their way to a node."""
+    """Files that are sent to a node, or soon will be."""
 
     asset_ids: frozenset[str]
+    begun: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[Any] | None" = None
 
@@ -127,13 +128,13 @@ class StagingAhead:
                 self._hasten(node)
 
     async def arrived(self, claim: Claim) -> None:
-        """Wait until a run's files that are on their way to its node are there; stop sending any others."""
+        """Wait until a run's files that are on their way to its node are there; any others are not sent."""
         sending = self._sending.get(claim.node)
         if sending is None:
             return
-        if not sending.asset_ids.isdisjoint(claim.job.uploads.values()):
+        if sending.begun and not sending.asset_ids.isdisjoint(claim.job.uploads.values()):
             await sending.done.wait()
-        elif sending.task is not None:
+        elif sending.task is not None:  # the run does not wait for what other nodes are sent
             sending.task.cancel()
 
     def _hasten(self, node: str) -> None:
@@ -164,7 +165,7 @@ class StagingAhead:
             await asyncio.sleep(self._gap_s)
 
     async def _look_ahead(self, node: str, busy: _Busy) -> bool:
-        """Stage what a node will need next; return whether its job reads any files."""
+        """Stage what a node will need next; return whether that is any file."""
         busy.looked_at = self._now()
         busy.due = busy.looked_at + LOOK_S
         peek = await self._peek(node)
@@ -184,7 +185,7 @@ class StagingAhead:
             if new := [one for one in files.values() if one.new]:
                 self._sending[node] = sending = _Sending(frozenset(files))
                 self._spawn(self._send(node, sending, new))
-        return job is not None
+        return bool(files)
 
     async def _peek(self, node: str) -> Peek:
         directory = self._directory
@@ -213,6 +214,7 @@ class StagingAhead:
         sending.task = asyncio.current_task()
         try:
             async with Timeout(SEND_S), self._senders:
+                sending.begun = True
                 for one in files:
                     await send(one, node, nodes=self._nodes, assets=self._assets)
                     await self._store.staged_ahead(node, one, keep_s=KEEP_S)

@@ -34,9 +34,9 @@ async def add(port: Port, name: str, placement: str, model: int, at: float, **fi
 
 
 async def look(
-    port: Port, node: str, placements: list[str], at: float, run: str, **more: Any
+    port: Port, node: str, placements: list[str], at: float, run: str, *, rehearse: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """Let a node look for a job."""
+    """Let a node look for a job, or do as if it did."""
     facts = {
         "pool": "a",
         "peers": 2,
@@ -46,7 +46,8 @@ async def look(
         "patience": 60.0,
         **more,
     }
-    return await port.call("choose", node=node, queues=placements, at=at, run=run, **facts)
+    call = port.rehearse if rehearse else port.call
+    return await call("choose", node=node, queues=placements, at=at, run=run, **facts)
 
 
 @pytest.mark.parametrize("waiting", [0, 30])
@@ -84,23 +85,23 @@ async def test_no_claim_takes_many_whatever_waits(redis: FleetRedis, pools: str,
             memory=str(chance.choice([0, 0, 0, 40]) * GIB),
             **wish,
         )
-    most, rules = 0, set()
+    most, most_rehearsed, rules = 0, 0, set()
     for step in range(400):
         at, number = 1000.0 + 0.05 * step, step % 20
-        got = await look(
-            port,
-            f"n{number}",
-            placements,
-            at,
-            f"r{step}",
-            pool=names[number % len(names)],
-            vram=[12, 24, 48][number % 3] * GIB,
-            patience=0.5,
-        )
+        about: dict[str, Any] = {
+            "pool": names[number % len(names)],
+            "vram": [12, 24, 48][number % 3] * GIB,
+            "patience": 0.5,
+        }
+        rehearsed = await look(port, f"n{number}", placements, at, f"r{step}", rehearse=True, **about)
+        got = await look(port, f"n{number}", placements, at, f"r{step}", **about)
+        assert rehearsed["heads"] == got["heads"]
+        most_rehearsed = max(most_rehearsed, rehearsed["commands"])
         most = max(most, got["commands"])
         rules.add(got.get("rule"))
         assert got["heads"] <= MAX_HEADS
         if "id" in got:
             await port.call("left", run=f"r{step}", at=at + chance.uniform(0.1, 5))
+    assert 0 < most_rehearsed <= most
     assert 100 < most <= MOST + POOL_MORE * (len(names) - 1)
     assert {"overdue", "warm", "unheld"} <= rules

@@ -225,6 +225,21 @@ async def test_a_run_waits_for_files_of_its_own_alone(world: World) -> None:
     assert world.files.open_now == 0
 
 
+async def test_a_run_does_not_wait_until_other_nodes_have_their_files(world: World) -> None:
+    world.store.next = JOB
+    world.files.may.clear()
+    for number in range(SENDERS):
+        world.begin(f"n{number}")
+    await until(lambda: world.files.open_now == SENDERS, what="files are being sent")
+    claim = world.begin("n5", uploads={"1/image": "a1"})
+    await until(lambda: "n5" in world.store.ahead, what="it is to get a file, too")
+    async with asyncio.timeout(20):
+        await world.ahead.arrived(claim)
+    world.files.may.set()
+    await until(lambda: len(world.store.sent) == SENDERS, what="the others have theirs")
+    assert "n5" not in world.store.sent
+
+
 async def test_a_file_that_could_not_be_sent_is_sent_at_another_look(world: World) -> None:
     world.nodes.troubles.append(NodeError("it is full"))
     world.store.next = JOB
