@@ -57,6 +57,21 @@ class Waits:
     place: QueuePlace | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobSnapshot:
+    """A job as it is now, with what its record does not have.
+
+    Attributes:
+        job: It.
+        position: Its 1-based place in the queue, if it waits.
+        preview: The latest preview event's data, if it runs.
+    """
+
+    job: Job
+    position: int | None = None
+    preview: Mapping[str, Any] | None = None
+
+
 class JobStore(Protocol):
     """The jobs, as clients see them. Redis is the only source of truth."""
 
@@ -144,8 +159,12 @@ class JobStore(Protocol):
     async def depth(self) -> int:
         """Return how many jobs wait."""
 
-    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
-        """Return the latest preview event's data of a running job."""
+    async def snapshot(self, job: Job) -> JobSnapshot | None:
+        """Return a job as it is now; None if it is forgotten.
+
+        Args:
+            job: As it was read a moment ago. Only if it has changed since, its record is read again.
+        """
 
     async def with_ui(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
         """Return the job as :meth:`get` does, and what the graph's nodes returned for the user interface.

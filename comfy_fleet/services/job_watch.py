@@ -7,7 +7,7 @@ case an event was lost.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -124,8 +124,8 @@ class _Watcher:
     """What one stream has sent so far, and what it still has to send."""
 
     def __init__(self, job: Job, *, jobs: JobStore, pace: StreamPace, monotonic: Callable[[], float]) -> None:
+        self._job = job
         self._job_id = job.id
-        self._started = job.status is not JobStatus.QUEUED  # there is no preview before that
         self._jobs = jobs
         self._pace = pace
         self._monotonic = monotonic
@@ -143,11 +143,14 @@ class _Watcher:
     async def snapshot(self) -> AsyncIterator[Seen]:
         """Yield the present state: status, progress, preview, outputs; the status comes last if it is
         final."""
-        preview = await self._jobs.preview(self._job_id) if self._started else None
-        async for seen in self._reread():
+        now = await self._jobs.snapshot(self._job)
+        if now is None:  # past its retention
+            self.done = True
+            return
+        for seen in self._record(now.job, now.position):
             yield seen
-        if preview is not None and not self.done:
-            yield Preview(data=preview)
+        if now.preview is not None and not self.done:
+            yield Preview(data=now.preview)
             self._preview.due_at = self._monotonic() + self._pace.progress_s
 
     def next_at(self) -> float:
@@ -209,15 +212,19 @@ class _Watcher:
         try:
             job = await self._jobs.get(self._job_id)
         except StoreDown:
-            if self._status is None:
-                raise
             return  # the stream survives a restart of Redis; the next look finds what was missed
         if job is None:  # past its retention
             self.done = True
             return
-        first = self._status is None
         if job.seq < self._seq and not job.status.terminal:
             return
+        position = await self._jobs.position(job) if job.status is JobStatus.QUEUED else None
+        for seen in self._record(job, position):
+            yield seen
+
+    def _record(self, job: Job, position: int | None) -> Iterator[Seen]:
+        """Yield what the record has that was not told yet; the status comes last if it is final."""
+        first = self._status is None
         self._seq = max(self._seq, job.seq)
         self._run = job.run
         if job.status.terminal:
@@ -228,7 +235,6 @@ class _Watcher:
             yield self._told(Status(status=job.status))
             self.done = True
             return
-        position = await self._jobs.position(job) if job.status is JobStatus.QUEUED else None
         self._position_at = self._monotonic()
         if job.status is not self._status or position != self._position:
             self._status, self._position = job.status, position

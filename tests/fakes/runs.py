@@ -13,6 +13,7 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
+from comfy_fleet.ports.jobs import JobSnapshot
 from comfy_fleet.ports.runs import NOTHING_SAID, Claim, Refused, StagedInput, StoredOutput, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
@@ -434,9 +435,13 @@ class FakeJobStore(Fake):
         found = self.held.get(job.id)
         return None if found is None or found.status is not JobStatus.QUEUED else self.places.get(job.id, 1)
 
-    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
-        self.answer("preview")
-        return None
+    async def snapshot(self, job: Job) -> JobSnapshot | None:
+        self.answer("snapshot")
+        found = self.held.get(job.id)
+        if found is None:
+            return None
+        place = self.places.get(job.id, 1) if found.status is JobStatus.QUEUED else None
+        return JobSnapshot(job=found, position=place)
 
     async def latest_runs(self) -> Sequence[tuple[float, str]]:
         self.answer("latest_runs")

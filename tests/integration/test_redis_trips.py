@@ -11,6 +11,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import JobStatus, PromptFields
 from comfy_fleet.domain.jobs.output_names import SavedFile
+from comfy_fleet.ports.jobs import JobSnapshot
 from tests.integration.redis_kit import add_nodes, claim, submit
 
 
@@ -47,6 +48,23 @@ async def test_an_end_is_told_after_one_look(stores: Stores, trips: list[str]) -
     job, ui = await stores.jobs.with_ui(job_id)
     assert len(trips) == 1
     assert job == await stores.jobs.get(job_id) and ui == {"2": {"text": ["a"]}}
+
+
+async def test_a_stream_begins_with_one_look_if_nothing_has_changed(stores: Stores, trips: list[str]) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    read = await stores.jobs.get(job.id)
+    assert read is not None
+    trips.clear()
+    now = await stores.jobs.snapshot(read)
+    assert (now, len(trips)) == (JobSnapshot(job=read, position=1), 1)
+    run = await claim(stores)
+    await stores.runs.preview(run, {"node_id": "1"})
+    trips.clear()
+    now = await stores.jobs.snapshot(read)
+    assert len(trips) == 2
+    assert now == JobSnapshot(job=await stores.jobs.get(job.id) or job, preview={"node_id": "1"})
+    assert now.job.status is JobStatus.RUNNING and now.job.run == run.run
 
 
 async def test_one_entry_of_the_history_takes_one_look(stores: Stores, trips: list[str]) -> None:

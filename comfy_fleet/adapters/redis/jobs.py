@@ -23,7 +23,7 @@ from comfy_fleet.domain.jobs.media import MODELS, extension_of
 from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in
 from comfy_fleet.domain.schedule.waiting_words import QueuePlace
 from comfy_fleet.domain.text import clean
-from comfy_fleet.ports.jobs import Idempotency, Submitted, Waits
+from comfy_fleet.ports.jobs import Idempotency, JobSnapshot, Submitted, Waits
 from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
@@ -354,10 +354,25 @@ class RedisJobStore:
             (count,) = await pipe.read()
         return int(count or 0)
 
-    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
-        """Return the latest preview of a running job."""
-        data = await self._redis.get(self._keys.job_preview(job_id))
-        return dict(orjson.loads(data)) if data else None
+    async def snapshot(self, job: Job) -> JobSnapshot | None:
+        """Return a job as it is now; see the port."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(self._keys.job(job.id), "status", "seq")
+            pipe.get(self._keys.job_preview(job.id))
+            pipe.zrank(self._keys.queued, job.id)
+            (status, seq), preview, place = await pipe.execute()
+        # Each change that is told has a number.
+        if status != job.status.encode() or (seq or b"0") != str(job.seq).encode():
+            found = await self.get(job.id)
+            if found is None:
+                return None
+            job = found
+        waits = job.status is JobStatus.QUEUED
+        return JobSnapshot(
+            job=job,
+            position=int(place) + 1 if waits and place is not None else None,
+            preview=dict(orjson.loads(preview)) if preview and not waits else None,
+        )
 
     async def by_prompt(self, owner: str, prompt_id: str) -> str | None:
         """Return the newest job that its client calls so; see the port."""
