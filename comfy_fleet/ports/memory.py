@@ -12,14 +12,15 @@ class MemoryStore(Protocol):
     async def known(self, family: str) -> FamilyMemory:
         """Return what is known of a family; nothing if that can't be read. Raises StoreDown."""
 
-    async def note(self, workload: Workload, *, room: int, fits: bool, ttl_s: int) -> None:
+    async def note(self, workload: Workload, *, owner: str, room: int, fits: bool, ttl_s: int) -> None:
         """Note a run's end.
 
-        What contradicts earlier ends takes their place. But a first failure only takes a success away:
-        something else may have caused it.
+        What contradicts earlier ends of its owner takes their place. But a first failure only takes a success
+        away: something else may have caused it.
 
         Args:
             workload: Its job's.
+            owner: Whose job it was.
             room: Bytes that its node could use; above 0.
             fits: True if it succeeded, False if it ran out of memory.
             ttl_s: For how long it counts.

@@ -511,7 +511,7 @@ class Execution:
         )
         if status is JobStatus.SUCCEEDED:
             card = self._tools.measure.card(self.claim.node)
-            await self._tools.memory.succeeded(self.claim.job.workload, card)
+            await self._tools.memory.succeeded(self.claim.job.workload, self.claim.job.owner, card)
 
     async def _give_back(self, back: GivenBack) -> None:
         rerun_nodes = frozenset(self._outputs.gone)

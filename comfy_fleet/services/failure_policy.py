@@ -200,7 +200,7 @@ class FailurePolicy:
         young = self._clock() - claim.job.created_at < PLACED_S
         if not card or (young and not self._memory.alert):
             return None
-        least = (await self._memory.need(claim.job.workload)).least
+        least = (await self._memory.need(claim.job.workload, claim.job.owner)).least
         if least <= card:
             return None
         await self._directory.learn([claim.job.placement])
@@ -269,7 +269,7 @@ class FailurePolicy:
         rest_s = REST_S if shared else 0.0
         if room:
             await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
-            await self._memory.failed(claim.job.workload, room)
+            await self._memory.failed(claim.job.workload, claim.job.owner, room)
         placement = claim.job.placement
         moved = replace(_without(placement, claim.node), above=max(placement.above, room))
         cards = {name: self._directory.vram_bytes(name) for name in await self._able(moved)}

@@ -39,7 +39,7 @@ class MemoryPrediction:
         self._keep_s = max(1, int(keep_s))
         self._now = now
         self._known: dict[str, tuple[float, FamilyMemory]] = {}
-        self._told: dict[tuple[str, int], tuple[float, float]] = {}
+        self._told: dict[tuple[str, str, int], tuple[float, float]] = {}
         self._failed_at = float("-inf")
 
     @property
@@ -47,8 +47,8 @@ class MemoryPrediction:
         """Whether a job has run out of memory here lately: submits may not know of it yet."""
         return self._now() - self._failed_at < ALERT_S
 
-    async def need(self, workload: Workload | None) -> MemoryNeed:
-        """Return what a job needs, as far as it is known."""
+    async def need(self, workload: Workload | None, owner: str) -> MemoryNeed:
+        """Return what an owner's job needs, as far as it is known."""
         if workload is None:
             return NO_NEED
         at, known = self._known.get(workload.family, (float("-inf"), FamilyMemory()))
@@ -59,41 +59,44 @@ class MemoryPrediction:
                 logger.warning("memory not predicted", extra={"error": str(error)})
                 return NO_NEED
             _keep(self._known, workload.family, (self._now(), known))
-        return need_of(workload, known)
+        return need_of(workload, known, owner)
 
-    async def succeeded(self, workload: Workload | None, room: int) -> None:
+    async def succeeded(self, workload: Workload | None, owner: str, room: int) -> None:
         """Learn from a job that succeeded.
 
         Args:
             workload: The job's.
+            owner: Whose it was.
             room: Bytes of its node's card; 0: unknown.
         """
         if workload is None or room <= 0:
             return
-        at, pixels = self._told.get((workload.family, room), (float("-inf"), -1.0))
+        told = (owner, workload.family, room)
+        at, pixels = self._told.get(told, (float("-inf"), -1.0))
         if self._now() - at >= TOLD_S:
             pixels = -1.0
         if workload.pixels > pixels:
-            _keep(self._told, (workload.family, room), (self._now(), workload.pixels))
-            await self._note(workload, room, fits=True)
+            _keep(self._told, told, (self._now(), workload.pixels))
+            await self._note(workload, owner, room, fits=True)
 
-    async def failed(self, workload: Workload | None, room: int) -> None:
+    async def failed(self, workload: Workload | None, owner: str, room: int) -> None:
         """Learn from a job that ran out of memory.
 
         Args:
             workload: The job's.
+            owner: Whose it was.
             room: Bytes that its node could use; 0: unknown.
         """
         if workload is None or room <= 0:
             return
         self._failed_at = self._now()
-        await self._note(workload, room, fits=False)
+        await self._note(workload, owner, room, fits=False)
         self._known.clear()  # it may concern all families
         self._told.clear()  # what succeeds in spite of it is news
 
-    async def _note(self, workload: Workload, room: int, *, fits: bool) -> None:
+    async def _note(self, workload: Workload, owner: str, room: int, *, fits: bool) -> None:
         try:
-            await self._store.note(workload, room=room, fits=fits, ttl_s=self._keep_s)
+            await self._store.note(workload, owner=owner, room=room, fits=fits, ttl_s=self._keep_s)
         except FleetError as error:
             logger.warning("memory not noted", extra={"error": str(error)})
 

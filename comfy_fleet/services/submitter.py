@@ -322,7 +322,7 @@ class Submitter:
         loads = {node_id: node for node_id, node in read.items() if node_id in runs}
         models = usable_files(await worked(large, lambda: self._models.of(loads)))
         workload = workload_of(models, await worked(large, lambda: sampled_pixels(loads)))
-        need = await self._memory.need(workload)
+        need = await self._memory.need(workload, owner)
         placement = self._inventories.large_enough(placement, need.least)
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)

@@ -329,10 +329,12 @@ def ends(known: FamilyMemory) -> dict[str, set[tuple[int, float]]]:
     }
 
 
-async def noted(ports: Ports, *runs: tuple[int, float, bool], ttl_s: int = 60) -> FamilyMemory:
+async def noted(
+    ports: Ports, *runs: tuple[int, float, bool], ttl_s: int = 60, owner: str = "ada"
+) -> FamilyMemory:
     for room, pixels, fits in runs:
         work = Workload(family="checkpoints/a", model_bytes=7, pixels=pixels)
-        await ports.memory.note(work, room=room, fits=fits, ttl_s=ttl_s)
+        await ports.memory.note(work, owner=owner, room=room, fits=fits, ttl_s=ttl_s)
     return await ports.memory.known("checkpoints/a")
 
 
@@ -358,6 +360,14 @@ async def test_a_failure_takes_the_place_of_a_success_at_its_second_time(ports: 
         "fails": set(),
     }
     assert ends(await noted(ports, (12, 2, False))) == {"fits": {(24, 9)}, "fails": {(12, 2)}}
+
+
+async def test_an_owner_s_ends_contradict_nobody_else_s(ports: Ports) -> None:
+    await noted(ports, (12, 3, True), (8, 2, False))
+    await noted(ports, (12, 2, False), owner="bob")
+    known = await noted(ports, (8, 4, True), owner="eve")
+    assert ends(known) == {"fits": {(12, 3), (8, 4)}, "fails": {(8, 2), (12, 2)}}
+    assert {(one.owner, one.room) for one in known.fails} == {("ada", 8), ("bob", 12)}
 
 
 async def test_a_family_keeps_the_newest_ends(ports: Ports) -> None:

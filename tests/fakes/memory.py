@@ -36,14 +36,14 @@ class FakeMemoryStore(Fake):
             ran=self.ran,
         )
 
-    async def note(self, workload: Workload, *, room: int, fits: bool, ttl_s: int) -> None:
+    async def note(self, workload: Workload, *, owner: str, room: int, fits: bool, ttl_s: int) -> None:
         self.answer("note")
         if workload.model_bytes > room:
             self.ran, self.refused = self.ran + fits, self.refused + (not fits)
         if workload.pixels <= 0:
             return
         known = self.families.get(workload.family, FamilyMemory())
-        new = Seen(room=room, pixels=workload.pixels, until=self.clock() + ttl_s)
+        new = Seen(owner=owner, room=room, pixels=workload.pixels, until=self.clock() + ttl_s)
         if fits:
             fails = tuple(one for one in known.fails if not _easier(one, new))
             known = replace(known, fails=fails, fits=_joined(known.fits, new, _easier))
@@ -56,12 +56,14 @@ class FakeMemoryStore(Fake):
 
 
 def _easier(one: Seen, other: Seen) -> bool:
-    """Whether one run had no less room than another, and no more to compute."""
-    return one.room >= other.room and one.pixels <= other.pixels
+    """Whether one run had no less room than another of its owner, and no more to compute."""
+    return one.owner == other.owner and one.room >= other.room and one.pixels <= other.pixels
 
 
 def _joined(ends: tuple[Seen, ...], new: Seen, says_less: Callable[[Seen, Seen], bool]) -> tuple[Seen, ...]:
     left = tuple(one for one in ends if not says_less(one, new))
     if any(says_less(new, one) for one in left):
         return left
-    return (*left, new)[-MOST_ENDS:]
+    own = [one for one in left if one.owner == new.owner]
+    oldest = own[0] if len(own) >= MOST_ENDS else None
+    return (*(one for one in left if one is not oldest), new)

@@ -54,9 +54,9 @@ async def fleet_with_cards(fleet: Fleet, models: dict[str, Any]) -> NodeInventor
 
 async def sent(fleet: Fleet, known: NodeInventories, graph: dict[str, Any], work: Workload) -> Job:
     """Submit a graph as the API does; each has a profile of its own."""
-    memory = MemoryPrediction(fleet.stores.memory, keep_s=60)  # one that has read nothing yet
+    prediction = MemoryPrediction(fleet.stores.memory, keep_s=60)  # one that has read nothing yet
     placement = await known.placement(check(graph), PlacementRequest())
-    placement = known.large_enough(placement, (await memory.need(work)).least)
+    placement = known.large_enough(placement, (await prediction.need(work, "local")).least)
     return await fleet.submit(
         graph, placement=placement, workload=work, profile=str(graph["4"]["inputs"]["seed"])
     )
@@ -80,8 +80,8 @@ async def test_sizes_that_are_all_different_teach_each_other(redis_port: int) ->
             assert done.node in ("mid", "large")
         assert failures(fleet) <= 1
         light = Workload(family=FAMILY, model_bytes=6 * GB, pixels=512 * 512)
-        memory = MemoryPrediction(fleet.stores.memory, keep_s=60)
-        assert (await memory.need(light)).least < GIB
+        prediction = MemoryPrediction(fleet.stores.memory, keep_s=60)
+        assert (await prediction.need(light, "local")).least < GIB
 
 
 async def test_jobs_that_wait_already_are_looked_at_again(redis_port: int) -> None:
@@ -175,7 +175,7 @@ async def test_a_job_tells_what_is_predicted_of_it(redis_port: int, tmp_path: Pa
         made = await api.submit(sampled(512))
         assert (made["memory_bytes"], made["card_above_bytes"]) == (2 * GIB, None)  # a guess: no node told it
         work = Workload(family=FAMILY, model_bytes=2 * GIB, pixels=512 * 512)
-        await api.stores.memory.note(work, room=12 * GIB, fits=False, ttl_s=60)
+        await api.stores.memory.note(work, owner="local", room=12 * GIB, fits=False, ttl_s=60)
         async with asyncio.timeout(10):
             while not (made := await api.submit(sampled(512)))["card_above_bytes"]:
                 await asyncio.sleep(0.05)

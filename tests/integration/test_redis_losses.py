@@ -92,7 +92,11 @@ class Traffic:
         runs = await self.starts("g1"), await self.starts("g2")
         assert isinstance(await self.asks("g3", patience_s=60.0), Refused)  # passes a job over
         await self.stores.memory.note(
-            Workload(family="checkpoints/a", model_bytes=18 * GIB, pixels=1e6), room=GIB, fits=True, ttl_s=60
+            Workload(family="checkpoints/a", model_bytes=18 * GIB, pixels=1e6),
+            owner="ada",
+            room=GIB,
+            fits=True,
+            ttl_s=60,
         )
         return runs
 

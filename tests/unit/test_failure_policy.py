@@ -397,7 +397,7 @@ async def test_a_job_goes_to_the_largest_card_if_all_are_too_small() -> None:
 async def test_a_job_that_has_just_come_is_not_looked_at_again() -> None:
     world = World()
     policy = await world.failure_policy()
-    await world.memory.note(WORK, room=12 * GIB, fits=False, ttl_s=60)  # another dispatcher's
+    await world.memory.note(WORK, owner="o", room=12 * GIB, fits=False, ttl_s=60)  # another dispatcher's
     world.time = 100.1  # it came at 100
     assert await policy.misfit(working("small"), GRAPH) is None
     world.time = 101.0

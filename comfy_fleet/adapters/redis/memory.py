@@ -13,7 +13,9 @@ from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.memory_need import FamilyMemory, Seen
 
 MOST_ENDS = 8
-"""Ends of a kind that a family keeps: of more, the newest."""
+"""Ends of a kind that a family keeps of one owner: of more, the newest."""
+MOST_OF_ALL = 32
+"""The same of all owners."""
 MOST_FAMILIES = 1000
 ALL = "*"
 """Where the counts of all families are; no file is called so, because its folder is part of its name."""
@@ -44,17 +46,19 @@ class RedisMemory:
             fits=_ends(fits, now), fails=_ends(fails, now), refused=_count(refused), ran=_count(ran)
         )
 
-    async def note(self, workload: Workload, *, room: int, fits: bool, ttl_s: int) -> None:
+    async def note(self, workload: Workload, *, owner: str, room: int, fits: bool, ttl_s: int) -> None:
         """See :meth:`comfy_fleet.ports.memory.MemoryStore.note`."""
         await self._scripts.call(
             "note_memory",
             family=workload.family,
             model_bytes=workload.model_bytes,
             pixels=workload.pixels,
+            owner=owner,
             room=room,
             fits=fits,
             ttl_s=ttl_s,
             most=MOST_ENDS,
+            most_of_all=MOST_OF_ALL,
             most_families=MOST_FAMILIES,
         )
 
@@ -66,12 +70,12 @@ def _ends(data: bytes | None, now: float) -> tuple[Seen, ...]:
     except ValueError:
         return ()
     found = []
-    for row in rows[:MOST_ENDS] if isinstance(rows, list) else ():
-        if not isinstance(row, list) or len(row) != 3 or not all(type(x) in (int, float) for x in row):
+    for row in rows[:MOST_OF_ALL] if isinstance(rows, list) else ():
+        if not isinstance(row, list) or [type(x) in (int, float) for x in row] != [True] * 3 + [False]:
             continue
-        room, pixels, until = row
+        room, pixels, until, owner = row
         if room > 0 and pixels > 0 and until > now and math.isfinite(room):
-            found.append(Seen(room=int(room), pixels=float(pixels), until=float(until)))
+            found.append(Seen(owner=str(owner), room=int(room), pixels=float(pixels), until=float(until)))
     return tuple(found)
 
 

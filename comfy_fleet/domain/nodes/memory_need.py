@@ -28,11 +28,13 @@ class Seen:
     """A run's end.
 
     Attributes:
+        owner: Whose job it was.
         room: Bytes that its node could use.
         pixels: What it computed at once.
         until: Until when it counts, in Unix seconds.
     """
 
+    owner: str
     room: int
     pixels: float
     until: float
@@ -43,8 +45,8 @@ class FamilyMemory:
     """What is known of the jobs with one largest model.
 
     Attributes:
-        fits: Runs that succeeded: each had less room than others, or computed more.
-        fails: Runs that ended out of memory: each had more room than others, or computed less.
+        fits: Runs that succeeded: each had less room than its owner's others, or computed more.
+        fails: Runs that ended out of memory: each had more room than its owner's others, or computed less.
         refused: Of all families: runs out of memory whose model alone was larger than the room.
         ran: Of all families: runs with such a model that succeeded.
     """
@@ -76,23 +78,31 @@ class MemoryNeed:
 NO_NEED = MemoryNeed()
 
 
-def need_of(workload: Workload | None, known: FamilyMemory) -> MemoryNeed:
+def need_of(workload: Workload | None, known: FamilyMemory, owner: str) -> MemoryNeed:
     """Return what a job needs.
+
+    What else its owner's jobs do (node packs, control models) may be the reason of a failure. So an owner's
+    failures count for its own jobs, and for others as far as two owners' failures agree.
 
     Args:
         workload: The job's; None: it loads no model.
         known: What is known of its family.
+        owner: Whose job it is.
     """
     if workload is None:
         return NO_NEED
     weights = workload.model_bytes if known.whole else 0
     least, pixels = float(weights), workload.pixels
     if pixels > 0:
+        needs = {owner: 0.0}
         for one in known.fails:
-            least = max(least, _least_by(one, pixels, weights))
-        for one in known.fits:
-            if pixels <= one.pixels:
-                least = min(least, one.room)
+            needs[one.owner] = max(needs.get(one.owner, 0.0), _least_by(one, pixels, weights))
+        fits = [one for one in known.fits if pixels <= one.pixels]
+        agreed = max(least, sorted(needs.values(), reverse=True)[1] if len(needs) > 1 else 0.0)
+        least = max(
+            min([agreed, *(one.room for one in fits)]),
+            min([needs[owner], *(one.room for one in fits if one.owner == owner)]),
+        )
     return MemoryNeed(peak=max(workload.model_bytes, round(least)), least=round(least))
 
 
