@@ -253,12 +253,33 @@ async def test_priorities_hold_among_an_owners_jobs_in_all_its_queues(stores: St
 
 
 async def test_no_queue_is_hidden_by_jobs_that_may_not_start(stores: Stores) -> None:
-    """Deadlines that are over, and leftovers, are passed."""
+    """Deadlines that are over, and leftovers, are passed: many of one owner, and some of many."""
     await add_nodes(stores, "g1")
-    bad: list[Job] = [await submit(stores, deadline_s=-1) for _ in range(5)]
-    good = await submit(stores)
+    bad: list[Job] = [await submit(stores, deadline_s=-1) for _ in range(10)]
+    bad += [await submit(stores, owner=f"o{number % 10}", deadline_s=-1) for number in range(20)]
+    good = await submit(stores, owner="zoe")
     assert (await starts(stores, "g1")).job.id == good.id
-    assert await stores.runs.overdue(9) == len(bad)
+    assert await stores.jobs.depth() == len(bad) and await stores.runs.waiting() == []
+    await stores.runs.tend()
+    assert await stores.runs.overdue(99) == len(bad)
+    assert await stores.jobs.depth() == 0
+    ended = [await stores.jobs.get(job.id) for job in bad]
+    assert {job.status for job in ended if job} == {JobStatus.EXPIRED}
+
+
+async def test_what_is_hidden_by_more_expired_jobs_than_a_claim_reads_comes_with_the_next(
+    stores: Stores,
+) -> None:
+    await add_nodes(stores, "g1")
+    for number in range(200):
+        await submit(stores, owner=f"o{number % 40}", deadline_s=-1)
+    good = await submit(stores, owner="zoe")
+    for _ in range(20):
+        if isinstance(got := await asks(stores, "g1"), Claim):
+            break
+    else:
+        raise AssertionError("it stays hidden")
+    assert got.job.id == good.id
 
 
 async def took(stores: Stores, run: Claim, seconds: float, **how: Any) -> None:

@@ -75,7 +75,7 @@ end
 -- The lowest tag of a queue, and a job of its owner that fits the node.  Returns nil, true if nothing waits there.
 local function sched_turn_of(look, C)
   local owners = sched_owners_key(C)
-  for _ = 1, SCHED.MENDED do
+  while true do
     local owner, tag = sched_least(owners, C, SCHED.CHOSEN)
     if not owner then return nil, sched.reads < SCHED.CHOSEN end
     local index = sched_turns_key(C, owner)

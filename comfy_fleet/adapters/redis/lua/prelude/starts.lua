@@ -44,8 +44,12 @@ local function start_allowed(start, id, f, placement)
     dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
     return false
   end
-  if (tonumber(f.deadline or '') or math.huge) <= start.at or start_too_small(start, id, f.profile, placement)
-    or start_leaves_it(start, f.editor, f.patience, f.created) or start_spares(start, f.editor, f.created) then
+  if (tonumber(f.deadline or '') or math.huge) <= start.at then
+    sched_remove(id)  -- it hides others no more until it ends (overdue.lua)
+    return false
+  end
+  if start_too_small(start, id, f.profile, placement) or start_leaves_it(start, f.editor, f.patience, f.created)
+    or start_spares(start, f.editor, f.created) then
     return false
   end
   start.found = true
