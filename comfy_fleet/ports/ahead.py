@@ -47,7 +47,6 @@ class AheadStore(Protocol):
         pool: str,
         peers: int,
         speed: float,
-        vram: int,
         ram: int,
         patience_s: float,
         able: Mapping[Placement, Sequence[str]],

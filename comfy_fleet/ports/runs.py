@@ -184,7 +184,6 @@ class RunStore(Protocol):
         pool: str = "",
         peers: int = 1,
         speed: float = 1.0,
-        vram: int = 0,
         ram: int = 0,
         patience_s: float = PATIENCE_S,
         unawaited: Sequence[str] = (),
@@ -210,7 +209,6 @@ class RunStore(Protocol):
             pool: The node's pool.
             peers: How many nodes serve the sought class, this one included.
             speed: How fast the node computes compared with one of speed 1.
-            vram: Memory of its card in bytes; 0: unknown.
             ram: Its main memory in bytes; 0: unknown.
             patience_s: For how long a job may be passed over beyond its turn.
             unawaited: Nodes that no editor's job waits for.

@@ -332,7 +332,6 @@ class Seekers:
                 pool=pool,
                 peers=max(1, len(directory.able(placement))),
                 speed=directory.speed(node),
-                vram=directory.vram_bytes(node),
                 ram=directory.ram_bytes(node),
                 patience_s=self._patience(pool),
                 unawaited=sorted(unawaited),

@@ -201,7 +201,6 @@ class StagingAhead:
             pool=pool,
             peers=max(1, len(directory.able(placements[0]))),
             speed=directory.speed(node),
-            vram=directory.vram_bytes(node),
             ram=directory.ram_bytes(node),
             patience_s=self._patience(pool),
             able=directory.able_names(placements),

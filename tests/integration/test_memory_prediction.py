@@ -138,7 +138,7 @@ async def test_no_job_is_left_to_a_node_that_cannot_run_it(
             "ttl_s": 30,
             "pool": "default",
         }
-        return await stores.runs.claim(node=node, run=str(uuid4()), vram=24 * GIB, **given)
+        return await stores.runs.claim(node=node, run=str(uuid4()), **given)
 
     async def submit(placement: Placement) -> str:
         new = new_job(placement=placement, models=((FAMILY, 9 * GIB),))

@@ -25,7 +25,7 @@ SETS: list[tuple[tuple[str, int], ...]] = [
     (("checkpoints/b", 5 * GIB), ("loras/c", GIB)),
 ]
 PLACEMENTS = (Placement(), Placement(needs="n1"))
-LOOK: Mapping[str, Any] = {"pool": "default", "peers": 3, "speed": 1.0, "vram": 24 * GIB, "ram": 32 * GIB}
+LOOK: Mapping[str, Any] = {"pool": "default", "peers": 3, "speed": 1.0, "ram": 32 * GIB}
 
 
 async def peek(stores: Stores, node: str = "g1", *placements: Placement) -> Peek:

@@ -29,7 +29,6 @@ async def asks(stores: Stores, node: str, *, patience_s: float = 60.0) -> Claim 
         ttl_s=5,
         pool="default",
         peers=2,
-        vram=24 * GIB,
         ram=64 * GIB,
         patience_s=patience_s,
     )

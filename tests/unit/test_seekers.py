@@ -731,7 +731,6 @@ async def test_a_claim_is_told_of_the_node_and_its_like() -> None:
         "pool": "default",
         "peers": 3,
         "speed": 1.0,  # twice an RTX 4090 by its model, half of that by what was measured
-        "vram": 80,
         "ram": 256,
         "patience_s": 20.0,
         "able": {},

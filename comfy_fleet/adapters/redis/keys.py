@@ -148,7 +148,7 @@ class Keyspace:
     node_runs = _Each("node:NODE:runs")  # set: runs that still need it
     node_errors = _Each("node:NODE:errors")  # list: the last ten, as JSON
     node_models = _Each("node:NODE:models")  # string: files that jobs used since it started or was freed,
-    #                                          the latest first, one a line
+    #                                          the latest first, one a line: for people, and all versions
     urls = _One("urls")  # hash: HOST:PORT -> NODE: one ComfyUI is one node
     pool_nodes = _Each("pool:POOL")  # set: the pool's nodes
     pools = _One("pools")  # hash: POOL -> its settings as JSON

@@ -1,5 +1,5 @@
 -- Choose a job of some placement classes for a node that HAProxy granted.
--- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, vram and ram
+-- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, ram
 --       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
 --       able or unable (nodes that can or can't run a class, by class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
 -- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}

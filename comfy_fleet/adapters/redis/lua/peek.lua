@@ -1,5 +1,5 @@
 -- Say which job a claim would choose if a node's run ended now.  Nothing is written.
--- args: node, placements, pool, peers, speed, vram, ram, patience_s, able: as for a claim.
+-- args: node, placements, pool, peers, speed, ram, patience_s, able: as for a claim.
 -- Returns {the job whose files were staged ahead there, or ''}, and {.., job, its assets (ids between blanks), 1 if it is an editor's} if
 --         there is one.  Jobs are left out whose files are staged ahead on another node.
 local node, at = args.node, now()

@@ -74,7 +74,7 @@ local function sched_choose(given)
   sched.firsts, sched.reads = {}, 0
   sched_read_fields(given.fields or {})
   local look, node = given, sched_node(given.node)
-  look = { name = look.node, node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
+  look = { node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
     seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
@@ -165,6 +165,7 @@ local function sched_start(_, choice, run)
     sched_save_node(node, 'run', run)
   end
   sched_list_node(node)
+  if changed[1] then sched_call('SADD', sched_pools_key, node.pool) end  -- it is there, unless it was lost
   for _, C in ipairs(changed[1] and look.queues or {}) do
     for _, F in ipairs(sched_waiting_of(C, changed)) do sched_press(C, F) end
   end

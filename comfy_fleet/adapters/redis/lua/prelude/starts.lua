@@ -63,7 +63,7 @@ local function look_for(node, at, card, results)
   local asked, start = {}, { node = node, at = at, card = tonumber(card or 0), results = results, unawaited = {}, waiting = {}, found = false }
   for _, name in ipairs(args.unawaited or {}) do start.unawaited[name] = true end
   return { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
-    able = args.able, unable = args.unable, speed = args.speed, vram = args.vram, ram = args.ram, patience = args.patience_s, at = at,
+    able = args.able, unable = args.unable, speed = args.speed, ram = args.ram, patience = args.patience_s, at = at,
     fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
     may = function(id, f, placement)
       if asked[id] == nil then asked[id] = start_allowed(start, id, f, placement) end  -- a look may come to a job more than once
