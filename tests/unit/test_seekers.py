@@ -758,7 +758,7 @@ async def test_of_many_able_nodes_the_others_are_named() -> None:
     some = Placement(without=frozenset({"n007"}))
     world.runs.queue(1, some)
     async with world.seekers() as seekers:
-        world.leases.free = ["n001"]
+        world.leases.free = list(names)
         seekers.wanted(some)
         await world.idle()
     assert (world.runs.asked[0]["able"], world.runs.asked[0]["unable"]) == ({}, {some: ["n007"]})
