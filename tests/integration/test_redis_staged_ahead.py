@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.ahead import RedisAhead
+from comfy_fleet.adapters.redis.scripts import source
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.nodes.host import Cleanup
 from comfy_fleet.ports.ahead import NextJob
 from comfy_fleet.ports.runs import StagedInput
 from tests.integration.redis_kit import add_nodes, claim, submit
+from tests.integration.schedule_port_kit import everything
 from tests.integration.test_peek import peek
 from tests.integration.test_redis_staged import let_time_pass, node, orders, place, record
 
@@ -224,3 +226,29 @@ async def test_a_file_that_a_run_has_there_is_not_sent_again(stores: Stores) -> 
     await ahead(stores, None)
     await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=None)
     assert await orders(stores) == set(), "it is not ahead's to give up"
+
+
+async def test_nothing_that_a_choice_reads_changes(stores: Stores) -> None:
+    """So the same jobs are chosen as without."""
+    await node(stores)
+    made = [await record(stores, f"a{number}", hash=f"blake3:0{number}") for number in range(2)]
+    jobs = [await reads(stores, asset, models=(("checkpoints/m", 10**9),)) for asset in made]
+    before = await read_by_choices(stores)
+    for job, asset in zip(jobs, made, strict=True):
+        (there,) = (await ahead(stores, job, asset)).values()
+        await sent(stores, there)
+    await ahead(stores, None)
+    assert await read_by_choices(stores) == before
+    text = source("claim", "fleet")
+    assert not [word for word in ("'ahead'", ":staged:", ":ahead") if word in text]
+
+
+async def read_by_choices(stores: Stores) -> dict[bytes, Any]:
+    """Return all that is in Redis but for what only staging and agents read."""
+    found = await everything(stores.redis)
+    for value in found.values():
+        if isinstance(value, dict):
+            value.pop(b"ahead", None)
+    return {
+        key: value for key, value in found.items() if not key.startswith((b"fleet:staged:", b"fleet:trash:"))
+    }
