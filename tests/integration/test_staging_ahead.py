@@ -79,10 +79,10 @@ async def busy(redis_port: int, **settings: Any) -> AsyncIterator[tuple[Fleet, J
         yield fleet, first
 
 
-async def cleaned(fleet: Fleet) -> None:
-    """Have the node's agent delete files."""
+async def cleaned(fleet: Fleet, name: str = "g1") -> None:
+    """Have a node's agent delete files."""
     redis: Any = fleet.stores.redis
-    await redis.hset("fleet:node:g1", mapping={"host": "central", "cleans": "1"})
+    await redis.hset(f"fleet:node:{name}", mapping={"host": "central", "cleans": "1"})
 
 
 async def runs(fleet: Fleet, job: Job) -> None:
@@ -244,6 +244,32 @@ async def test_another_dispatcher_goes_on_where_one_was_killed_while_it_sent(
         redis: Any = fleet.stores.redis
         names = await redis.hkeys("fleet:staged:g1")
         assert len(names) == 2, "what the first one began has a record"
+
+
+async def test_with_two_dispatchers_each_job_runs_once_with_its_own_file(
+    redis_port: int, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.staging_ahead.LEAD_S", 0.02)
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.4)}) as fleet:
+        for name in fleet.sims:
+            await cleaned(fleet, name)
+        await fleet.dispatcher("d2")
+        jobs = [await reads(fleet, color) for color in range(16)]
+        await until(lambda: len(uploads.done) >= 6, what="some files are there")
+        await fleet.dispatchers[0].kill()
+        for job in jobs:
+            assert (await fleet.ended(job.id, timeout_s=60)).status is JobStatus.SUCCEEDED
+        assert len(jobs) <= sum(sim.stats.done for sim in fleet.sims.values()) <= len(jobs) + 2
+        # Whatever is there has a name that ends, or an order to delete it.
+        redis: Any = fleet.stores.redis
+        orders = {tuple(order.split()[1:3]) for order in await redis.zrange("fleet:trash:central", 0, -1)}
+        for name, sim in fleet.sims.items():
+            names = await redis.hgetall(f"fleet:staged:{name}")
+            assert names.keys() == {*await redis.zrange(f"fleet:staged:{name}:ends", 0, -1)}
+            known = orders | {tuple(folders.split(b"/")) for folders in names.values()}
+            root = sim.files.root / "input" / "fleet"
+            for path in root.rglob("*.png"):
+                assert tuple(part.encode() for part in path.relative_to(root).parts[:2]) in known
 
 
 @pytest.mark.comfyui
