@@ -17,6 +17,7 @@ from benchmarks.figures import (
     affinity,
     changes,
     cpu,
+    estimates,
     foreign,
     gpus,
     iterate,
@@ -68,6 +69,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "schedule-wishes": schedule_wishes.measure,
     "schedule-memory": schedule_memory.measure,
     "schedule-speed": schedule_speed.measure,
+    "estimates": estimates.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
 KEPT = SOURCE / "docs" / "benchmarks.json"
@@ -97,6 +99,10 @@ def bench(
     comfyui_python: Annotated[
         str | None, typer.Option(metavar="PROGRAM", envvar="COMFYUI_PYTHON", help="ComfyUI's Python.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For estimates: also the jobs of this trace."),
+    ] = None,
     bench_python: Annotated[
         Path, typer.Option(metavar="PROGRAM", help="The Python that has comfy-api-proxy.")
     ] = SOURCE / ".venv-bench" / "bin" / "python",
@@ -116,6 +122,7 @@ def bench(
         comfyui=comfyui,
         comfyui_python=comfyui_python,
         quick=quick,
+        trace=trace,
     )
     facts = machine.describe(options.bench_python, find_haproxy("haproxy"))
     for name, value in facts.items():

@@ -49,6 +49,7 @@ class Options:
         comfyui: A ComfyUI checkout whose server stands in for the simulated node where that makes sense.
         comfyui_python: Its Python.
         quick: A tenth of the work: shows that everything runs, the figures mean little.
+        trace: Jobs for figures that are simulated.
         backoff: When a process that ended is started again.
         say: Shows one line of progress.
     """
@@ -57,6 +58,7 @@ class Options:
     comfyui: Path | None = None
     comfyui_python: str | None = None
     quick: bool = False
+    trace: Path | None = None
     backoff: Backoff = BACKOFF
     say: Callable[[str], None] = field(default=lambda _: None)
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
+from comfy_fleet.adapters.redis.estimates import RedisEstimates
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
@@ -54,6 +55,7 @@ class Stores:
     inventories: RedisInventories
     model_sizes: RedisModelSizes
     memory: RedisMemory
+    estimates: RedisEstimates
     pools: RedisPools
     hosts: RedisHosts
     workflows: RedisWorkflowStore
@@ -90,6 +92,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             inventories=RedisInventories(redis),
             model_sizes=RedisModelSizes(redis),
             memory=RedisMemory(redis),
+            estimates=RedisEstimates(redis),
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
             workflows=RedisWorkflowStore(redis),

@@ -152,9 +152,20 @@ class JobFields(TypedDict):
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 
 
+class EstimateAnswer(TypedDict):
+    """When a job will have ended, in seconds from now, learned from what became of earlier estimates."""
+
+    p50_s: Annotated[float, Field(description="Half of such jobs have ended by then.")]
+    p90_s: Annotated[float, Field(description="Nine of ten such jobs have ended by then.")]
+
+
 class JobAnswer(JobFields):
     """A job."""
 
+    estimate: Annotated[
+        EstimateAnswer | None,
+        Field(description="Its probable end; null if it has ended, was just submitted, or nothing is known."),
+    ]
     attempts: list[AttemptAnswer]
 
 
@@ -209,6 +220,9 @@ class StatusEventAnswer(TypedDict):
 
     status: JobStatus
     queue_position: int | None
+    estimate: NotRequired[
+        Annotated[EstimateAnswer, Field(description="While it waits: its probable end, at most every 5 s.")]
+    ]
 
 
 class PreviewEventAnswer(TypedDict):

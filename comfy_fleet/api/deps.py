@@ -36,11 +36,11 @@ from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
+from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
-from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems

@@ -91,7 +91,7 @@ class EventStream(Response):
     async def _tell(self, send: Send) -> None:
         d = self._deps
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        seen = watch(self._job, jobs=d.jobs, events=d.events, closing=d.closing)
+        seen = watch(self._job, jobs=d.jobs, events=d.events, outlook=d.estimator.outlook, closing=d.closing)
         async with contextlib.aclosing(seen):
             async for some in seen:
                 body = b"".join(frame(one, self._job, self._links) for one in some)
@@ -121,6 +121,8 @@ def frame(seen: Seen, job: Job, to: Links) -> bytes:
             return b": still here\n\n"
         case Status():
             status: StatusEventAnswer = {"status": seen.status, "queue_position": seen.queue_position}
+            if (estimate := serialize.estimate(seen.end)) is not None:
+                status["estimate"] = estimate
             return _event("status", status)
         case Progress():
             return _event("progress", serialize.progress(seen))

@@ -42,7 +42,7 @@ async def poll_job(request: Request, job_id: str) -> Job:
     """
     d = deps(request)
     job = await owned(d.jobs, owner(request), job_id)
-    return await settled(job, jobs=d.jobs, events=d.events, estimator=d.estimator)
+    return await settled(job, jobs=d.jobs, events=d.events, estimator=d.estimator, now=d.clock())
 
 
 async def cancel_job(request: Request, job_id: str) -> Job:
@@ -60,14 +60,16 @@ async def cancel_job(request: Request, job_id: str) -> Job:
 
 
 async def shown(request: Request, job: Job) -> JobAnswer:
-    """Return a job in the form of every surface, with its place in the queue."""
+    """Return a job in the form of every surface, with its place in the queue and its probable end."""
     d = deps(request)
     position = None
+    outlook = await d.estimator.outlook(job)
     if job.status is JobStatus.QUEUED:
         position = await d.jobs.position(job)
-        waits = await d.jobs.waits(job)
-        job = replace(job, waiting_for=await d.inventories.waiting_for(job, waits))
-    return serialize.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
+        job = replace(job, waiting_for=await d.inventories.waiting_for(job, outlook.waits))
+    return serialize.job(
+        job, links(request), queue_position=position, simulated=d.simulated(job.node), end=outlook.end
+    )
 
 
 # -- listing -----------------------------------------------------------------

@@ -57,12 +57,12 @@ from comfy_fleet.services.editor_files import EditorFiles
 from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
+from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_model_sizes import FleetModelSizes
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
-from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
@@ -128,7 +128,7 @@ def build(
     registry = registry or new_registry()
     telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
-    estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
+    estimator = Estimator(stores.estimates, stores.jobs, inventories)
     sealer = open_secrets(settings)
     submitter = Submitter(
         jobs=stores.jobs,

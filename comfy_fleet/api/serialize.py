@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from comfy_fleet.api.answers import (
     AssetAnswer,
     AttemptAnswer,
+    EstimateAnswer,
     JobAnswer,
     JobErrorAnswer,
     JobFields,
@@ -16,6 +17,7 @@ from comfy_fleet.api.answers import (
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
+from comfy_fleet.domain.schedule.calibration import EndEstimate
 from comfy_fleet.domain.schedule.waiting_job import SINGLE, TIER_NAMES
 
 _URL_S = 86400.0  # the promised life of URLs of assets without an end
@@ -30,12 +32,25 @@ def _time(seconds: float | None) -> str | None:
     return None if seconds is None else time(seconds)
 
 
-def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> JobAnswer:
+def job(
+    value: Job,
+    links: Links,
+    *,
+    queue_position: int | None,
+    simulated: bool,
+    end: EndEstimate | None = None,
+) -> JobAnswer:
     """Return a job: the contract's fields, and the fleet's additions."""
     return {
         **_fields(value, links, queue_position=queue_position, simulated=simulated),
+        "estimate": estimate(end),
         "attempts": [attempt(one) for one in value.attempts],
     }
+
+
+def estimate(end: EndEstimate | None) -> EstimateAnswer | None:
+    """Return when a job will have ended, to the millisecond."""
+    return None if end is None else {"p50_s": round(end.p50_s, 3), "p90_s": round(end.p90_s, 3)}
 
 
 def list_item(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> ListedJobAnswer:

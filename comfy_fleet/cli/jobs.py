@@ -1,5 +1,6 @@
 """``fleet job``: list, show, follow and cancel jobs; :mod:`.job_changes` adds the rest."""
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,6 +115,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "status": record["status"],
                 "waiting for": record.get("waiting_for"),
                 "queue position": record.get("queue_position"),
+                "ends in": _ends(record.get("estimate"), span),
                 "workflow": record.get("workflow"),
                 "version": record.get("workflow_version"),
                 "repeats": record.get("retry_of"),
@@ -146,6 +148,13 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
             for output in outputs
         ]
         console.print(table(["Output", "<Kind", ">Size", "URL"], rows))
+
+
+def _ends(estimate: Mapping[str, float] | None, span: Callable[[float], str]) -> str | None:
+    """Return when a job will have ended, in words."""
+    if not estimate:
+        return None
+    return f"about {span(estimate['p50_s'])}; 9 of 10 such jobs within {span(estimate['p90_s'])}"
 
 
 @app.command("wait", hidden=True)

@@ -59,6 +59,7 @@ def simulate(
     gap: flags.GapTime = "5ms",
     fail_every: flags.FailEvery = None,
     repair: flags.Repair = "2m",
+    estimates: flags.EstimateEnds = False,
     seed: flags.Seed = 0,
     owner_label: flags.OwnerLabel = None,
     model_size: flags.ModelSize = "6GiB",
@@ -100,6 +101,7 @@ def simulate(
             },
         ),
         seed=seed,
+        estimate_ends=estimates,
     )
     made = {
         "--rate": rate, "--for": length, "--burst": burst, "--owners": owners, "--owner-skew": owner_skew,

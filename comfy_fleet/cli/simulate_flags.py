@@ -240,6 +240,14 @@ FailEvery = Annotated[
     ),
 ]
 Repair = Annotated[str, typer.Option(metavar="TIME", rich_help_panel=OTHER, help="How long it is down then.")]
+EstimateEnds = Annotated[
+    bool,
+    typer.Option(
+        "--estimates",
+        rich_help_panel=OTHER,
+        help="With policy fair: also how good the fleet's estimates of jobs' ends are.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(metavar="N", rich_help_panel=OTHER, help="Decides everything that is drawn.")
 ]

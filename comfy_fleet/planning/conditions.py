@@ -18,6 +18,8 @@ class Conditions:
         estimates: How wrong a policy's knowledge is.
         settings: What policies are told.
         seed: Decides when nodes die.
+        estimate_ends: Whether each job's end is estimated at its submit, under the fleet's own policy, and
+            compared with what happens.
     """
 
     gap_s: float = 0.005
@@ -27,3 +29,4 @@ class Conditions:
     estimates: Estimates = field(default_factory=Estimates)
     settings: PolicySettings = field(default_factory=PolicySettings)
     seed: int = 0
+    estimate_ends: bool = False

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from comfy_fleet.planning.judged_estimates import EstimateQuality
 from comfy_fleet.planning.spread import Spread, seconds
 
 
@@ -49,6 +50,7 @@ class Outcome:
         met: Those of them that were done by then.
         cost: What the nodes cost from the first submit to the last end.
         took_s: How long the simulation took, on the caller's clock.
+        estimates: How good estimates of ends were; None if none were made.
     """
 
     policy: str
@@ -75,6 +77,7 @@ class Outcome:
     met: int
     cost: float
     took_s: float = 0.0
+    estimates: EstimateQuality | None = None
 
     @property
     def idle_s(self) -> float:

@@ -1,9 +1,11 @@
 """Outcomes as JSON and as rows of a table, policies side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from comfy_fleet.planning.bounds import Bounds
+from comfy_fleet.planning.judged_estimates import EstimateQuality
 from comfy_fleet.planning.outcome import Outcome
 from comfy_fleet.planning.spread import Spread
 
@@ -47,6 +49,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "node_failures": outcome.node_failures,
         "finish_by": {"wished": outcome.wished, "met": outcome.met, "share": _rounded(outcome.met_share)},
         "cost": _rounded(outcome.cost),
+        "estimates": _quality(outcome.estimates),
         "took_s": _rounded(outcome.took_s),
         "owners": {
             name: {
@@ -58,6 +61,10 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
             for name, owner in sorted(outcome.owners.items())
         },
     }
+
+
+def _quality(found: EstimateQuality | None) -> dict[str, float | None] | None:
+    return None if found is None else {name: _rounded(value) for name, value in asdict(found).items()}
 
 
 def _spread(spread: Spread | None) -> dict[str, float | None] | None:
@@ -112,6 +119,13 @@ def rows(outcomes: Sequence[Outcome], span: Callable[[float | None], str]) -> li
     found += some("runs lost with nodes", lambda one: one.node_failures)
     if any(one.wished for one in outcomes):
         found.append(each("finish_by met", lambda one: _percent(one.met_share)))
+    if any(one.estimates for one in outcomes):
+        found += [
+            each("ended by its p50", lambda one: _percent(one.estimates.by_p50 if one.estimates else None)),
+            each("ended by its p90", lambda one: _percent(one.estimates.by_p90 if one.estimates else None)),
+            each("p50 off by", lambda one: span(one.estimates.error_s) if one.estimates else ""),
+            each("EWMA off by", lambda one: span(one.estimates.ewma_error_s) if one.estimates else ""),
+        ]
     found += some("failed", lambda one: one.failed)
     found += some("expired", lambda one: one.expired)
     found += some("canceled", lambda one: one.canceled)

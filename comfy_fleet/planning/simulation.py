@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.schedule.chooser import FairChooser
 from comfy_fleet.domain.schedule.policy import JobChoice, Nothing, SchedulingPolicy
 from comfy_fleet.planning import agenda
 from comfy_fleet.planning.agenda import Agenda
@@ -15,6 +16,7 @@ from comfy_fleet.planning.conditions import Conditions
 from comfy_fleet.planning.contenders import Contender
 from comfy_fleet.planning.estimates import JobEstimator
 from comfy_fleet.planning.fleet import PlannedNode
+from comfy_fleet.planning.judged_estimates import JudgedEstimates
 from comfy_fleet.planning.outcome import Outcome, Tally
 from comfy_fleet.planning.retries import goes_back
 from comfy_fleet.planning.states import SimulatedJob, SimulatedNode, SimulatedPool, SimulatedRun
@@ -56,6 +58,11 @@ class Simulation:
             estimates = replace(estimates, memory_error=None)
         self._estimator = JobEstimator(
             estimates, {name: pool.largest for name, pool in self._pools.items()}, oracle=contender.oracle
+        )
+        self._judged = (
+            JudgedEstimates(self._policy)
+            if conditions.estimate_ends and isinstance(self._policy, FairChooser)
+            else None
         )
         self._chance = random.Random(f"failures {conditions.seed}")  # noqa: S311 - a simulation, no secret
         self._agenda = Agenda()
@@ -102,11 +109,12 @@ class Simulation:
             now, kind, _, what, token = coming_up.pop()
             handlers[kind](now, what, token)
         self._give_up()
-        return tally.outcome(
+        outcome = tally.outcome(
             self._contender.name,
             nodes=len(self._nodes),
             prices=(node.planned.price for node in self._nodes.values()),
         )
+        return outcome if self._judged is None else replace(outcome, estimates=self._judged.quality())
 
     def _over(self) -> bool:
         """Return whether nothing can happen any more but nodes that die and come back."""
@@ -149,6 +157,8 @@ class Simulation:
         if real.canceled_at is not None:
             self._agenda.add(real.canceled_at, agenda.CANCEL, job)
         self._policy.submitted(job.seen, now)
+        if self._judged is not None:
+            self._judged.submitted(job.seen, now)
         if self._pools[real.pool].idle:
             self._offer(job, now)
 
@@ -226,6 +236,8 @@ class Simulation:
         if self._on_run is not None:
             self._on_run(SimulatedRun(real, node.name, node.started, load_s, run_s, ok))
         if ok:
+            if self._judged is not None:
+                self._judged.ended(real.id, started=node.started, ended=ended)
             tally.succeeded(real.owner, wait_s=node.started - real.submitted, done_s=ended - real.submitted)
             self._close(job)
             tally.finish_wished(real.finish_by, ended)
@@ -316,6 +328,8 @@ class Simulation:
 
     def _close(self, job: SimulatedJob) -> None:
         job.over = True
+        if self._judged is not None:
+            self._judged.over(job.real.id)
         del self._jobs[job.real.id]
 
     def _look(self, now: float, node: SimulatedNode, token: int) -> None:

@@ -9,6 +9,7 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
 from comfy_fleet.domain.jobs.output_names import SavedFile
+from comfy_fleet.domain.schedule.standing import Standing
 from comfy_fleet.domain.schedule.waiting_words import QueuePlace
 
 
@@ -50,11 +51,13 @@ class Waits:
         results_on: The node that has its graph's results; empty if it waits for none.
         results_s: For how many seconds it waits for that node at most.
         place: Where it stands in its queue; None if it stands in none.
+        standing: The same in numbers; None if it stands in none, or nothing is known of how long jobs take.
     """
 
     results_on: str = ""
     results_s: float = 0.0
     place: QueuePlace | None = None
+    standing: Standing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +156,13 @@ class JobStore(Protocol):
             Conflict: As many jobs as allowed are kept.
         """
 
-    async def waits(self, job: Job) -> Waits:
-        """Return what a queued job waits for; nothing for any other."""
+    async def waits(self, job: Job, *, node: str | None = None) -> Waits:
+        """Return what a queued job waits for; nothing for any other.
+
+        Args:
+            job: The job.
+            node: Of the nodes that can run it, the one that is free first: what loading takes there counts.
+        """
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
@@ -210,12 +218,6 @@ class JobStore(Protocol):
             type_: The folder, ``output`` or ``temp``; files in its subfolders are not listed.
             limit: Most that are returned.
         """
-
-    async def durations(self, profile: str) -> Sequence[float]:
-        """Return the last measured run times of a profile in seconds, newest first, at most 50."""
-
-    async def latest_runs(self) -> Sequence[tuple[float, str]]:
-        """Return seconds and node of the last jobs that succeeded, newest first, at most 50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -342,10 +342,7 @@ class NodeInventories:
         """
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
-        states = await self._recent()
-        self._directory.keep_small(MOST_PLACEMENTS)
-        await self._directory.learn([job.placement])
-        able = self._directory.able(job.placement)
+        states, able = await self._able_nodes(job.placement)
         needs = self._directory.needs(job.placement) or Requirements()
         reasons = (
             {}
@@ -362,6 +359,20 @@ class NodeInventories:
         if why is None and waits.results_on:
             return waiting_reason.for_results(waits.results_on, waits.results_s)
         return why if waits.place is None else waiting_words.words(waits.place, usable=usable, busy=why)
+
+    async def usable(self, placement: Placement | None) -> Sequence[NodeState]:
+        """Return the nodes that take jobs of a class, now or once they are free; None: of any class."""
+        if placement is None:
+            return [state for state in await self._recent() if waiting_reason.takes_jobs(state)]
+        states, able = await self._able_nodes(placement)
+        return [one for one in states if one.node.name in able and waiting_reason.takes_jobs(one)]
+
+    async def _able_nodes(self, placement: Placement) -> tuple[Sequence[NodeState], frozenset[str]]:
+        """Return the nodes as of at most a second ago, and which of them can run jobs of a class."""
+        states = await self._recent()
+        self._directory.keep_small(MOST_PLACEMENTS)
+        await self._directory.learn([placement])
+        return states, self._directory.able(placement)
 
     async def requirements(self, placement: Placement) -> Requirements:
         """Return what a job of this placement needs of a node; nothing if that is no longer known."""

@@ -6,23 +6,27 @@ case an event was lost.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, Progress
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.domain.schedule.calibration import EndEstimate
 from comfy_fleet.ports.jobs import Events, JobStore
+from comfy_fleet.services.estimator import Outlook
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The job's state changed, or its place in the queue."""
+    """The job's state changed, its place in the queue, or its probable end while it waits."""
 
     status: JobStatus
     queue_position: int | None = None
+    end: EndEstimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class StreamPace:
 
     progress_s: float = 0.5
     position_s: float = 1.0
+    estimate_s: float = 5.0
     reread_s: float = 5.0
     alive_s: float = 15.0
 
@@ -74,6 +79,7 @@ async def watch(
     *,
     jobs: JobStore,
     events: Events,
+    outlook: Callable[[Job], Awaitable[Outlook]],
     closing: asyncio.Event,
     pace: StreamPace | None = None,
     monotonic: Callable[[], float] = time.monotonic,
@@ -82,10 +88,19 @@ async def watch(
 
     Updates that come together are yielded together. Ends after the final status, when the job is forgotten,
     or when ``closing`` is set.
+
+    Args:
+        job: As it was.
+        jobs: Reads the record.
+        events: What happens.
+        outlook: Says when a job that waits will have ended.
+        closing: Ends the stream.
+        pace: How often updates are sent.
+        monotonic: Seconds, for intervals.
     """
     pace = pace or StreamPace()
     async with events.subscribe(job.id) as stream:
-        watcher = _Watcher(job, jobs=jobs, pace=pace, monotonic=monotonic)
+        watcher = _Watcher(job, jobs=jobs, outlook=outlook, pace=pace, monotonic=monotonic)
         if told := [seen async for seen in watcher.snapshot()]:
             yield told
         if watcher.done:
@@ -123,7 +138,15 @@ async def _next(stream: AsyncIterator[JobEvent]) -> JobEvent:
 class _Watcher:
     """What one stream has sent so far, and what it still has to send."""
 
-    def __init__(self, job: Job, *, jobs: JobStore, pace: StreamPace, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        jobs: JobStore,
+        outlook: Callable[[Job], Awaitable[Outlook]],
+        pace: StreamPace,
+        monotonic: Callable[[], float],
+    ) -> None:
         self._job = job
         self._job_id = job.id
         self._jobs = jobs
@@ -133,6 +156,10 @@ class _Watcher:
         self._seq = -1
         self._status: JobStatus | None = None
         self._position: int | None = None
+        self._outlook = outlook
+        self._end: EndEstimate | None = None
+        self._end_told: EndEstimate | None = None
+        self._estimated_at = float("-inf")
         self._outputs: set[str] = set()
         self._shown: Progress | None = None
         self._progress = _Throttle(pace.progress_s)
@@ -147,7 +174,7 @@ class _Watcher:
         if now is None:  # past its retention
             self.done = True
             return
-        for seen in self._record(now.job, now.position):
+        for seen in self._record(now.job, now.position):  # an estimate would take another trip
             yield seen
         if now.preview is not None and not self.done:
             yield Preview(data=now.preview)
@@ -218,11 +245,13 @@ class _Watcher:
             return
         if job.seq < self._seq and not job.status.terminal:
             return
-        position = await self._jobs.position(job) if job.status is JobStatus.QUEUED else None
-        for seen in self._record(job, position):
+        position, end = None, None
+        if job.status is JobStatus.QUEUED:
+            position, end = await self._jobs.position(job), await self._estimate(job)
+        for seen in self._record(job, position, end):
             yield seen
 
-    def _record(self, job: Job, position: int | None) -> Iterator[Seen]:
+    def _record(self, job: Job, position: int | None, end: EndEstimate | None = None) -> Iterator[Seen]:
         """Yield what the record has that was not told yet; the status comes last if it is final."""
         first = self._status is None
         self._seq = max(self._seq, job.seq)
@@ -236,21 +265,31 @@ class _Watcher:
             self.done = True
             return
         self._position_at = self._monotonic()
-        if job.status is not self._status or position != self._position:
-            self._status, self._position = job.status, position
-            yield self._told(Status(status=job.status, queue_position=position))
+        if job.status is not self._status or position != self._position or end is not self._end_told:
+            self._status, self._position, self._end_told = job.status, position, end
+            yield self._told(Status(status=job.status, queue_position=position, end=end))
         if first and job.progress is not None:
             yield self._told(job.progress)
             self._progress.due_at = self._monotonic() + self._pace.progress_s
         for output in self._fresh(job.outputs):
             yield self._told(output)
 
+    async def _estimate(self, job: Job) -> EndEstimate | None:
+        """Return when a job that waits will have ended: the last estimate until another one is due."""
+        now = self._monotonic()
+        if now >= self._estimated_at + self._pace.estimate_s:
+            with contextlib.suppress(StoreDown):
+                end = (await self._outlook(job)).end
+                self._end = self._end if end == self._end else end
+            self._estimated_at = now
+        return self._end
+
     async def _say_status(self, status: JobStatus) -> AsyncIterator[Seen]:
         if status is JobStatus.QUEUED:  # back in the queue: its place is in the record
             async for seen in self._reread():
                 yield seen
             return
-        self._status, self._position = status, None
+        self._status, self._position, self._end_told = status, None, None
         yield self._told(Status(status=status))
 
     def _fresh(self, outputs: tuple[Output, ...]) -> list[Output]:

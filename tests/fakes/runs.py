@@ -415,14 +415,12 @@ class FakeJobStore(Fake):
     Attributes:
         held: By id.
         places: Where in the queue each waits.
-        latest: Seconds and node of the last jobs that succeeded.
     """
 
     def __init__(self, *jobs: Job) -> None:
         super().__init__()
         self.held = {job.id: job for job in jobs}
         self.places: dict[str, int] = {}
-        self.latest: list[tuple[float, str]] = []
 
     async def get(self, job_id: str) -> Job | None:
         self.answer("get")
@@ -441,11 +439,7 @@ class FakeJobStore(Fake):
         place = self.places.get(job.id, 1) if found.status is JobStatus.QUEUED else None
         return JobSnapshot(job=found, position=place)
 
-    async def latest_runs(self) -> Sequence[tuple[float, str]]:
-        self.answer("latest_runs")
-        return self.latest
-
-    submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = unplayed
+    submit = made_by = replayed = graph = find = ids = request_cancel = depth = unplayed
     with_ui = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
     made_since = positions = remove = keep = waits = unplayed
 

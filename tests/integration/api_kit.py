@@ -72,6 +72,12 @@ class Api:
         if up:
             await self.stores.nodes.report(name, verdict="up", why="")
 
+    async def learned(self, profile: str, run_s: float) -> None:
+        """Let the fleet know how long runs of a profile, and of all together, compute."""
+        client: Any = self.stores.redis
+        for each in (profile, "*"):
+            await client.hset(f"fleet:sched:profile:{each}", mapping={"run_s": run_s, "runs": 1})
+
     async def submit(self, graph: object, **more: Any) -> dict[str, Any]:
         answer = await self.client.post("/api/v2/jobs", json={"workflow": graph, **more})
         assert answer.status_code == 201, answer.text

@@ -42,6 +42,14 @@ elseif args.what == 'learn' then
   sched_learn(args.run, args.profile)
 elseif args.what == 'place' then
   result.place = sched_place(args.id)
+elseif args.what == 'standing' then
+  redis.call('DEL', sched_count_key)
+  for C, count in pairs(args.counts) do redis.call('HSET', sched_count_key, C, count) end
+  counted = 0
+  local place, first = sched_place(args.id)
+  local free = tonumber(place[4])
+  result.before = counted
+  result.standing = sched_standing(args.id, place[1], first, free and (free < 0 and 0 or math.abs(free - args.at)), args.node)
 elseif args.what == 'holder' then
   result.node = sched_idle_holder(args.id)
 end

@@ -219,6 +219,7 @@ async def test_generate_status_and_result(api: Api) -> None:
     assert result["job_status"] == "succeeded"
     assert (await api.client.get(result["image_url"])).content == b"picture"
 
+    await api.learned("image_card", 4.0)
     again = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
     assert again["estimated_wait_time_sec"] == 4
     more = (await api.client.post("/api/v1/generate", json={"prompt": "c"})).json()
@@ -227,7 +228,8 @@ async def test_generate_status_and_result(api: Api) -> None:
 
 async def test_waiting_times_are_whole_seconds(api: Api) -> None:
     first = (await api.client.post("/api/v1/generate", json={"prompt": "a"})).json()["task_id"]
-    await api.finish(await api.claim(first), seconds=1.011)
+    await api.finish(await api.claim(first))
+    await api.learned("image_card", 1.011)
     second = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
     run = (
         await api.client.post("/api/v1/workflows/image_card/jobs", json={"params": {"prompt": "c"}})
@@ -249,7 +251,8 @@ async def test_a_full_queue_tells_when_it_has_room(redis_port: int, redis: Redis
         await api.add_node("g1")
         await api.add_node("g2")
         job = await api.submit(GRAPH)
-        await api.finish(await api.claim(job["id"]), seconds=50.0)
+        await api.finish(await api.claim(job["id"]))
+        await api.learned("graph", 50.0)
         await api.submit(GRAPH)
         for path, body in (
             ("/api/v2/jobs", {"workflow": GRAPH}),

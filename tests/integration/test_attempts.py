@@ -11,6 +11,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Progress
 from comfy_fleet.domain.jobs.run import Run
 from comfy_fleet.domain.jobs.run_messages import PostAnswered, QueueAnswered
+from comfy_fleet.services.estimator import Outlook
 from comfy_fleet.services.job_watch import Seen, Status, watch
 from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.sim import SimTiming
@@ -124,12 +125,18 @@ async def test_a_run_that_nobody_can_go_on_with_uses_its_attempts_up(
             assert (await fleet.ended((await fleet.submit(picture(5))).id)).status is JobStatus.SUCCEEDED
 
 
+async def unknown(_: Job) -> Outlook:
+    return Outlook()
+
+
 async def test_a_stream_ends_on_the_whole(stores: Stores) -> None:
     job = await submit(stores)
     await add_nodes(stores, "g1")
     run = await claim(stores)
     told: list[Seen] = []
-    async for some in watch(job, jobs=stores.jobs, events=stores.events, closing=asyncio.Event()):
+    async for some in watch(
+        job, jobs=stores.jobs, events=stores.events, outlook=unknown, closing=asyncio.Event()
+    ):
         if not told:
             await stores.runs.finish(
                 run, JobStatus.SUCCEEDED, error=None, duration_s=1, progress=Progress.complete(2)

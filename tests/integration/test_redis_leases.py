@@ -220,17 +220,6 @@ async def test_a_canceled_job_has_neither_an_error_nor_a_result(stores: Stores) 
         assert [set(result) for _, result in results] == [{b"type"}]
 
 
-async def test_only_the_latest_durations_are_kept(stores: Stores) -> None:
-    await add_nodes(stores, "g1")
-    for number in range(52):
-        await submit(stores, profile="p")
-        await stores.runs.finish(
-            await claim(stores), JobStatus.SUCCEEDED, error=None, duration_s=float(number)
-        )
-    assert await stores.jobs.durations("p") == [float(number) for number in range(51, 1, -1)]
-    assert await stores.redis.llen("fleet:durations:p") == 50
-
-
 async def test_a_preview_is_kept_for_a_minute(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     job = await submit(stores)

@@ -1,6 +1,6 @@
 """The scripts choose the same jobs as the rules in Python, by the same rules, whatever happens before."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
@@ -8,10 +8,12 @@ import orjson
 import pytest
 
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.estimates import load_standing
 from comfy_fleet.domain.schedule.backlog import MAX_HEADS, card_class
 from comfy_fleet.domain.schedule.chooser import FairChooser
 from comfy_fleet.domain.schedule.model_set import NO_MODELS
 from comfy_fleet.domain.schedule.policy import JobChoice
+from comfy_fleet.domain.schedule.read_standing import QUEUES
 from comfy_fleet.domain.schedule.scheduled_node import GIB, ScheduledNode
 from comfy_fleet.domain.schedule.waiting_job import BATCH, EDITOR, SINGLE, WaitingJob
 from tests.integration.schedule_port_kit import Port, everything
@@ -22,6 +24,8 @@ TICK_S = 1 / 64  # so that no sum of times is rounded
 WEIGHTS = {"o0": 2.0, "o1": 0.5}
 KEPT = {"node", "holders", "pools", "set", "used", "left", "clock", "count"}
 """What is left when nothing waits or runs: what nodes have, and owners that are ahead of a queue."""
+MOST_MORE = 20
+"""Commands for telling where a job stands beside those for why it waits; one more for each further pool."""
 SETS = [
     NO_MODELS,
     *(models(f"m{i}") for i in range(4)),
@@ -260,6 +264,32 @@ class Both:
             case "lost" if self.lost:
                 await self.end_lost()
 
+    async def compare_standing(self, each: WaitingJob, redis: Any) -> None:
+        """Compare what both say of where a job stands."""
+        expected = self.fair.standing(each.id, self.now)
+        assert expected is not None
+        pools = placement_of(each).partition(":")[0].split(">")
+        idle = [name for name in self.up if NODES[name][0] in pools and name not in self.running]
+        node_name = idle[0] if len(idle) == 1 else None
+        got = await self.port.call("standing", id=each.id, at=self.now, node=node_name, counts=self.queues)
+        assert got["commands"] - got["before"] <= MOST_MORE + len(pools) - 1
+        found = load_standing(orjson.dumps(got["standing"]))
+        assert found is not None
+        account: dict[bytes, bytes] = await redis.hgetall(f"fleet:sched:used:{each.owner}")
+        places = [name for name in account if name.startswith(b"=")]  # also some where it waits no more
+        unknown = {"others"}
+        if node_name is None:
+            unknown.add("load_s")
+        if len(places) > 1 + QUEUES:
+            unknown |= {"beside", "foreign"}
+        for what, value in asdict(expected).items():
+            if what not in unknown:
+                assert getattr(found, what) == pytest.approx(value, abs=1e-6), what
+        both = [sorted((one.jobs, one.tag, one.weight) for one in of.others) for of in (found, expected)]
+        assert len(both[0]) == len(both[1])
+        for one, other in zip(*both, strict=True):
+            assert one == pytest.approx(other)
+
     async def drain(self) -> None:
         """Cancel what waits, and end what runs."""
         while self.waiting or self.running or self.lost:
@@ -309,3 +339,21 @@ async def test_a_rehearsal_comes_to_the_same_and_writes_nothing(redis: FleetRedi
                 raise
         rules.update(both.rules)
     assert rules >= {"overdue", "turn", "warm", "unheld", "share"}
+
+
+@pytest.mark.parametrize("some", range(3))
+async def test_both_say_where_jobs_stand(redis: FleetRedis, some: int) -> None:
+    compared = 0
+    for seed in range(1000 + 8 * some, 1000 + 8 * some + 8):
+        await redis.flushall()
+        both = Both(Port(redis), Random(seed))
+        for number in range(60):
+            await both.step(number)
+            for each in both.chance.sample(list(both.waiting.values()), min(2, len(both.waiting))):
+                try:
+                    await both.compare_standing(each, redis)
+                except AssertionError as error:
+                    error.add_note(f"seed {seed}, step {number}, {each.id}, {both.now} s")
+                    raise
+                compared += 1
+    assert compared > 200

@@ -38,7 +38,14 @@ async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
     monkeypatch.setattr(events, "watch", watch)
     job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
     no_session = SessionWatch(cast(Sessions, None))
-    parts = SimpleNamespace(streams=Counter(), jobs=None, events=None, closing=None, session_watch=no_session)
+    parts = SimpleNamespace(
+        streams=Counter(),
+        jobs=None,
+        events=None,
+        closing=None,
+        session_watch=no_session,
+        estimator=SimpleNamespace(outlook=None),
+    )
     deps = cast(ApiDeps, parts)
     stream = events.EventStream(deps, "me", job, cast(Links, None), session="")
     await stream({"type": "http"}, receive, send)
@@ -94,6 +101,7 @@ async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_th
         events=None,
         closing=None,
         session_watch=SignedOut(cast(Sessions, None)),
+        estimator=SimpleNamespace(outlook=None),
     )
     job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
     stream = events.EventStream(cast(ApiDeps, parts), "me", job, cast(Links, None), session="s")

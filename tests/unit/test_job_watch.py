@@ -2,11 +2,14 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, OutputKind, Progress
+from comfy_fleet.domain.schedule.calibration import EndEstimate
+from comfy_fleet.services.estimator import Outlook
 from comfy_fleet.services.job_watch import Alive, Seen, Status, StreamPace, watch
 from tests.factories import running_job
 from tests.fakes.runs import FakeEvents, FakeJobStore
@@ -25,6 +28,12 @@ class World:
     def __init__(self, job: Job = JOB) -> None:
         self.jobs, self.events = FakeJobStore(job), FakeEvents()
         self.jobs.places["j"] = 3
+        self.outlook = Outlook()
+        self.asked = 0
+
+    async def look(self, _: Job) -> Outlook:
+        self.asked += 1
+        return self.outlook
 
     @property
     def subscribed(self) -> int:
@@ -45,7 +54,9 @@ def start(store: World, pace: StreamPace = QUICK) -> tuple[list[Seen], "asyncio.
     closing = asyncio.Event()
 
     async def run() -> None:
-        stream = watch(JOB, jobs=store.jobs, events=store.events, closing=closing, pace=pace)
+        stream = watch(
+            JOB, jobs=store.jobs, events=store.events, outlook=store.look, closing=closing, pace=pace
+        )
         async for some in stream:
             seen.extend(some)
 
@@ -102,7 +113,7 @@ async def test_how_far_it_came_is_told_with_its_end_and_once(shown: bool) -> Non
     together: list[list[Seen]] = []
 
     async def run() -> None:
-        stream = watch(job, jobs=store.jobs, events=store.events, closing=asyncio.Event())
+        stream = watch(job, jobs=store.jobs, events=store.events, outlook=store.look, closing=asyncio.Event())
         async for some in stream:
             together.append(some)  # noqa: PERF401 - the test looks at it meanwhile
 
@@ -184,3 +195,23 @@ async def test_a_final_job_needs_no_event() -> None:
     seen, task, _ = start(store)
     await asyncio.wait_for(task, 5)
     assert seen == [Status(status=JobStatus.EXPIRED)]
+
+
+async def test_the_end_is_estimated_anew_now_and_then_while_it_waits() -> None:
+    store = World()
+    first, later = (EndEstimate(p50_s=seconds, p90_s=9.0) for seconds in (4.0, 2.0))
+    store.outlook = Outlook(end=first)
+    seen, task, closing = start(store, replace(QUICK, estimate_s=0.1))
+    queued = partial(Status, status=JobStatus.QUEUED, queue_position=3)
+    await until(lambda: len(seen) == 2, what="a snapshot, and an estimate")
+    reads, asked = store.jobs.calls["position"], store.asked
+    await until(lambda: store.asked > asked + 1, what="it is estimated again")
+    assert store.jobs.calls["position"] - reads > store.asked - asked  # not as often as its place is read
+    assert seen == [queued(), queued(end=first)]
+    store.outlook = Outlook(end=later)
+    await until(lambda: len(seen) == 3, what="the new estimate")
+    assert seen[2] == queued(end=later)
+    end(store, 2)
+    await task
+    assert seen[-1] == Status(status=JobStatus.SUCCEEDED)
+    closing.set()

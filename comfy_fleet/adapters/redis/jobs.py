@@ -12,6 +12,7 @@ import orjson
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.estimates import load_standing
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
@@ -338,13 +339,16 @@ class RedisJobStore:
                 details={"kept": int(outcome[1]), "limit": most},
             )
 
-    async def waits(self, job: Job) -> Waits:
+    async def waits(self, job: Job, *, node: str | None = None) -> Waits:
         """Return what a queued job waits for; see the port."""
         if job.status is not JobStatus.QUEUED:
             return Waits()
-        node, left_s, *place = await self._scripts.call("waits", job=job.id)
+        there, left_s, *place = await self._scripts.call("waits", job=job.id, node=node)
         return Waits(
-            results_on=node.decode(), results_s=float(left_s), place=_queue_place(*place) if place else None
+            results_on=there.decode(),
+            results_s=float(left_s),
+            place=_queue_place(*place[:5]) if place else None,
+            standing=load_standing(place[5]) if place else None,
         )
 
     async def depth(self) -> int:
@@ -443,16 +447,6 @@ class RedisJobStore:
             if len(rows) <= last - first:
                 break
         return list(found.items())
-
-    async def durations(self, profile: str) -> Sequence[float]:
-        """Return the last measured run times of a profile (``*`` for all), newest first."""
-        return [float(raw) for raw in await self._redis.lrange(self._keys.durations(profile), 0, 49)]
-
-    async def latest_runs(self) -> Sequence[tuple[float, str]]:
-        """Return seconds and node of the last jobs that succeeded, newest first."""
-        rows = await self._redis.lrange(self._keys.latest, 0, 49)
-        parts = (raw.decode().split(" ", 1) for raw in rows)
-        return [(float(seconds), node) for seconds, node in parts]
 
 
 def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:

@@ -92,8 +92,6 @@ class Keyspace:
     idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
     replay = _Each("replay:SCOPE:HASH")  # string: FINGERPRINT NUL BODY, the answer to a request, for 24 h
     replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that request, at most a minute
-    durations = _Each("durations:PROFILE")  # list: the last 50 run times in seconds; "*" is every profile
-    latest = _One("latest")  # list: SECONDS NODE of the last 50 jobs that succeeded
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
     sched_set = _Each("sched:set:KEY")  # string: files that a job loads, [[FOLDER/NAME, bytes] ...] as JSON
     sched_memory = _Each("sched:memory:FAMILY")  # hash: fits, fails ([[bytes, pixels, until], ...]), of "*"
@@ -132,6 +130,8 @@ class Keyspace:
     #                                   unmeasured ([PROFILE, used_s, bytes from disk and from
     #                                   memory] of a run whose load is not known yet)
     sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile
+    # list: real times over estimated ones of the last 256 jobs; KIND: see domain/schedule/calibration.py
+    sched_errors = _Each("sched:errors:KIND")
 
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends

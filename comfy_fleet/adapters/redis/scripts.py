@@ -37,6 +37,7 @@ _PRELUDE = (
     "schedule_heads",
     "schedule_choose",
     "schedule_ends",
+    "schedule_standing",
     "rq",
     "lists",
     "queues",

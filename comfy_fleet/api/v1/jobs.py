@@ -1,5 +1,7 @@
 """REST: jobs."""
 
+import math
+
 import orjson
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -66,9 +68,15 @@ async def job_events(request: Request) -> Response:
 
 async def shown(request: Request, job: Job) -> JobDetailAnswer:
     """Return a job in REST's form: that of every surface, and a few more fields."""
+    found = await jobs.shown(request, job)
+    estimate = found["estimate"]
     return {
-        **await jobs.shown(request, job),
+        **found,
         "workflow_version": job.workflow_version,
         "params": dict(job.params),
-        "estimated_wait_time_sec": await deps(request).estimator.whole_seconds(job),
+        "estimated_wait_time_sec": 0
+        if job.status.terminal
+        else None
+        if estimate is None
+        else math.ceil(estimate["p50_s"]),
     }

@@ -11,8 +11,10 @@ from comfy_fleet.domain.schedule.gather import Gatherer
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
 from comfy_fleet.domain.schedule.look import NodeLook
 from comfy_fleet.domain.schedule.policy import JobChoice, Nothing
+from comfy_fleet.domain.schedule.read_standing import read_standing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.shares import Account, Shares
+from comfy_fleet.domain.schedule.standing import Capacity, Standing
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 from comfy_fleet.domain.schedule.waiting_words import waiting_for
 from comfy_fleet.domain.schedule.warmth import Missing
@@ -200,6 +202,24 @@ class FairChooser:
         """Return in words why a job waits, or None if it does not."""
         waiting = self._backlog.waiting.get(job_id)
         return waiting_for(waiting, self._nodes, now) if waiting is not None else None
+
+    def standing(self, job_id: str, now: float) -> Standing | None:
+        """Return where a job stands, or None if it does not wait."""
+        waiting = self._backlog.waiting.get(job_id)
+        return read_standing(waiting, self._backlog, self._nodes, now) if waiting is not None else None
+
+    def capacity(self, job_id: str, now: float) -> Capacity | None:
+        """Return the nodes that can run a waiting job, or None if it does not wait."""
+        waiting = self._backlog.waiting.get(job_id)
+        if waiting is None:
+            return None
+        serving = self._nodes.serving(waiting.queue)
+        speed = sum(node.facts.speed for node in serving) / len(serving) if serving else 1.0
+        return Capacity(
+            free_in_s=sorted(node.free_in_s(now) for node in serving),
+            speed=speed,
+            first_speed=serving[0].facts.speed if serving else None,
+        )
 
     # -- the parts --------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The nodes: which queues they serve, which model families they hold, and when they are free."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from comfy_fleet.domain.schedule.backlog import WaitingQueue, card_class
@@ -69,6 +69,10 @@ class KnownNode:
         self.runs: str | None = None
         self.passes_until = 0.0
         self.free_at = IDLE
+
+    def free_in_s(self, now: float) -> float:
+        """Return in how many seconds it is free: one that is late takes as long again."""
+        return 0.0 if self.runs is None else abs(self.free_at - now)
 
 
 class KnownNodes:
@@ -167,6 +171,23 @@ class KnownNodes:
                 if node is not other and node.kind.serves(queue):
                     return 0.0 if at == IDLE else abs(at - now)  # one that is late takes as long again
         return inf
+
+    def held_in_s(self, family: str, queue: WaitingQueue, now: float) -> float:
+        """Return in how many seconds a holder of a family is free that serves a queue; 0 if one is."""
+        for _, node in self.holders(family):
+            if node.kind.serves(queue):
+                return node.free_in_s(now)
+        return 0.0
+
+    def serving(self, queue: WaitingQueue) -> list[KnownNode]:
+        """Return the nodes that serve a queue, those that are idle first, then by when they are free."""
+        able = [node for node in self._nodes.values() if node.kind.serves(queue)]
+        return sorted(able, key=lambda node: (node.runs is not None, node.free_at))
+
+    def beside(self, queue: WaitingQueue, queues: Iterable[WaitingQueue]) -> list[WaitingQueue]:
+        """Return the other queues that some node serves, too."""
+        kinds = [kind for kind in self._kinds.values() if kind.serves(queue)]
+        return [each for each in queues if each is not queue and any(kind.serves(each) for kind in kinds)]
 
     def started(self, node: KnownNode, job_id: str, models: ModelSet, free_at: float) -> None:
         """Note a run: its models are on the card from now on."""

@@ -55,6 +55,26 @@ class OrderedIndex:
         at = bisect_left(self._lasts, entry)
         return sum(map(len, self._blocks[:at])) + bisect_left(self._blocks[at], entry)
 
+    def at(self, place: int) -> str:
+        """Return the name at a place, from 0.
+
+        Raises:
+            IndexError: There are fewer.
+        """
+        for block in self._blocks:
+            if place < len(block):
+                return block[place][1]
+            place -= len(block)
+        raise IndexError("there are fewer entries")
+
+    def below(self, key: float) -> int:
+        """Return how many entries have a lower key."""
+        entry = (key, "")
+        at = bisect_left(self._lasts, entry)
+        if at == len(self._blocks):
+            return len(self._keys)
+        return sum(map(len, self._blocks[:at])) + bisect_left(self._blocks[at], entry)
+
     def put(self, name: str, key: float) -> None:
         """Add a name, or move it."""
         keys = self._keys

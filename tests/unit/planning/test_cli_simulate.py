@@ -44,6 +44,16 @@ def test_policies_stand_side_by_side_within_80_columns() -> None:
     assert "simulating fifo" in told.stderr
 
 
+def test_estimates_are_judged_if_that_is_wanted() -> None:
+    told = fleet("-n", "300", "--policy", "fair,fifo", "--estimates", "--json")
+    found = json.loads(told.stdout)["policies"]
+    assert found["fifo"]["estimates"] is None and 250 < found["fair"]["estimates"]["jobs"] < 300
+    lines = fleet("-n", "300", "--policy", "fair", "--estimates").stdout.splitlines()
+    assert {"ended by its p50", "ended by its p90", "p50 off by", "EWMA off by"} <= {
+        line.split("  ")[0] for line in lines
+    }
+
+
 def test_json_has_every_owner_and_nothing_else_on_stdout() -> None:
     told = fleet("-n", "100", "--owners", "12", "--policy", "fifo", "--json", "--weight", "ada=2")
     found = json.loads(told.stdout)

@@ -9,7 +9,7 @@ local run, status = args.run, args.status
 if not owned(run, args.token) then return '' end
 despite_full()
 local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
-local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor')
+local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor', 'run_s', 'estimate')
 if f[1] == '1' then status = 'canceled' end
 local at, counted = now(), status == 'failed'
 for _, made in ipairs(args.outputs or {}) do commit_output(r[1], run, made) end
@@ -18,17 +18,14 @@ if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
 sched_left(run, at)
 -- What came from its cache says nothing of the node's times; a loader's result comes from there in every run that loads nothing.
 if args.status == 'succeeded' and args.seconds and not args.reused then sched_learn(run, f[2] or 'graph') end
+if status == 'succeeded' and args.seconds then  -- one that was waited for through a take-over tells nothing
+  local had = f[4] and sched_of_run(run)
+  if had then sched_note_error('run', (at - had.since) / math.max(had.load_s + sched_number(f[4], 0) / had.speed, 1e-3)) end
+  local since, seconds, kind = string.match(f[5] or '', '^(%S+) (%S+) (%w+)$')
+  if kind then sched_note_error(kind, (at - sched_number(since, at)) / math.max(sched_number(seconds, 0), 1e-3)) end
+end
 drop_run(run, r[1], r[2])
 keep_ui(r[1], ARGV[5])
-if status == 'succeeded' and args.seconds then
-  for _, profile in ipairs({ f[2] or 'graph', '*' }) do
-    redis.call('LPUSH', durations_key(profile), args.seconds)
-    redis.call('LTRIM', durations_key(profile), 0, 49)
-    redis.call('EXPIRE', durations_key(profile), 2592000)
-  end
-  redis.call('LPUSH', latest_key, args.seconds .. ' ' .. r[2])
-  redis.call('LTRIM', latest_key, 0, 49)
-end
 if f[3] and args.ran_s then note_results(f[3], r[2], args.ran_s, args.warm) end
 if args.status == 'succeeded' and redis.call('HEXISTS', nodes_key, r[2]) == 1 then
   -- A run that had to load a model says nothing about the GPU's speed.

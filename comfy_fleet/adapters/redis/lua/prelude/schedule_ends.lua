@@ -105,14 +105,15 @@ local function sched_idle_holder(id)
 end
 
 -- Why a job waits, as facts: {its place among its owner's jobs there (from 0), when it is overdue or '', a node that has its
--- models or '', when that is free (-1: it is) or '', 1 if its owner has used its share}.  nil if it does not wait.
+-- models or '', when that is free (-1: it is) or '', 1 if its owner has used its share}, and the first owners there.  nil if it
+-- does not wait.
 local function sched_place(id)
   local job = sched_job(id)
   local place = job and sched_call('ZRANK', sched_jobs_key(job.placement, job.owner), id)
   if not place then return nil end
   local C, O = job.placement, job.owner
   local holder = job.family ~= '' and sched_first_holders(C, job.family)[1] or { '', '' }
-  local first = sched_call('ZRANGE', sched_owners_key(C), 0, 0, 'WITHSCORES')
+  local first = sched_call('ZRANGE', sched_owners_key(C), 0, 2, 'WITHSCORES')
   local used = first[1] ~= O and tonumber(first[2] or 0) < sched_tag(C, O)
-  return { place, job.overdue_at and sched_text(job.overdue_at) or '', holder[1], tostring(holder[2]), used and 1 or 0 }
+  return { place, job.overdue_at and sched_text(job.overdue_at) or '', holder[1], tostring(holder[2]), used and 1 or 0 }, first
 end
