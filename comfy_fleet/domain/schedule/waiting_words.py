@@ -38,9 +38,13 @@ def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str
         busy: What keeps all of these from it, in words; None if one of them is free.
     """
     holder = place.holder if place.holder in usable else ""
-    if place.overdue_in_s is not None:
-        if holder and place.overdue_in_s > 0:
-            return f"{holder} has the model: at most {math.ceil(place.overdue_in_s)} s more"
+    overdue_in_s = place.overdue_in_s
+    if overdue_in_s is not None and overdue_in_s > 0 and (holder or busy):
+        most = f"at most {math.ceil(overdue_in_s)} s more"
+        if holder:
+            return f"{holder} has the model: {most}"
+        why = f"jobs whose models are loaded go first: {most}"
+    elif overdue_in_s is not None:
         why = NEXT
     elif place.ahead:
         why = f"behind {place.ahead} of your own"

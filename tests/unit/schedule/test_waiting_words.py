@@ -6,6 +6,7 @@ from comfy_fleet.domain.schedule.waiting_words import QueuePlace, words
 
 NODES = frozenset({"gpu3", "gpu4"})
 BUSY = "all 2 able nodes are busy"
+LOADED = "jobs whose models are loaded go first"
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,9 @@ BUSY = "all 2 able nodes are busy"
         ),
         (QueuePlace(ahead=2, overdue_in_s=0.0, holder="gpu3"), BUSY, f"the next free node takes it; {BUSY}"),
         (QueuePlace(ahead=0, overdue_in_s=-7.0, holder="gpu3"), None, "the next free node takes it"),
-        (QueuePlace(ahead=0, overdue_in_s=9.0), BUSY, f"the next free node takes it; {BUSY}"),
-        (QueuePlace(ahead=0, overdue_in_s=9.0, holder="gone"), BUSY, f"the next free node takes it; {BUSY}"),
+        (QueuePlace(ahead=0, overdue_in_s=9.0), BUSY, f"{LOADED}: at most 9 s more; {BUSY}"),
+        (QueuePlace(ahead=0, overdue_in_s=8.1, holder="gone"), BUSY, f"{LOADED}: at most 9 s more; {BUSY}"),
+        (QueuePlace(ahead=0, overdue_in_s=8.1), None, "the next free node takes it"),  # one is free
         (
             QueuePlace(ahead=0, holder="gpu3", free_in_s=4.2),
             None,
