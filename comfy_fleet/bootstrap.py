@@ -23,6 +23,7 @@ from comfy_fleet.adapters.redis.model_sizes import RedisModelSizes
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
+from comfy_fleet.adapters.redis.ready_leases import RedisReadyLeases
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.userdata import RedisUserData
@@ -51,6 +52,7 @@ class Stores:
     jobs: RedisJobStore
     prompts: RedisPromptLists
     runs: RedisRunStore
+    ready_leases: RedisReadyLeases
     nodes: RedisNodeRegistry
     inventories: RedisInventories
     model_sizes: RedisModelSizes
@@ -88,6 +90,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             jobs=jobs,
             prompts=RedisPromptLists(redis, jobs),
             runs=RedisRunStore(redis),
+            ready_leases=RedisReadyLeases(redis),
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),
             model_sizes=RedisModelSizes(redis),

@@ -278,6 +278,13 @@ class Settings(BaseSettings):
         description="Most bytes of input files that are put onto a node while it computes, for the job that "
         "it will probably run next; 0: none. Only on nodes whose agent deletes files.",
     )
+    ready_leases: int = Field(
+        16,
+        ge=0,
+        le=64,
+        description="Most leases of idle nodes that a dispatcher holds ready, so that a job begins without "
+        "asking HAProxy; live dispatchers share the idle nodes. 0: none.",
+    )
     run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time of one run on a node.")
     silence_s: Seconds = Field(600.0, gt=0, description="Longest time of a run without a sign of progress.")
     pending_s: Seconds = Field(

@@ -202,7 +202,13 @@ async def fleet_of(
             await server.start()
             stack.push_async_callback(server.stop)
             ticket_key = EditorTickets.under(open_secrets(config)).key
-            controller = Controller(config, stores.nodes, pools=stores.pools, ticket_key=lambda: ticket_key)
+            controller = Controller(
+                config,
+                stores.nodes,
+                pools=stores.pools,
+                ready_leases=stores.ready_leases,
+                ticket_key=lambda: ticket_key,
+            )
             fleet = Fleet(config, stores, controller, host=host, stack=stack)
             fleet.tasks += [
                 asyncio.create_task(host.run()),

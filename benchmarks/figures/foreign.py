@@ -31,7 +31,8 @@ async def measure(options: Options) -> Result:
     async with Stage(options) as stage, bounded(300, "the figure of foreign memory"):
         sims = await stage.sims_apart(GPUS)
         pids = [sim.pid for sim in sims]
-        fleet = await stage.fleet([], ready=False)
+        # Leases are asked for here: nobody else may hold them.
+        fleet = await stage.fleet([], ready=False, env={"FLEET_READY_LEASES": "0"})
         scenario = stage.folder / "scenario"
         replace_file(scenario, _gpus(pids, taken=None))
         library = await asyncio.to_thread(_compile, stage.folder)

@@ -15,18 +15,21 @@ PROXY, PROXY_POLL = "comfy-api-proxy", "comfy-api-proxy, polled"
 async def measure(options: Options) -> Result:
     """Measure; about 20 s."""
     rounds = options.some(300, 30)
-    async with Stage(options) as stage, bounded(300, "the latency figure"):
+    # Dispatchers hold the lease of an idle node: who asks for one beside them needs a broker of its own.
+    async with Stage(options) as stage, Stage(options) as brokers, bounded(300, "the latency figure"):
         node = await stage.comfyui() if options.comfyui else (await stage.sims(1))[0]
         proxy = await stage.proxy(node)
         fleet = await stage.fleet([node])
+        broker = await brokers.fleet([node], dispatchers=0, ready=False)
+        await broker.until_up(1)
         ways: dict[str, dict[str, Any]] = {
             BARE: {"kind": "bare", "node": node},
             PROXY: {"kind": "v2", "base": proxy.url, "events": True},
             PROXY_POLL: {"kind": "v2", "base": proxy.url, "events": False},
             LEASE: {
                 "kind": "lease",
-                "lease": fleet.settings.lease_url,
-                "direct": fleet.settings.direct_url,
+                "lease": broker.settings.lease_url,
+                "direct": broker.settings.direct_url,
             },
             FLEET: {"kind": "v2", "base": fleet.url, "events": True},
             FLEET_POLL: {"kind": "v2", "base": fleet.url, "events": False},

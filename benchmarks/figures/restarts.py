@@ -38,7 +38,8 @@ async def measure(options: Options) -> Result:
     async with Stage(options) as stage, bounded(600, "the figure of killed ComfyUIs"):
         home = options.comfyui or standin_comfyui.make(stage.folder / "ComfyUI", start_s=START_S, job_s=JOB_S)
         python = options.comfyui_python if options.comfyui else sys.executable
-        fleet = await stage.fleet([], ready=False)
+        # Leases are asked for here: nobody else may hold them.
+        fleet = await stage.fleet([], ready=False, env={"FLEET_READY_LEASES": "0"})
         argv = ["agent", "--join", fleet.api_url, "--host", "h1", "--port", "0", "--comfyui", str(home)]
         argv += ["--gpus", "cpu", "--per-gpu", str(len(NODES)), "--no-custom-nodes"]
         argv += ["--python", python] if python else []

@@ -194,7 +194,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API and give queued jobs to nodes: `fleet api` and `fleet dispatch` in one process.
 
-    It needs less CPU time than both. Others of each kind may run beside it, and any may crash.
+    Others of each kind may run beside it, and any may crash.
     """
     from comfy_fleet import serve as process
 

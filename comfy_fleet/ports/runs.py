@@ -130,8 +130,9 @@ class Refused:
     """Why a claim got no job.
 
     Attributes:
-        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``nothing`` (jobs wait that the
-            node could run, but none is worth it now), ``waits`` (for ``node``), ``spared`` (the node, for an
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``unready`` (the lease was held
+            ready, and had to be given up meanwhile), ``empty``, ``nothing`` (jobs wait that the node could
+            run, but none is worth it now), ``waits`` (for ``node``), ``spared`` (the node, for an
             editor), or ``broken``: the best job could not be read and has ended; others may wait behind it.
         run: Who has the node.
         node: With ``waits``: the node that has the results of the only jobs that could be claimed. With
@@ -190,6 +191,7 @@ class RunStore(Protocol):
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
+        ready: bool = False,
     ) -> Claim | Refused:
         """Choose a job of the given classes for a granted node, and write node and run lease, in one step.
 
@@ -216,6 +218,7 @@ class RunStore(Protocol):
                 another node.
             unable: The same, those that can't.
             spare: Whether the node is kept for an editor for a moment.
+            ready: Whether the node's lease was held ready, see :mod:`comfy_fleet.ports.ready_leases`.
 
         Raises:
             Outdated: A newer version works on this store: no more jobs may be claimed.

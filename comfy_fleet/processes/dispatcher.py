@@ -131,6 +131,10 @@ async def run(
             "fleet_runs_in_flight", "Runs that this dispatcher sees through.", registry=registry
         )
         in_flight.set_function(lambda: len(dispatcher.flying))
+        ready = Gauge(
+            "fleet_leases_ready", "Idle nodes whose leases this dispatcher holds ready.", registry=registry
+        )
+        ready.set_function(lambda: len(dispatcher.snapshot().ready))
         await check_schema(stores)
         order.hurry = dispatcher.hurry
         cancel = stores.jobs.telling(telemetry).request_cancel
@@ -200,6 +204,7 @@ async def open_dispatcher(
                 max_frame_bytes=settings.node_frame_bytes,
                 namespace=settings.namespace,
             ),
+            ready_leases=stores.ready_leases,
             nodes=nodes,
             assets=open_assets(settings, stores),
             open_secret=open_secret,
@@ -221,6 +226,7 @@ async def open_dispatcher(
                 beat_s=settings.beat_s,
                 stop_wait_s=settings.stop_wait_s,
                 stage_ahead_bytes=settings.stage_ahead_bytes,
+                ready_leases=settings.ready_leases,
             ),
             failure_limits=FailureLimits(
                 faults=settings.quarantine_faults,

@@ -41,6 +41,7 @@ async def _serve(settings: Settings) -> None:
             settings,
             stores.nodes,
             pools=stores.pools,
+            ready_leases=stores.ready_leases,
             credentials=NodeCredentials(settings.secret_key_file),
             ticket_key=TicketKey(settings.secret_key_file),
         )

@@ -22,8 +22,10 @@ from comfy_fleet.ports.ahead import AheadStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.ready_leases import ReadyLeaseStore
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.claimer import Claimer
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
@@ -31,6 +33,7 @@ from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.lease_holder import LeaseHolder
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.services.seekers import Seekers
@@ -51,12 +54,13 @@ NAMED = 20  # most runs that it names then
 
 @dataclass(frozen=True, kw_only=True)
 class DispatchLimits:
-    """Times in seconds; see :class:`comfy_fleet.settings.Settings`."""
+    """Times in seconds, and most leases held ready; see :class:`comfy_fleet.settings.Settings`."""
 
     lease_ttl_s: float
     beat_s: float
     stop_wait_s: float
     stage_ahead_bytes: int = 0
+    ready_leases: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class DispatcherSnapshot:
         idle: Whether it has looked at the queues and waits for news.
         waiting_for_room: Runs whose outputs wait for room on the fleet's disk.
         nodes: The nodes as last read.
+        ready: Idle nodes whose leases it holds ready.
     """
 
     runs: int
@@ -78,6 +83,7 @@ class DispatcherSnapshot:
     idle: bool
     waiting_for_room: int
     nodes: Sequence[NodeState]
+    ready: frozenset[str]
 
 
 class Dispatcher:
@@ -110,6 +116,7 @@ class Dispatcher:
         memory: MemoryPrediction,
         pools: PoolStore,
         leases: Leases,
+        ready_leases: ReadyLeaseStore,
         nodes: NodeApi,
         assets: AssetStore,
         open_secret: Callable[[bytes], Mapping[str, Any]],
@@ -182,13 +189,27 @@ class Dispatcher:
             self._directory,
             runs,
             leases,
+            Claimer(
+                self._directory,
+                runs,
+                name=name,
+                lease_ttl_s=limits.lease_ttl_s,
+                new_id=new_id,
+                patience=self._patience_of,
+            ),
+            ReadyLeases(
+                ready_leases,
+                self._directory,
+                runs,
+                leases,
+                name=name,
+                most=limits.ready_leases,
+                new_id=new_id,
+            ),
             order=ByShare(chance),
-            name=name,
-            lease_ttl_s=limits.lease_ttl_s,
             now=now,
             new_id=new_id,
             chance=chance,
-            patience=self._patience_of,
             spawn=self._spawn,
             on_claim=self._start,
             on_taken=self._lease_holder.park,
@@ -216,6 +237,7 @@ class Dispatcher:
                 self._upkeep,
                 self._seekers.seek,
                 self._ahead.watch,
+                self._seekers.ready.keep,
             )
         ]
         logger.info("dispatcher started", extra={"dispatcher": self.name})
@@ -384,6 +406,7 @@ class Dispatcher:
             idle=self._seekers.idle,
             waiting_for_room=self._sharing.waiting,
             nodes=tuple(self._directory.states.values()),
+            ready=frozenset(self._seekers.ready.nodes),
         )
 
     def _freed(self, node: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -118,6 +118,20 @@ class NodeAsker:
         preferred, resting = self._order.preferred(placement, able), self._resting(placement)
         preferred.sort(key=lambda node: (node in edited, node in resting, node in loaded))
         return await self.ask_for(pool, preferred)
+
+    def suited(self, placement: Placement, held: Collection[str]) -> str:
+        """Return one of the nodes whose leases are held ready, if it is as good for a class as any other.
+
+        Empty: none is, or HAProxy might grant a better one.
+        """
+        pool, _ = self._directory.first_choice(placement)
+        able = self._able_nodes(placement, pool)
+        left = self._edited(able) | self._loaded(able) | self._resting(placement)
+        for node in self._order.preferred(placement, able):
+            if node in held and node not in left:
+                better = self._order.better(placement, node, [(pool, able)])
+                return "" if any(better.values()) else node
+        return ""
 
     async def ask_for(self, pool: str, preferred: Sequence[str]) -> Granted | None:
         """Ask a pool for the first free one of some nodes, or, if none is named, for any."""

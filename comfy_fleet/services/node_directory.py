@@ -199,6 +199,11 @@ class NodeDirectory:
         """Return the nodes of one pool that may run jobs of a class."""
         return self.able(placement) & self._pools.get(pool, frozenset())
 
+    def first_choice(self, placement: Placement) -> tuple[str, frozenset[str]]:
+        """Return the first of a class's pools with any able nodes, and these; empty if there is none."""
+        pools = ((pool, self.able_in(placement, pool)) for pool in self.pools_of(placement))
+        return next((found for found in pools if found[1]), ("", frozenset()))
+
     def pools_of(self, placement: Placement) -> tuple[str, ...]:
         """Return the pools that a placement class may use, in their order."""
         return placement.pools(self._pools)

@@ -18,8 +18,10 @@ from comfy_fleet.domain.nodes.node_order import NodeOrder
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
 from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim, Refused, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.claimer import Claimer
 from comfy_fleet.services.node_asker import NodeAsker
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.vain_looks import VainLooks
 from comfy_fleet.timeouts import Timeout
 
@@ -44,13 +46,12 @@ class Seekers:
         directory: Which nodes can run what.
         runs: Where jobs wait and are claimed.
         leases: Where nodes are granted.
+        claimer: Claims a job for a granted node.
+        ready: Leases held ready.
         order: The order in which able nodes are asked for.
-        name: The dispatcher's.
-        lease_ttl_s: How long a claim holds without a beat.
         now: Monotonic seconds.
-        new_id: Makes run ids and fencing tokens.
+        new_id: Makes run ids.
         chance: Random numbers from 0 to 1; they spread load.
-        patience: Returns for how many seconds a job may be passed over on a pool's nodes.
         spawn: Starts a task that ends with the dispatcher.
         on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
         on_taken: Called with a lease on a node that another run has already, and with that run.
@@ -63,14 +64,13 @@ class Seekers:
         directory: NodeDirectory,
         runs: RunStore,
         leases: Leases,
+        claimer: Claimer,
+        ready: ReadyLeases,
         *,
         order: NodeOrder,
-        name: str,
-        lease_ttl_s: float,
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
-        patience: Callable[[str], float],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         on_claim: Callable[[Claim, Lease, float], None],
         on_taken: Callable[[Lease, str], None],
@@ -80,12 +80,10 @@ class Seekers:
         self._directory = directory
         self._runs = runs
         self._leases = leases
-        self._name = name
-        self._lease_ttl_s = lease_ttl_s
+        self._claimer = claimer
         self._now = now
         self._new_id = new_id
         self._chance = chance
-        self._patience = patience
         self._spawn = spawn
         self._on_claim = on_claim
         self._on_taken = on_taken
@@ -108,6 +106,7 @@ class Seekers:
             resting=self._vain.resting,
             telemetry=telemetry,
         )
+        self.ready, ready.may = ready, self._may_be_ready
         self._called: set[str] = set()  # nodes that are asked for because they have the models of a new job
         self._turn = 0  # of more classes than fit into a claim, each gets its turn
         self._look = asyncio.Event()
@@ -149,6 +148,7 @@ class Seekers:
     def stop(self) -> None:
         """Stop claiming."""
         self._stopped = True
+        self.ready.stop()
 
     @property
     def _claiming(self) -> bool:
@@ -165,6 +165,14 @@ class Seekers:
             self._awaiting.discard(placement)
             self._busy_until.pop(placement, None)
         self._vain.wake(placement)
+        if self._claiming and self.ready.nodes:
+            self._known[placement] = None
+            self._spawn(self._seek_ready(placement, node))
+        else:
+            self._seek(placement, node)
+
+    def _seek(self, placement: Placement, node: str) -> None:
+        """Ask HAProxy for a node, for a job that waits; see :meth:`wanted`."""
         if node and self._claiming and node not in self._called and not self._asker.is_edited(node):
             self._known[placement] = None
             self._called.add(node)
@@ -184,6 +192,8 @@ class Seekers:
         placement = next((p for p in self._known if self._able(p, node)), None)
         if self._claiming and placement is not None:
             self._spawn(self._seek_again(node, placement))
+        else:
+            self.ready.freed(node)
 
     def look_again(self) -> None:
         """Note that nodes have changed, or that another dispatcher let one go: none counts as busy now."""
@@ -251,6 +261,25 @@ class Seekers:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         self._look.set()
 
+    async def _seek_ready(self, placement: Placement, node: str) -> None:
+        """Take a node held ready for a new job, or give back all that it could use and ask HAProxy."""
+        try:
+            await self._directory.learn([placement])
+            more, ready = True, self.ready
+            while more and (held := ready.take(node or self._asker.suited(placement, ready.nodes))):
+                more, node = await self._claim(*held, placement, seekers=0, ready=True), ""
+            if more and not node:
+                ready.give_up(self._directory.able(placement))
+            if more:
+                self._seek(placement, node)
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+
+    def _may_be_ready(self, node: str) -> bool:
+        """Whether no job waits for a node, nor somebody who edits there."""
+        waited_for = any(self._able(placement, node) for placement in self._known)
+        return self._claiming and not waited_for and not self._asker.is_edited(node)
+
     async def _seek_called(self, node: str, placement: Placement) -> None:
         """Take an idle node that has the models of a job that has just come."""
         try:
@@ -286,8 +315,9 @@ class Seekers:
                 if found is not granted:
                     self._ask_anew()
                 return await self._claim(*found, placement, seekers=1)
-        self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
-        self._look_in(LOOK_AGAIN_S[1])
+        soonest, latest = (HOT_GAP_S, 2 * HOT_GAP_S) if self.ready.given_back else LOOK_AGAIN_S
+        self._busy_until[placement] = self._now() + soonest
+        self._look_in(latest)
         return False
 
     # -- claiming -------------------------------------------------------------------------------------
@@ -301,6 +331,7 @@ class Seekers:
         seekers: int,
         unawaited: frozenset[str] = frozenset(),
         sent: bool = False,
+        ready: bool = False,
     ) -> bool:
         """Take the best job for a leased node.
 
@@ -311,6 +342,7 @@ class Seekers:
             seekers: How many of the placement's seekers are this dispatcher's.
             unawaited: Nodes that no job is to wait for, because they can't be had.
             sent: Whether a claim for another node has named this one.
+            ready: Whether the lease was held ready.
 
         Returns:
             True if more jobs wait than other seekers are seeking nodes for.
@@ -318,26 +350,12 @@ class Seekers:
         if not self._claiming:
             lease.release()
             return False
-        asked, node, directory = self._now(), lease.node, self._directory
-        pool = directory.pool_of(node)
+        asked, node = self._now(), lease.node
         placements = self._fitting(node, placement)
         try:
-            got = await self._runs.claim(
-                node=node,
-                placements=placements,
-                run=run,
-                token=self._new_id(),
-                dispatcher=self._name,
-                ttl_s=self._lease_ttl_s,
-                pool=pool,
-                peers=max(1, len(directory.able(placement))),
-                speed=directory.speed(node),
-                ram=directory.ram_bytes(node),
-                patience_s=self._patience(pool),
-                unawaited=sorted(unawaited),
-                able=directory.able_names(placements),
-                unable=directory.unable_names(placements),
-                spare=self._asker.spared(node, placement),
+            spare = self._asker.spared(node, placement)
+            got = await self._claimer.claim(
+                node, run, placements, unawaited=unawaited, spare=spare, ready=ready
             )
         except Outdated:  # for good; the dispatcher reports it
             lease.release()
@@ -350,12 +368,20 @@ class Seekers:
             if not got.jobs_behind:
                 self._all_claimed(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
-            got = replace(got, jobs_behind=max(0, got.jobs_behind - sought), pool=pool)
+            got = replace(got, jobs_behind=max(0, got.jobs_behind - sought))
             models = got.job.workload is not None
             self._asker.claimed(got.node, editor=bool(got.job.editor), models=models)
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.jobs_behind > 0
+        if ready and got.why == "empty":
+            self._all_claimed(placements)
+            self.ready.put_back((lease, run))
+            return False
+        if ready:  # HAProxy decides
+            self.ready.drop((lease, run))
+            self.ready.give_up(self._directory.able(placement))
+            return True
         if got.why == "leased" and got.run is not None:
             self._on_taken(lease, got.run)
             return True
@@ -455,7 +481,7 @@ class Seekers:
             for placement in self._known
             if placement != wanted
             and self._able(placement, node)
-            and (not self._seekers[placement] or self._first_choice(placement, node))
+            and (not self._seekers[placement] or node in self._directory.first_choice(placement)[1])
         ]
         most = MAX_PLACEMENTS - 1
         if len(others) > most:
@@ -468,11 +494,6 @@ class Seekers:
         """Note that no job of these classes waits any more."""
         for placement in placements:
             self._known.pop(placement, None)
-
-    def _first_choice(self, placement: Placement, node: str) -> bool:
-        """Whether a node is in the first of a class's pools with any able node."""
-        pools = (self._directory.able_in(placement, pool) for pool in self._directory.pools_of(placement))
-        return node in next(filter(None, pools), frozenset())
 
     def _able(self, placement: Placement, node: str) -> bool:
         return node in self._directory.able(placement)

@@ -197,6 +197,7 @@ class FakeRunStore(Fake):
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
+        ready: bool = False,
     ) -> Claim | Refused:
         self.offered.append(placements)
         self.sparing.append((node, spare))

@@ -149,7 +149,9 @@ async def host_of(
         wanted = AgentOptions(join=api.url, host="h1", port=0, supervision=supervision, **(options or {}))
         tasks = [asyncio.create_task(run(config, wanted, stop))]
         if haproxy:
-            tasks.append(asyncio.create_task(Controller(config, api.stores.nodes).run(stop)))
+            stores = api.stores
+            controller = Controller(config, stores.nodes, ready_leases=stores.ready_leases)
+            tasks.append(asyncio.create_task(controller.run(stop)))
         try:
             yield Host(api, stop, tasks[0], config, http)
         finally:

@@ -18,16 +18,25 @@ from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import NoLease
 from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim
+from comfy_fleet.services.claimer import Claimer
 from comfy_fleet.services.node_asker import BETTER_GAPS_S, MAX_PREFERRED, UNAVAILABLE_S
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.seekers import PARALLEL, RECLAIM_S, TAKEN_S, Seekers
 from tests.factories import a_claim
+from tests.fakes.base import unplayed
 from tests.fakes.comfyui import FakeLeases
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
 from tests.fakes.runs import FakeRunStore
 from tests.fleet import until
 
 ANY = Placement()
+
+
+class NoneReady:
+    """A record that is never asked for: no lease is held ready here."""
+
+    beat = expired = give_up = unplayed
 
 
 class World:
@@ -60,6 +69,12 @@ class World:
         self.tasks: set[asyncio.Task[None]] = set()
         self.ids = count()
         self.directory = NodeDirectory(self.registry, FakeInventoryStore(self.registry))
+        self.ready = ReadyLeases(
+            NoneReady(), self.directory, self.runs, self.leases, name="d1", most=0, new_id=self.new_id
+        )
+
+    def new_id(self) -> str:
+        return f"id-{next(self.ids)}"
 
     @asynccontextmanager
     async def seekers(self, *, looking: bool = False) -> AsyncIterator[Seekers]:
@@ -68,13 +83,19 @@ class World:
             self.directory,
             self.runs,
             self.leases,
+            Claimer(
+                self.directory,
+                self.runs,
+                name="d1",
+                lease_ttl_s=5,
+                new_id=self.new_id,
+                patience=lambda pool: self.patience_s.get(pool, 60.0),
+            ),
+            self.ready,
             order=self.order,
-            name="d1",
-            lease_ttl_s=5,
             now=self.now,
-            new_id=lambda: f"id-{next(self.ids)}",
+            new_id=self.new_id,
             chance=self.chance,
-            patience=lambda pool: self.patience_s.get(pool, 60.0),
             spawn=self.spawn,
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),

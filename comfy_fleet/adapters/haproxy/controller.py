@@ -35,6 +35,7 @@ from comfy_fleet.adapters.haproxy.membership import (
 )
 from comfy_fleet.adapters.haproxy.pool_news import PoolNews
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
+from comfy_fleet.adapters.haproxy.ready_cuts import ReadyCuts
 from comfy_fleet.adapters.haproxy.resolve import Resolver
 from comfy_fleet.adapters.haproxy.server_lines import (
     DIRECT,
@@ -50,6 +51,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports.nodes import PoolStore
+from comfy_fleet.ports.ready_leases import ReadyLeaseStore
 from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
@@ -99,6 +101,7 @@ class Controller:
         registry: Registry,
         *,
         pools: PoolStore | None = None,
+        ready_leases: ReadyLeaseStore | None = None,
         credentials: Callable[[str], str] = str,
         ticket_key: Callable[[], bytes | None] = _no_key,
         poll_s: float = 0.5,
@@ -111,6 +114,7 @@ class Controller:
             settings: Ports, folders, programs.
             registry: The nodes; states are reported there.
             pools: Stores each pool's slot; None: only the map file does.
+            ready_leases: Who holds leases ready; None: nobody.
             credentials: Decrypts :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
             ticket_key: Returns the key of editor tickets; None as long as it is not known, and no file of an
                 editor passes.
@@ -166,6 +170,7 @@ class Controller:
         self._writing = asyncio.Lock()
         self._trouble = ""
         self._pool_news = PoolNews()
+        self._cuts = None if ready_leases is None else ReadyCuts(self.broker.runtime, ready_leases)
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -437,6 +442,8 @@ class Controller:
         if opened := {step.server.name for step in steps if isinstance(step, Open)}:
             rows |= await self._rows({name: entry for name, entry in entries.items() if name in opened})
         await self._report(entries, targets, rows)
+        if self._cuts is not None:
+            await self._cuts.look()
         if again:
             self._wake.set()
 

@@ -25,6 +25,7 @@ _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved
 _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
 _CHECK_ENABLED = 0x04
 _AUTHORIZATION = re.compile(r"Basic%20[^\s|]+")
+_SESSION = re.compile(r"(0x[0-9a-f]+): .*\bbe=(\S+) srv=(\S+)")
 _STATE = (
     *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
     *("srv_agent_addr", "srv_agent_port", "srv_agent_state", "srv_use_ssl"),
@@ -250,6 +251,20 @@ class Runtime:
         await self.order(
             f"set server {self._of(server.backend, server.name)} agent-addr {address} port {port}"
         )
+
+    async def tunnels(self) -> dict[str, list[str]]:
+        """Return the sessions that occupy slots, by node."""
+        found: dict[str, list[str]] = {}
+        for line in (await self.ask("show sess")).splitlines():
+            if match := _SESSION.match(line):
+                session, backend, server = match.groups()
+                if backend.startswith(f"{self._prefix}be_pool_"):
+                    found.setdefault(server, []).append(session)
+        return found
+
+    async def cut(self, session: str) -> None:
+        """End a session; nothing happens if it has ended."""
+        await self.ask(f"shutdown session {session}")
 
     async def map(self, path: Path) -> dict[str, str]:
         """Return the content of a running map."""

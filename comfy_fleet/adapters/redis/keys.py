@@ -139,6 +139,9 @@ class Keyspace:
     #                       staged (the FILEs that its graph reads)
     run_shown = _Each("run:RUN:shown")  # hash: NODE -> when its queue last held the run, and the HOST:PORT
     lease = _Each("lease:NODE")  # string: the run that occupies the node
+    ready_leases = _One("ready:leases")  # hash: NODE -> RUN AT DISPATCHER: an idle node's lease, held ready
+    ready_holders = _One("ready:holders")  # zset: DISPATCHER -> its last beat
+    ready_watched = _One("ready:watched")  # string: HAProxy's controller cuts those that have to go
 
     # -- nodes
     nodes = _One("nodes")  # hash: NODE -> its record as JSON

@@ -135,6 +135,7 @@ class RedisRunStore:
         able: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
+        ready: bool = False,
     ) -> Claim | Refused:
         """Choose a job for a granted node."""
         answer = await self._scripts.begin(
@@ -154,6 +155,7 @@ class RedisRunStore:
             able=_by_key(able),
             unable=_by_key(unable),
             spare=spare,
+            ready=ready or None,
         )
         why = answer[0].decode()
         if why == "waits":

@@ -27,6 +27,7 @@ field in a record does not. ``schema.lua`` converts older data. Layouts so far: 
 _PRELUDE = (
     "rehearsal",
     "basics",
+    "ready",
     "schedule",
     "schedule_shares",
     "schedule_holders",

@@ -1,8 +1,9 @@
 -- Choose a job of some placement classes for a node that HAProxy granted.
 -- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, ram
 --       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
---       able or unable (nodes that can or can't run a class, by class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
--- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
+--       ready (whether the lease was held ready since before the job came), able or unable (nodes that can or can't run a class, by
+--       class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come).
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'unready'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
 --       | {'nothing', seconds until it is worth another look or '', an idle node that has the models or ''}
 --       | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or '', rule,
 --          seconds that its models will take to load}
@@ -18,6 +19,7 @@ if holder then return { 'leased', holder } end
 despite_full()
 
 local at = now()
+if args.ready and not is_ready(node, run, at) then return { 'unready' } end
 local look, start = look_for(node, at, about[2], about[3])
 local choice, again_s, idle = sched_choose(look)
 if not choice then
@@ -36,6 +38,7 @@ redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
 redis.call('HSETNX', key, 'started', num(at))
 redis.call('HDEL', key, 'progress')
 redis.call('SET', lease_key(node), run)
+if args.ready then redis.call('HDEL', ready_leases_key, node) end
 redis.call('SADD', node_runs_key(node), run)
 redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
 redis.call('HSET', run_key(run), 'job', best, 'node', node, 'token', args.token, 'dispatcher', args.dispatcher,
