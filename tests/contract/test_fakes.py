@@ -19,6 +19,7 @@ from comfy_fleet.domain.nodes.memory_need import FamilyMemory
 from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.estimates import EstimateStore
 from comfy_fleet.ports.jobs import Events, JobStore
 from comfy_fleet.ports.memory import MemoryStore
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
@@ -27,6 +28,7 @@ from comfy_fleet.settings import Settings
 from tests.factories import a_claim, new_job
 from tests.fakes.assets import FakeAssetStore
 from tests.fakes.comfyui import chunks
+from tests.fakes.estimates import FakeEstimateStore
 from tests.fakes.memory import MOST_ENDS, FakeMemoryStore
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 from tests.fakes.runs import FakeJobStore, FakeRunStore
@@ -49,6 +51,7 @@ class Ports:
     registry: NodeRegistry
     inventories: InventoryStore
     memory: MemoryStore
+    estimates: EstimateStore
     pools: PoolStore
     runs: RunStore
     jobs: JobStore
@@ -80,6 +83,7 @@ def fake_ports() -> Ports:
         registry=registry,
         inventories=FakeInventoryStore(registry),
         memory=FakeMemoryStore(),
+        estimates=FakeEstimateStore(),
         pools=FakePoolStore(),
         runs=runs,
         jobs=jobs,
@@ -107,6 +111,7 @@ def real_ports(stores: Stores) -> Ports:
         registry=stores.nodes,
         inventories=stores.inventories,
         memory=stores.memory,
+        estimates=stores.estimates,
         pools=stores.pools,
         runs=stores.runs,
         jobs=stores.jobs,
@@ -317,6 +322,19 @@ async def test_the_largest_card_that_was_too_small_counts(ports: Ports) -> None:
     found = [await ports.inventories.note_oom("p", size, ttl_s=60) for size in sizes]
     assert found == [12, 24, 24]
     assert await ports.inventories.note_oom("other", 8, ttl_s=60) == 8
+
+
+# -- estimates ---------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_known_of_ends_at_first(ports: Ports) -> None:
+    estimates = ports.estimates
+    job = await ports.enqueue(ANY)
+    assert await estimates.underway(job.id) is None and await estimates.underway("none") is None
+    assert await estimates.mean_run_s() is None
+    assert await estimates.free_in_s([]) == {} == await estimates.free_in_s(["a", "b"])
+    await estimates.note(job.id, "wait0", 5.0)  # nothing is learned before it has ended
+    assert not any((await estimates.errors()).values())
 
 
 # -- memory ------------------------------------------------------------------------------------------------
