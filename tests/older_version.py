@@ -49,7 +49,10 @@ class OlderScripts(Scripts):
         named = orjson.dumps({name: value for name, value in args.items() if value is not None})
         answer = await self._redis.run_script(texts[script], named, *blobs)
         if script == "claim" and answer[0] == b"ok":
-            return [*answer, b"", b"", b"0"] if self._layout == 1 else [*answer, b"", b"0"]
+            extra = [b""] if self._layout == 1 else []
+            return [*answer, *extra, b"", b"0", [], b""]
+        if script == "take_over":
+            return [[*run, b""] for run in answer]
         if self._layout > 1:
             return answer
         if script == "submit" and answer[0] == b"ok":

@@ -105,6 +105,15 @@ class JobUrlsAnswer(TypedDict):
     cancel: Url
 
 
+class BatchPartAnswer(TypedDict):
+    """Which pictures of a batch are a job's. The same seed in a batch of the same size makes them again."""
+
+    seed: Annotated[int, Field(description="From which the noise of the whole batch was drawn.")]
+    batch_index: Annotated[int, Field(description="The place of its first picture in the batch, from 0.")]
+    count: Annotated[int, Field(description="How many are its own.")]
+    batch_size: Annotated[int, Field(description="How many the batch has.")]
+
+
 class JobFields(TypedDict):
     """The fields that every view of a job has."""
 
@@ -149,6 +158,9 @@ class JobFields(TypedDict):
     waiting_for: Annotated[str | None, Field(description="What it waits for, in words.")]
     kept: Annotated[bool, Field(description="Whether its owner has exempted it from retention.")]
     retry_of: Annotated[str | None, Field(description="The job that it repeats.")]
+    batch: NotRequired[
+        Annotated[BatchPartAnswer, Field(description="Only if it was merged with other jobs into one batch.")]
+    ]
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from comfy_fleet.api.answers import (
     AssetAnswer,
     AttemptAnswer,
+    BatchPartAnswer,
     EstimateAnswer,
     JobAnswer,
     JobErrorAnswer,
@@ -16,6 +17,7 @@ from comfy_fleet.api.answers import (
 )
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.batch_part import BatchPart
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
 from comfy_fleet.domain.schedule.calibration import EndEstimate
 from comfy_fleet.domain.schedule.waiting_job import SINGLE, TIER_NAMES
@@ -103,9 +105,21 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "kept": value.kept,
         "retry_of": value.retry_of,
     }
+    if value.batch is not None:
+        fields["batch"] = batch(value.batch)
     if value.traceparent:
         fields["traceparent"] = value.traceparent
     return fields
+
+
+def batch(value: BatchPart) -> BatchPartAnswer:
+    """Return which pictures of a batch are a job's."""
+    return {
+        "seed": value.seed,
+        "batch_index": value.first,
+        "count": value.count,
+        "batch_size": value.size,
+    }
 
 
 def progress(value: Progress) -> ProgressAnswer:

@@ -39,6 +39,12 @@ def sim(
     step_seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="Duration of a sampler step for a megapixel.")
     ] = 0.12,
+    batch_share: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Time of each further picture of a batch, compared with the first: 1 is as long."
+        ),
+    ] = 1.0,
     node_seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="Time added to every executed node.")
     ] = 0.0,
@@ -84,6 +90,7 @@ def sim(
             timing=SimTiming(
                 load_gb_per_s=load_gb_per_s,
                 step_s=step_seconds,
+                batch_share=batch_share,
                 node_s=node_seconds,
                 scale=scale,
                 job_s=job_seconds,

@@ -110,8 +110,8 @@ class NodeCalls(Protocol):
         """
 
 
-class NodeApi(NodeCalls, Protocol):
-    """ComfyUI's HTTP API on a named node, through the broker's direct frontend."""
+class RunNodes(Protocol):
+    """What a run needs of ComfyUI's HTTP API on a named node, through the broker's direct frontend."""
 
     async def post_prompt(
         self,
@@ -176,6 +176,10 @@ class NodeApi(NodeCalls, Protocol):
             NodeError: The node could not be reached, or refused the file.
             Exception: What ``content`` raises.
         """
+
+
+class NodeApi(NodeCalls, RunNodes, Protocol):
+    """ComfyUI's HTTP API on a named node, through the broker's direct frontend."""
 
     async def inventory(self, node: str) -> Inventory:
         """Return the node's classes, without its version. Raises NodeError."""

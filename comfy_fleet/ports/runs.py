@@ -6,6 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
@@ -38,6 +39,8 @@ class Claim:
         rule: Why this job was chosen, a short constant word
             (:attr:`comfy_fleet.domain.schedule.policy.JobChoice.reason`); empty if it is not known.
         load_s: How long loading its models on the node is expected to take, in seconds.
+        merged: How it is merged with other jobs into one prompt; None: it runs alone.
+        others: The claims of those jobs. Each has a lease of its own, but only this one's run has the node.
     """
 
     job: Job
@@ -52,6 +55,8 @@ class Claim:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     rule: str = ""
     load_s: float = 0.0
+    merged: MergeMode | None = None
+    others: tuple["Claim", ...] = ()
 
     @cached_property
     def log_fields(self) -> Mapping[str, str]:
@@ -133,13 +138,14 @@ class Refused:
         why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``unready`` (the lease was held
             ready, and had to be given up meanwhile), ``empty``, ``nothing`` (jobs wait that the node could
             run, but none is worth it now), ``waits`` (for ``node``), ``spared`` (the node, for an
-            editor), or ``broken``: the best job could not be read and has ended; others may wait behind it.
+            editor), ``gathers`` (jobs that it could run wait for others to be merged with), or ``broken``:
+            the best job could not be read and has ended; others may wait behind it.
         run: Who has the node.
         node: With ``waits``: the node that has the results of the only jobs that could be claimed. With
             ``nothing``: an idle node that has the models of one of them; empty if there is none.
-        left_s: With ``waits`` and ``spared``: for how many seconds they wait for it, or leave it alone; 0:
-            only if it is free now. With ``nothing``: after how many seconds it is worth another look; 0: only
-            when something happens.
+        left_s: With ``waits``, ``spared`` and ``gathers``: for how many seconds they wait for it, leave it
+            alone, or wait for others; 0: only if it is free now. With ``nothing``: after how many seconds it
+            is worth another look; 0: only when something happens.
     """
 
     why: str
@@ -192,6 +198,7 @@ class RunStore(Protocol):
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
         ready: bool = False,
+        runs: Sequence[str] = (),
     ) -> Claim | Refused:
         """Choose a job of the given classes for a granted node, and write node and run lease, in one step.
 
@@ -219,6 +226,7 @@ class RunStore(Protocol):
             unable: The same, those that can't.
             spare: Whether the node is kept for an editor for a moment.
             ready: Whether the node's lease was held ready, see :mod:`comfy_fleet.ports.ready_leases`.
+            runs: Ids of runs for jobs that may be merged with the chosen one, as its workflow allows it.
 
         Raises:
             Outdated: A newer version works on this store: no more jobs may be claimed.

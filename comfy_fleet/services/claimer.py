@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from comfy_fleet.domain.graphs.merging import MOST_MEMBERS
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.ports.runs import Claim, Refused, RunStore
 from comfy_fleet.services.node_directory import NodeDirectory
@@ -16,7 +17,7 @@ class Claimer:
         runs: Where jobs are claimed.
         name: The dispatcher's.
         lease_ttl_s: How long a claim holds without a beat.
-        new_id: Makes fencing tokens.
+        new_id: Makes fencing tokens, and ids of runs for merged jobs.
         patience: Returns for how many seconds a job may be passed over on a pool's nodes.
     """
 
@@ -76,5 +77,6 @@ class Claimer:
             unable=directory.unable_names(placements),
             spare=spare,
             ready=ready,
+            runs=[self._new_id() for _ in range(MOST_MEMBERS - 1)],
         )
         return replace(got, pool=pool) if isinstance(got, Claim) else got

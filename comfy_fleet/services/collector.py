@@ -31,7 +31,7 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.ports.assets import AssetStore, Content
-from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.output_naming import OutputNaming
@@ -124,7 +124,7 @@ class Collector:
         claim: Claim,
         *,
         runs: RunStore,
-        nodes: NodeApi,
+        nodes: RunNodes,
         assets: AssetStore,
         limits: OutputLimits,
         sharing: Sharing,

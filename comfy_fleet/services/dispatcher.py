@@ -32,6 +32,7 @@ from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.lease_holder import LeaseHolder
 from comfy_fleet.services.memory_prediction import MemoryPrediction
+from comfy_fleet.services.merged_prompt import MergedPrompt, PromptMember, TakenOverFirst
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.run_deps import RunDeps
@@ -390,8 +391,16 @@ class Dispatcher:
             execution = self._execution(claim, None)
             self._fly(execution, execution.resume(held), asked=asked)
 
-    def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
-        return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._lease_holder.rest)
+    def _execution(self, claim: Claim, lease: Lease | None, member: PromptMember | None = None) -> Execution:
+        tools = self._tools
+        if member is not None:
+            tools = replace(tools, nodes=member)
+        elif claim.merged is not None:
+            tools = replace(tools, nodes=TakenOverFirst(claim, tools.nodes))
+        if member is not None and not member.first:  # it never had the node
+            lease = None
+        on_free, on_rest = self._freed, self._lease_holder.rest
+        return Execution(tools, claim, lease, member=member, on_free=on_free, on_rest=on_rest)
 
     def look_again(self) -> None:
         """Look for jobs and nodes now."""
@@ -413,8 +422,18 @@ class Dispatcher:
         self._seekers.freed(node)
 
     def _start(self, claim: Claim, lease: Lease, asked: float) -> None:
+        if claim.others:
+            self._start_merged(claim, lease, asked)
+            return
         execution = self._execution(claim, lease)
         self._fly(execution, execution.run(), asked=asked)
+
+    def _start_merged(self, claim: Claim, lease: Lease, asked: float) -> None:
+        prompt = MergedPrompt(claim, lease, self._tools.nodes, safe=self._safe)
+        for member in prompt.members:
+            execution = self._execution(member.claim, member, member)
+            self._fly(execution, execution.run(), asked=asked)
+        self._spawn(prompt.pump())
 
     def _fly(self, execution: Execution, work: Coroutine[Any, Any, None], *, asked: float) -> None:
         run = execution.claim.run

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,7 @@ from comfy_fleet.ports.comfyui import Lease
 from comfy_fleet.ports.runs import Claim, Held
 from comfy_fleet.services.collector import Collector
 from comfy_fleet.services.frame_relay import FrameRelay
+from comfy_fleet.services.merged_prompt import PromptMember
 from comfy_fleet.services.progress_reporter import ProgressReporter
 from comfy_fleet.services.prompt_preparation import PromptPreparation
 from comfy_fleet.services.run_deps import RunDeps
@@ -76,6 +77,7 @@ class Execution:
         tools: Shared by all runs.
         claim: The claimed job.
         lease: The websocket that holds the node; None for a run that was taken over.
+        member: Its part in a merged prompt, which is its lease and its node, too; None: it is alone.
         on_free: Called once with the node's name, as soon as it can take another job.
         on_rest: Called instead with the lease and a time in seconds for which the node should get no job.
     """
@@ -86,12 +88,14 @@ class Execution:
         claim: Claim,
         lease: Lease | None,
         *,
+        member: PromptMember | None = None,
         on_free: Callable[[str], None],
         on_rest: Callable[[Lease, float], None],
     ) -> None:
         self.claim = claim
         self._tools = tools
         self._lease = lease
+        self._member = member
         self._on_free = on_free
         self._on_rest = on_rest
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -129,6 +133,8 @@ class Execution:
         self._tick_at = math.inf
         self._left = False
         self._extra = claim.log_fields
+        if member is not None:
+            member.on_stop = self._ask_to_stop
 
     def listen(self, *, anew: bool = False) -> None:
         """Note that somebody listens to the frames of the run's job; safe to call again.
@@ -147,15 +153,19 @@ class Execution:
         """Cancel the run's job; safe to call again."""
         if not self._canceled:
             self._canceled = True
-            self._events.put_nowait(CancelRequested())
+            if self._member is None or self._member.may_stop():
+                self._ask_to_stop()
             if self._settling:  # the machine is done, but outputs may wait for room for hours
                 self._outputs.cancel()
+
+    def _ask_to_stop(self) -> None:
+        self._events.put_nowait(CancelRequested())
 
     def release(self) -> None:
         """Take the run off its node, and give its job back to the queue; safe to call again."""
         if not self._released:
             self._released = True
-            self._events.put_nowait(CancelRequested())
+            self._ask_to_stop()
 
     def evict(self) -> None:
         """Give the job back: its node was removed, and HAProxy keeps the node only until the lease ends."""
@@ -190,6 +200,8 @@ class Execution:
             logger.warning("lease lost, run left alone", extra=self._extra)
         finally:
             self._free()
+            if self._member is not None:
+                self._member.finish()
             if self._timer:
                 self._timer.cancel()
             self._reporter.close()
@@ -212,8 +224,9 @@ class Execution:
         if graph is None:
             return
         machine = self._new_machine(graph, adopted=False, accepted=False)
-        if self._lease is not None:
-            self._spawn(self._read_frames(self._lease, machine))
+        source = self._lease or self._member
+        if source is not None:
+            self._spawn(self._read_frames(source, machine))
         await self._drive(machine)
 
     async def _made_ready(self) -> graphs.Graph | None:
@@ -266,9 +279,13 @@ class Execution:
         )
 
     def _run_limits(self) -> RunLimits:
-        """Return the operator's limits, with the job's own for the length of its run if that is less."""
+        """Return the operator's limits, with the job's own for the length of its run if that is less.
+
+        A merged prompt has the time of all its jobs.
+        """
         limits, own_s = self._tools.limits, self.claim.job.timeout_s
-        return limits if own_s is None else replace(limits, run_s=min(limits.run_s, own_s))
+        run_s = limits.run_s if own_s is None else min(limits.run_s, own_s)
+        return replace(limits, run_s=run_s * (self._member.count if self._member else 1))
 
     async def _drive(self, machine: Run) -> None:
         if self.claim.job.cancel_requested:
@@ -344,16 +361,22 @@ class Execution:
             case ShowPreview():
                 self._reporter.preview(action)
             case Collect():
-                self._outputs.add(action.items)
+                self._outputs.add(self._wanted(action.items))
                 if self._outputs.over is not None:
-                    self._events.put_nowait(CancelRequested())  # nobody will get the rest
+                    self._ask_to_stop()  # nobody will get the rest
                 await asyncio.sleep(0)  # ask now, not after all frames that came with this one
             case Left():
-                if self.claim.jobs_behind or not await self._outputs.stored(action.items):
-                    manifest = [item.to_json() for item in self._outputs.unsafe(action.items)]
+                items = self._wanted(action.items)
+                holds = self._member is not None and self._member.first  # it waits for the others' ends
+                if holds or self.claim.jobs_behind or not await self._outputs.stored(items):
+                    manifest = [item.to_json() for item in self._outputs.unsafe(items)]
                     with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
                         await self._leave(manifest)
-                self._outputs.left(action.items)
+                self._outputs.left(items)
+
+    def _wanted(self, items: Sequence[OutputItem]) -> Sequence[OutputItem]:
+        """Return the outputs to collect: none, if the prompt goes on for other jobs only."""
+        return () if self._member is not None and self._canceled else items
 
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
         """Give the node back in Redis and in HAProxy; the next claim needs it free in both."""
@@ -380,7 +403,9 @@ class Execution:
         if not self._left:
             self._left = True
             self._tools.ahead.end(self.claim)
-            self._tools.telemetry.left(self.claim, busy_s=self._tools.now() - self._started)
+            had_it = self._member is None or self._member.first
+            busy_s = self._tools.now() - self._started if had_it else 0.0
+            self._tools.telemetry.left(self.claim, busy_s=busy_s)
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
@@ -481,6 +506,8 @@ class Execution:
         await self._relay.drain()  # nothing of the run is published after its end is written
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
+        if self._member is not None:
+            await self._member.end(complete=verdict.kind == "succeeded")
         end = await self._ending.decide(
             verdict, broken=broken, released=self._released, canceled=self._canceled
         )
@@ -491,7 +518,8 @@ class Execution:
             return
         measured = Measured()
         if end.status is JobStatus.SUCCEEDED:
-            measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
+            took_s = self._took_s if self.claim.merged is None else None
+            measured = self._tools.measure.succeeded(self.claim, took_s=took_s)
         measured = replace(measured, ran_s=self._ran_s, warm=self._warm, reused=self._reused)
         status = await self._ending.finish(
             end,
@@ -514,6 +542,8 @@ class Execution:
             await self._tools.memory.succeeded(self.claim.job.workload, self.claim.job.owner, card)
 
     async def _give_back(self, back: GivenBack) -> None:
+        if self._member is not None:
+            await self._member.end(complete=False)
         rerun_nodes = frozenset(self._outputs.gone)
         status = await self._ending.give_back(
             back, rerun_nodes=rerun_nodes, progress=self._reporter.last, ui=self._ui

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.run import RunLimits
 from comfy_fleet.ports.assets import AssetStore
-from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
@@ -41,7 +41,7 @@ class RunDeps:
 
     runs: RunStore
     frames: FramePublisher
-    nodes: NodeApi
+    nodes: RunNodes
     assets: AssetStore
     limits: RunLimits
     output_limits: OutputLimits

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
-from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.failure_policy import FailurePolicy
@@ -101,6 +101,14 @@ class Ending:
             released: Whether the run was to be taken off its node.
             canceled: Whether the job was to be canceled.
         """
+        end = await self._decided(verdict, broken=broken, released=released, canceled=canceled)
+        if self._claim.merged is not None and isinstance(end, Over) and end.status is JobStatus.FAILED:
+            return _alone(end.error)
+        return end
+
+    async def _decided(
+        self, verdict: RunResult, *, broken: Sequence[BaseException], released: bool, canceled: bool
+    ) -> Over | GivenBack:
         for error in broken:
             # The next run would make them again. The run was stopped early for this; that is not a cancel.
             if isinstance(error, OutputLimit) and not canceled:
@@ -135,6 +143,8 @@ class Ending:
 
     async def _failed(self, verdict: RunResult, *, released: bool) -> Over | GivenBack:
         error = verdict.error or node_lost("the run ended without a reason")
+        if self._claim.merged is not None:  # it says nothing about the job alone, nor about the node
+            return _alone(error, rest_s=BUSY_REST_S if error.code == NODE_BUSY else 0.0)
         after = await self._insist(lambda: self._failure_policy.after(self._claim, verdict))
         if after is not None:
             if after.placement is None:
@@ -173,7 +183,8 @@ class Ending:
             ui: What the graph's nodes returned, as far as this dispatcher has seen.
             outputs: Those of the run on the node that are not committed yet.
         """
-        took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
+        alone = self._claim.merged is None  # else its time is not that of one job
+        took_s = duration_s if alone and end.status is JobStatus.SUCCEEDED else None
         return await self._each(
             lambda claim: self._runs.finish(
                 claim,
@@ -227,6 +238,12 @@ class Ending:
         return await self._insist(partial(write, self._claim))
 
 
+def _alone(error: JobError | None, *, rest_s: float = 0.0) -> GivenBack:
+    """Give a job back that was merged with others: it runs alone, and this attempt does not count."""
+    why = replace(error, message=f"merged with other jobs: {error.message}") if error else node_lost("")
+    return GivenBack(error=why, counts=False, rest_s=rest_s)
+
+
 def _about(error: BaseException, code: str, message: str) -> JobError:
     details = error.details if isinstance(error, FleetError) else {}
     return JobError(code=code, message=message, node_id=details.get("node_id"), details=details)
@@ -273,7 +290,7 @@ def broken_off(error: Exception, *, extra: Mapping[str, str]) -> GivenBack:
     return GivenBack(error=JobError(code="internal_error", message=why), counts=True)
 
 
-async def withdraw(claim: Claim, nodes: NodeApi) -> None:
+async def withdraw(claim: Claim, nodes: RunNodes) -> None:
     """Take a run's prompt off its node, whether it waits or runs; failures are ignored."""
     await nodes.delete_pending(claim.node, claim.run)
     await nodes.interrupt(claim.node, claim.run)

@@ -394,6 +394,8 @@ class Seekers:
             return await self._seek_holder(got, node, placement, placements, seekers=seekers, sent=sent)
         if got.why == "empty":
             self._all_claimed(placements)
+        elif got.why == "gathers":
+            self._pause(placement, got.left_s)
         elif got.why == "spared":
             self._busy_until[placement] = self._now() + got.left_s
             self._look_in(got.left_s + HOT_GAP_S)
@@ -464,12 +466,16 @@ class Seekers:
             return await self._claim(*found, able, seekers=seekers, unawaited=unawaited | {wait.node})
         if able is not None and wait.left_s > 0:
             lease.release()
-            self._awaiting.add(placement)
-            pause_s = min(wait.left_s, AWAITED_LOOK_S)
-            self._busy_until[placement] = self._now() + pause_s
-            self._look_in(pause_s + HOT_GAP_S)
+            self._pause(placement, wait.left_s)
             return False
         return await self._claim(lease, run, placement, seekers=seekers, unawaited=unawaited | {wait.node})
+
+    def _pause(self, placement: Placement, seconds: float) -> None:
+        """Leave a class alone for a moment in which its jobs wait for something; a new job may not."""
+        self._awaiting.add(placement)
+        pause_s = min(seconds, AWAITED_LOOK_S)
+        self._busy_until[placement] = self._now() + pause_s
+        self._look_in(pause_s + HOT_GAP_S)
 
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
         """Return the placement classes that may use the node, the sought one first; not too many.

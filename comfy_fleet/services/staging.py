@@ -7,7 +7,7 @@ from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_access import STAGING
 from comfy_fleet.domain.jobs.outputs import FileRef
 from comfy_fleet.ports.assets import AssetStore
-from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StagedInput
 
 KEEP_S, KEEP_FOR_EDITOR_S = 60.0, 3600.0
@@ -24,7 +24,7 @@ class StagingError(Exception):
 
 
 async def stage(
-    graph: graphs.Graph, claim: Claim, *, runs: RunStore, nodes: NodeApi, assets: AssetStore
+    graph: graphs.Graph, claim: Claim, *, runs: RunStore, nodes: RunNodes, assets: AssetStore
 ) -> dict[graphs.Place, str]:
     """See that the node has every asset that the job needs; return the new values for the graph by place.
 
@@ -56,7 +56,7 @@ async def stage(
     return {place: staged[asset_id] for place, asset_id in places.items()}
 
 
-async def _stage_one(staged: StagedInput, node: str, *, nodes: NodeApi, assets: AssetStore) -> str:
+async def _stage_one(staged: StagedInput, node: str, *, nodes: RunNodes, assets: AssetStore) -> str:
     ref = _ref_of(staged)
     if staged.new or not await nodes.holds(node, ref, size_bytes=staged.asset.size_bytes):
         ref = await send(staged, node, nodes=nodes, assets=assets)
@@ -70,7 +70,7 @@ def _ref_of(staged: StagedInput) -> FileRef:
     return FileRef(name, f"{STAGING}/{staged.folders}", "input")
 
 
-async def send(staged: StagedInput, node: str, *, nodes: NodeApi, assets: AssetStore) -> FileRef:
+async def send(staged: StagedInput, node: str, *, nodes: RunNodes, assets: AssetStore) -> FileRef:
     """Put a file onto a node, and return the node's name for it.
 
     Raises:

@@ -30,6 +30,7 @@ from comfy_fleet.domain.graphs.pixels import sampled_pixels
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
+from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
 from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
@@ -274,13 +275,15 @@ class Submitter:
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
         for parameter_name, value in bound.assets.items():
             await self._check_file(owner, workflow, parameter_name, value)
+        checked = graph.check(bound.graph, read=self._inventories.read)
         return await self._submit(
             owner,
-            graph.check(bound.graph, read=self._inventories.read),
+            checked,
             options,
             profile=workflow.name,
             workflow=workflow,
             params=bound.values,
+            merge=_merge_key(owner, workflow, checked, options, bound.drawn),
         )
 
     async def _submit(
@@ -292,6 +295,7 @@ class Submitter:
         profile: str,
         workflow: Workflow | None = None,
         params: Mapping[str, Any] | None = None,
+        merge: MergeKey | None = None,
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
@@ -370,6 +374,7 @@ class Submitter:
             finish_by=options.finish_by,
             timeout_s=options.timeout_s,
             weight=self._limits.weights.get(owner, 1.0),
+            merge=None if editor else merge,
         )
         return await self._write(new, options.idempotency)
 
@@ -487,6 +492,24 @@ class Submitter:
             files = file_check.unlisted(checked, declared, files)
         if files:
             raise file_check.unknown_files(checked, files)
+
+
+def _merge_key(
+    owner: str,
+    workflow: Workflow,
+    checked: Graph,
+    options: JobOptions,
+    drawn: Collection[tuple[str, str]],
+) -> MergeKey | None:
+    """Return the key of a stored workflow's job; None if it is never merged.
+
+    What a client sends for its own job alone (extra data, targets) can't go with others' jobs.
+    """
+    if workflow.merge is None or options.extra_data or options.prompt.targets or not workflow.version:
+        return None
+    about = {"name": workflow.name, "timeout_s": options.timeout_s}
+    rule = workflow.merge if options.finish_by is None else replace(workflow.merge, window_s=0.0)
+    return merge_key(rule, checked, version=workflow.version, owner=owner, drawn=drawn, about=about)
 
 
 def _part(checked: Graph, targets: Collection[str]) -> Graph:

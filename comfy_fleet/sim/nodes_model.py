@@ -114,7 +114,7 @@ async def encode(run: PromptRun, call: Call) -> Result:
     width, height = pictures[0].size
     latent = Latent(width=width, height=height, batch=len(pictures), pictures=pictures)
     await run.load(call.inputs["vae"])
-    await run.spend(run.machine.timing.vae_s * latent.megapixels)
+    await run.spend(run.machine.timing.vae_s * latent.megapixels(run.machine.timing.batch_share))
     return Result(outputs=(latent,))
 
 
@@ -123,7 +123,7 @@ async def decode(run: PromptRun, call: Call) -> Result:
     latent: Latent = call.inputs["samples"]
     area = latent.width * latent.height
     await run.load(call.inputs["vae"], working=area * latent.batch * ACTIVATION_BYTES_PER_PIXEL // 2)
-    await run.spend(run.machine.timing.vae_s * latent.megapixels)
+    await run.spend(run.machine.timing.vae_s * latent.megapixels(run.machine.timing.batch_share))
     pictures = await run.compute(area * latent.batch, _draw, run, latent)
     return Result(outputs=(pictures,))
 
@@ -197,7 +197,8 @@ async def _denoise(
     def preview() -> Image.Image:
         return run.machine.painter.generate(notes, latent.width, latent.height)
 
-    await run.steps(call, steps, latent.megapixels * passes, preview)
+    megapixels = latent.megapixels(run.machine.timing.batch_share)
+    await run.steps(call, steps, megapixels * passes, preview)
     return Result(outputs=(done,))
 
 

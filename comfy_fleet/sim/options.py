@@ -25,6 +25,7 @@ class SimTiming:
         step_s: One sampler step on one megapixel, in seconds.
         vae_s: Decoding or encoding one megapixel, in seconds.
         upscale_s: Upscaling to one megapixel with a model, in seconds.
+        batch_share: What each further picture of a batch takes, compared with the first: 1 is as long.
         node_s: What every executed node costs on top, in seconds.
         scale: Every modelled time is multiplied with it; 0 makes all of them nothing.
         job_s: When set, every prompt takes exactly this long from start to end, whatever it contains;
@@ -35,6 +36,7 @@ class SimTiming:
     step_s: float = 0.12
     vae_s: float = 0.15
     upscale_s: float = 0.1
+    batch_share: float = 1.0
     node_s: float = 0.0
     scale: float = 1.0
     job_s: float | None = None
@@ -42,7 +44,7 @@ class SimTiming:
     def __post_init__(self) -> None:
         if self.load_gb_per_s <= 0:
             raise ValueError(f"load_gb_per_s is {self.load_gb_per_s}; it must be above 0")
-        for name in ("step_s", "vae_s", "upscale_s", "node_s", "scale"):
+        for name in ("step_s", "vae_s", "upscale_s", "batch_share", "node_s", "scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.job_s is not None and self.job_s < 0:

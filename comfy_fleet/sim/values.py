@@ -55,10 +55,13 @@ class Latent:
     notes: dict[str, str] = field(default_factory=dict)
     pictures: Pictures = ()
 
-    @property
-    def megapixels(self) -> float:
-        """Pixels of the whole batch, in millions."""
-        return self.width * self.height * self.batch / 1e6
+    def megapixels(self, share: float) -> float:
+        """Pixels of the whole batch, in millions, as the GPU's time goes.
+
+        Args:
+            share: What each picture but the first counts.
+        """
+        return self.width * self.height * (1 + (self.batch - 1) * share) / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)

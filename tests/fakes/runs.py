@@ -198,6 +198,7 @@ class FakeRunStore(Fake):
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
         ready: bool = False,
+        runs: Sequence[str] = (),
     ) -> Claim | Refused:
         self.offered.append(placements)
         self.sparing.append((node, spare))

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from comfy_fleet.domain.graphs.merging import MergeMode
+from comfy_fleet.domain.jobs.batch_part import BatchPart
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import (
     Attempt,
@@ -23,6 +25,7 @@ from comfy_fleet.domain.jobs.job import (
     Placement,
     Progress,
 )
+from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.model_files import set_key, usable_files
 from comfy_fleet.domain.jobs.workload import load_workload
 from comfy_fleet.domain.records import UNREADABLE, from_fields
@@ -104,7 +107,21 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
+    return fields | _merge_fields(new.merge)
+
+
+def _merge_fields(merge: MergeKey | None) -> dict[str, str | bytes]:
+    if merge is None:
+        return {}
+    fields: dict[str, str | bytes] = {"merge": merge.text, "merge_most": str(merge.most)}
+    if merge.mode is MergeMode.BATCH:
+        fields["merge_batch"] = f"{merge.seed} {merge.count}"
     return fields
+
+
+def merging(new: NewJob) -> dict[str, str | float] | None:
+    """Return how a job may be merged, for submit.lua; None if it is not."""
+    return {"key": new.merge.text, "window_s": new.merge.window_s} if new.merge else None
 
 
 def model_set(new: NewJob) -> dict[str, str] | None:
@@ -377,4 +394,5 @@ def load_job(
         timeout_s=float(record["timeout_s"]) if record.get("timeout_s") else None,
         memory=int(record.get("memory", 0)),
         workload=load_workload(record["workload"]) if "workload" in record else None,
+        batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,
     )

@@ -111,6 +111,7 @@ class RedisJobStore:
             model_set=job_records.model_set(new),
             able=list(new.able[:ABLE]) or None,
             weight=new.weight,
+            merge=job_records.merging(new),
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None

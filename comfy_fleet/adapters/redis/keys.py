@@ -98,6 +98,8 @@ class Keyspace:
     #                                              refused, ran: see note_memory.lua
     sched_memories = _One("sched:memories")  # zset: FAMILY -> when something was noted of it
     oom = _Each("oom:PROFILE")  # string: bytes of the largest card on which it ran out of memory
+    merge_waiting = _Each("merge:KEY")  # zset: ID -> rank: jobs that may be merged; some may wait no more
+    merge_seen = _Each("merge:KEY:seen")  # string: such a job came within the time that one waits for others
     # jobs that are kept beyond their retention
     kept = _Each("kept:OWNER")  # set: the owner's jobs that are kept
     asset_kept = _Each("asset:ID:kept")  # set: jobs that are kept and use this asset
@@ -136,7 +138,8 @@ class Keyspace:
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends
     run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat,
-    #                       staged (the FILEs that its graph reads)
+    #                       staged (the FILEs that its graph reads), merged (MODE), parts (how many runs
+    #                       are one prompt; only the first has the node's lease)
     run_shown = _Each("run:RUN:shown")  # hash: NODE -> when its queue last held the run, and the HOST:PORT
     lease = _Each("lease:NODE")  # string: the run that occupies the node
     ready_leases = _One("ready:leases")  # hash: NODE -> RUN AT DISPATCHER: an idle node's lease, held ready

@@ -17,6 +17,7 @@ from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.redis.upkeep import tend
 from comfy_fleet.domain.errors import LeaseLost, Outdated, StoreRefuses
+from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
@@ -46,6 +47,7 @@ MODELS = 16  # kept for each node
 NAME_CHUNK = 250  # files to name in one call
 COUNTERS = 20_000  # of one owner's names, about 2 MB; prefixes beyond share one
 
+UNMERGED = JobError(code="released", message="the job with which it was to run can't be read")
 DEADLINE = JobError(code="deadline_exceeded", message="no node took the job within its time to live (ttl_s)")
 
 
@@ -136,6 +138,7 @@ class RedisRunStore:
         unable: Mapping[Placement, Sequence[str]] = NOTHING_SAID,
         spare: bool = False,
         ready: bool = False,
+        runs: Sequence[str] = (),
     ) -> Claim | Refused:
         """Choose a job for a granted node."""
         answer = await self._scripts.begin(
@@ -156,56 +159,77 @@ class RedisRunStore:
             unable=_by_key(unable),
             spare=spare,
             ready=ready or None,
+            runs=list(runs) or None,
         )
         why = answer[0].decode()
         if why == "waits":
             return Refused(why=why, node=answer[1].decode(), left_s=float(answer[2]))
-        if why == "spared":
+        if why in ("spared", "gathers"):
             return Refused(why=why, left_s=float(answer[1]))
         if why == "nothing":
             return Refused(why=why, left_s=float(answer[1] or 0), node=answer[2].decode())
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
-        job_id = answer[1].decode()
-        try:
-            if answer[3] is None:
-                raise ValueError("its graph is gone")
-            job = job_records.load_job(job_id, job_records.to_dict(answer[2]))
-            extra_data = job_records.load_extra_data(answer[7])
-        except UNREADABLE as problem:
-            await self._abandon(job_id, run, token, problem)
+        claim = await self._claimed(*answer[1:5], *answer[6:8], node=node, run=run, token=token)
+        others = [
+            await self._claimed(job, *rest, node=node, run=other.decode(), token=f"{token}-{part}")
+            for part, (job, other, *rest) in enumerate(answer[10], start=1)
+        ]
+        if claim is None:
+            for other in filter(None, others):  # it would have had the node
+                await self.requeue(other, counts=False, reason=UNMERGED)
             return Refused(why="broken")
-        if answer[4] != job_records.reference(job.id).encode():
-            # Somebody has written another function into RQ's record: it is never imported or run.
-            claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
-            error = JobError(
-                code="internal_error",
-                message=f"the job's RQ record names another handler than {job_records.HANDLER}",
-            )
-            status = await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
-            self._tell(
-                EndedJob(
-                    job_id=job.id,
-                    status=status,
-                    workflow=job.workflow,
-                    total_s=(job.started_at or job.created_at) - job.created_at,
-                    error=error,
-                )
-            )
-            return Refused(why="broken")
-        return Claim(
-            job=job,
-            graph=answer[3],
+        merged = MergeMode(answer[11].decode()) if others else None
+        return replace(
+            claim,
             jobs_behind=int(answer[5]),
-            heard=bool(answer[6]),
             rule=answer[8].decode(),
             load_s=float(answer[9]),
-            extra_data=extra_data,
-            run=run,
-            node=node,
-            token=token,
-            attempt=job.attempt,
+            merged=merged,
+            others=tuple(replace(other, merged=merged) for other in others if other is not None),
         )
+
+    async def _claimed(
+        self,
+        job_id: bytes,
+        record: list[bytes],
+        graph: bytes | None,
+        data: bytes | None,
+        listeners: int,
+        extra: bytes,
+        *,
+        node: str,
+        run: str,
+        token: str,
+    ) -> Claim | None:
+        """Return the claim of a job that runs now; None if it can't be read, and has ended."""
+        try:
+            if graph is None:
+                raise ValueError("its graph is gone")
+            job = job_records.load_job(job_id.decode(), job_records.to_dict(record))
+            extra_data = job_records.load_extra_data(extra)
+        except UNREADABLE as problem:
+            await self._abandon(job_id.decode(), run, token, problem)
+            return None
+        claim = Claim(job=job, graph=graph, run=run, node=node, token=token, attempt=job.attempt)
+        if data == job_records.reference(job.id).encode():
+            return replace(claim, heard=bool(listeners), extra_data=extra_data)
+        # Somebody has written another function into RQ's record: it is never imported or run.
+        error = JobError(
+            code="internal_error",
+            message=f"the job's RQ record names another handler than {job_records.HANDLER}",
+        )
+        status = await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+        self._tell(
+            EndedJob(
+                job_id=job.id,
+                status=status,
+                workflow=job.workflow,
+                total_s=(job.started_at or job.created_at) - job.created_at,
+                error=error,
+            )
+        )
+        return None
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
         """Renew run leases."""
@@ -414,12 +438,13 @@ class RedisRunStore:
         """Transfer expired run leases to this dispatcher."""
         tokens = [uuid4().hex for _ in range(limit)]
         held = []
-        for run, token, job_id, node, phase, manifest, record, graph in await self._scripts.call(
+        for run, token, job_id, node, phase, manifest, record, graph, merged in await self._scripts.call(
             "take_over", dispatcher=dispatcher, ttl_s=ttl_s, tokens=tokens
         ):
             try:
                 job = job_records.load_job(job_id.decode(), job_records.to_dict(record))
                 left = orjson.loads(manifest)
+                mode = MergeMode(merged.decode()) if merged else None
                 if graph is None or not isinstance(left, list):
                     raise ValueError("its graph is gone, or its outputs are not a list")
             except UNREADABLE as problem:  # the other runs must not wait for this one
@@ -432,6 +457,7 @@ class RedisRunStore:
                 node=node.decode(),
                 token=token.decode(),
                 attempt=job.attempt,
+                merged=mode,
             )
             held.append(Held(claim=claim, phase=phase.decode(), manifest=left))
         return held

@@ -42,6 +42,7 @@ _PRELUDE = (
     "rq",
     "lists",
     "queues",
+    "merges",
     "staged",
     "editors",
     "nodes",

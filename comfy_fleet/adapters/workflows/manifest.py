@@ -9,6 +9,15 @@ from comfy_fleet.domain.errors import ConfigError, InvalidParameter
 from comfy_fleet.domain.graphs import marked_parameters, selector, title_parameters
 from comfy_fleet.domain.graphs.binding import check_value
 from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.merging import (
+    MOST_MEMBERS,
+    MOST_WINDOW_S,
+    MergeMode,
+    MergeRule,
+    batch_source,
+    has_member_ids,
+    seed_place,
+)
 from comfy_fleet.domain.graphs.stored import MarkedInput, WorkflowContent
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.graphs.workflow import (
@@ -127,11 +136,18 @@ class _Requires(_Table):
     models: list[_Model] = []
 
 
+class _Merge(_Table):
+    mode: Literal["exact", "batch"]
+    most: int = Field(MOST_MEMBERS, ge=2, le=MOST_MEMBERS)
+    window_s: float = Field(2.0, ge=0, le=MOST_WINDOW_S, strict=False)
+
+
 class _Manifest(_Table):
     title: str = ""
     description: str = ""
     parameters: dict[str, _Parameter] = {}
     requires: _Requires = Field(default_factory=lambda: _Requires.model_validate({}))
+    merge: _Merge | None = None
 
 
 def resolve_content(name: str, content: WorkflowContent) -> Workflow:
@@ -161,6 +177,7 @@ def resolve(
     resolver = _Resolver(graph, read, marked)
     parameters = resolver.parameters()
     requires = resolver.requires()
+    merge = resolver.merge(parameters)
     if resolver.problems:
         raise _refused(resolver.problems)
     return Workflow(
@@ -171,6 +188,7 @@ def resolve(
         description=read.description.strip(),
         parameters=parameters,
         requires=requires,
+        merge=merge,
     )
 
 
@@ -368,6 +386,30 @@ class _Resolver:
             note=read.note.strip(),
             models=tuple(ModelFile(**model.model_dump()) for model in read.models),
         )
+
+    def merge(self, parameters: Sequence[Parameter]) -> MergeRule | None:
+        read = self.manifest.merge
+        if read is None:
+            return None
+        if has_member_ids(self.graph):
+            self.problems.append("merge: the graph has nodes with ids like m1:..., which merging uses itself")
+        elif read.mode == "batch":
+            self.check_batch(parameters)
+        return MergeRule(mode=MergeMode(read.mode), most=read.most, window_s=read.window_s)
+
+    def check_batch(self, parameters: Sequence[Parameter]) -> None:
+        """Refuse a graph whose jobs could never be one batch."""
+        try:
+            batch_source(self.graph)
+        except ValueError as error:
+            self.problems.append(f"merge.mode: 'batch' does not go with this graph: {error}; use 'exact'")
+            return
+        node_id, name = seed_place(self.graph)
+        seeds = (one for one in parameters if one.type is ParameterType.SEED)
+        if not any((node_id, name) in {(to.node_id, to.input) for to in one.targets} for one in seeds):
+            self.problems.append(
+                f"merge.mode: 'batch' needs a parameter of type 'seed' for input {name!r} of node {node_id}"
+            )
 
     def check(self, key: str, parameter: Parameter, read: _Parameter) -> None:
         """Refuse contradictions, and a default that the parameter would not accept."""

@@ -40,11 +40,13 @@ class Bound:
         values: Every parameter's value as it was used: defaults and drawn seeds included.
         assets: For image and asset parameters, an asset's id or a file name. The caller looks it up and then
             calls :func:`check_file`.
+        drawn: Node and input of each seed that was drawn because the caller sent none.
     """
 
     graph: Graph
     values: Mapping[str, Any]
     assets: Mapping[str, str]
+    drawn: frozenset[tuple[str, str]] = frozenset()
 
 
 def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[], int]) -> Bound:
@@ -113,7 +115,15 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
     for effect in effects:
         for bypass in effect.bypass:
             graph = _without(graph, bypass.node_id, bypass.through)
-    return Bound(graph=graph, values=used, assets=assets)
+    drawn = {
+        (target.node_id, target.input)
+        for parameter in workflow.parameters
+        if parameter.type is ParameterType.SEED and _is_open(parameter, values.get(parameter.name))
+        for target in parameter.targets
+        if target.form is TargetForm.VALUE
+    }
+    drawn -= {(target.node_id, target.input) for effect in effects for target, _ in effect.set}
+    return Bound(graph=graph, values=used, assets=assets, drawn=frozenset(drawn))
 
 
 def check_value(parameter: Parameter, value: Any) -> Any:
@@ -229,6 +239,11 @@ def _value(parameter: Parameter, given: Any, draw_seed: Callable[[], int]) -> An
             return _file(parameter, given)
         case _:
             return _number(parameter, given)
+
+
+def _is_open(parameter: Parameter, given: Any) -> bool:
+    """Whether a seed is drawn: neither the caller nor the author has chosen one."""
+    return (parameter.default if given is None else given) in (None, DRAWN)
 
 
 def _seed(parameter: Parameter, given: Any, draw_seed: Callable[[], int]) -> int:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.merging import MergeRule
 
 MAX_SEED = 2**64 - 1
 DRAWN = -1
@@ -194,6 +195,7 @@ class Workflow:
     Attributes:
         version: Hash of graph and manifest; see :func:`version_of`.
         folder: The folder that it is kept in; empty if it was published.
+        merge: How its jobs may be merged; None: not at all.
     """
 
     name: str
@@ -204,6 +206,7 @@ class Workflow:
     parameters: tuple[Parameter, ...] = ()
     requires: ManifestRequirements = field(default_factory=ManifestRequirements)
     folder: str = ""
+    merge: MergeRule | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """Return a parameter by name."""

@@ -158,6 +158,28 @@ def with_prompt(data: bytes, run: bytes, prompt: bytes) -> bytes:
     return b"".join((_FOUR, len(named).to_bytes(4, "big"), named, data[8 + len(head) :]))
 
 
+def with_node(data: bytes | bytearray, node: str, *, run: str) -> bytes | bytearray:
+    """Return a picture of type 4, or a text, as another run's about another node; any other frame as it is.
+
+    Args:
+        data: The frame.
+        node: The node's id.
+        run: The run's.
+    """
+    kind, head = _number(data, 0), _number(data, 4)
+    if head is None or head > MAX_METADATA_BYTES or len(data) < 8 + head or kind not in (3, 4):
+        return data
+    if kind == 3:
+        named = node.encode()
+    else:
+        metadata = dict(_object(data[8 : 8 + head]))
+        for key in ("node_id", "display_node_id", "real_node_id"):
+            if key in metadata:
+                metadata[key] = node
+        named = json.dumps({**metadata, "prompt_id": run}).encode()
+    return b"".join((data[:4], len(named).to_bytes(4, "big"), named, data[8 + head :]))
+
+
 def _head(data: bytes) -> bytes | None:
     """Return the metadata of a picture of type 4, or None."""
     size = _number(data, 4) if _number(data, 0) == 4 else None

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from comfy_fleet.domain.jobs.batch_part import BatchPart
+from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.workload import Workload
 
 MIN_PRIORITY = -1_000_000
@@ -303,6 +305,7 @@ class NewJob:
         memory: How many bytes it probably needs on the card at most; 0: unknown.
         workload: What that follows from; None: it loads no model.
         able: Some nodes that can run it; what they have done since tells where its owner's share begins.
+        merge: How it may be merged with other jobs; None: it runs alone.
     """
 
     id: str
@@ -339,6 +342,7 @@ class NewJob:
     memory: int = 0
     workload: Workload | None = None
     able: tuple[str, ...] = ()
+    merge: MergeKey | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,6 +381,7 @@ class Job:
         timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
         workload: What that follows from; None: it loads no model.
+        batch: Which pictures are its own, if it was one of a batch of several jobs.
     """
 
     id: str
@@ -430,6 +435,7 @@ class Job:
     timeout_s: float | None = None
     memory: int = 0
     workload: Workload | None = None
+    batch: BatchPart | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

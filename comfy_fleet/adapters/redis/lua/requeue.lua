@@ -7,20 +7,20 @@
 local run, err = args.run, ARGV[2]
 if not owned(run, args.token) then return '' end
 despite_full()
-local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
-local id = r[1]
+local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since', 'merged')
+local id, counts = r[1], args.counts and not r[4]  -- what befell several jobs at once need not befall the one alone
 local key = job_key(id)
 local f = redis.call('HMGET', key, 'cancel', 'max_attempts', 'placement', 'rank')
-local attempt = redis.call('HINCRBY', key, 'attempt', args.counts and 1 or 0)
+local attempt = redis.call('HINCRBY', key, 'attempt', counts and 1 or 0)
 local at = now()
-note_attempt(run, id, r[2], r[3], args.reason, args.counts, at)
+note_attempt(run, id, r[2], r[3], args.reason, counts, at)
 drop_run(run, id, r[2])
 if f[1] == '1' then
   keep_ui(id, ARGV[5])
   end_job(id, 'canceled', '', '', at)
   return 'canceled'
 end
-if args.counts and attempt >= tonumber(f[2]) then
+if counts and attempt >= tonumber(f[2]) then
   if ARGV[4] ~= '' then redis.call('HSET', key, 'progress', ARGV[4]) end
   keep_ui(id, ARGV[5])
   end_job(id, 'failed', err, ARGV[3], at)
@@ -29,6 +29,7 @@ end
 note_error(r[2], id, err, at)
 redis.call('HSET', key, 'status', 'queued', 'last_error', err, 'bust', args.rerun_nodes)
 redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
+merge_no_more(id)
 redis.call('DEL', job_outputs_key(id), job_ui_key(id), job_preview_key(id))
 local placement = args.placement or f[3]
 if args.placement then redis.call('HSET', key, 'placement', placement) end

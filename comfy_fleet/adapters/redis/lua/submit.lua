@@ -2,7 +2,7 @@
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
 --       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
 --       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
---       able (some nodes that can run it), weight (its owner's share).
+--       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)}.
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
@@ -75,6 +75,10 @@ if ARGV[4] ~= '' then
   redis.call('SET', job_extra_key(id), ARGV[4])
   record[#record + 1] = 'has_extra'
   record[#record + 1] = 1
+end
+if args.merge and merge_add(args.merge.key, id, rank, args.merge.window_s) then
+  record[#record + 1] = 'merge_until'
+  record[#record + 1] = num(at + math.min(args.merge.window_s, (args.deadline_s or math.huge) / 2))
 end
 redis.call(unpack(record))
 if args.model_set then

@@ -1,15 +1,16 @@
 -- Transfer expired run leases: a new token, the same run, the same attempt.
 -- Runs that a newer version has begun are left to it.
 -- args: dispatcher, ttl_s, tokens (one for each run to take at most).
--- Returns {{run, token, job, node, phase, manifest, record, graph} ...}
+-- Returns {{run, token, job, node, phase, manifest, record, graph, how it is merged or ''} ...}
 despite_full()
 local at, out = now(), {}
 local expired = redis.call('ZRANGEBYSCORE', runs_key, '-inf', num(at), 'LIMIT', 0, #args.tokens)
 for i, run in ipairs(expired) do
   local token = args.tokens[i]
   local key = run_key(run)
-  local r = fields(key, 'job', 'node', 'phase', 'manifest', 'schema')
-  if (tonumber(r[5] or 1) or 1) > SCHEMA then
+  local r = fields(key, 'job', 'node', 'phase', 'manifest', 'schema', 'merged')
+  local schema = SCHEMA + (r[6] and 1 or 0)  -- as claim.lua says it
+  if (tonumber(r[5] or 1) or 1) > schema then
     -- Its own version ends it; its job's record may have unknown content.
   elseif not r[1] then
     redis.call('ZREM', runs_key, run)
@@ -17,11 +18,11 @@ for i, run in ipairs(expired) do
     drop_run(run, r[1], r[2])  -- nobody could end it, and it would hold its node for ever
     discard(r[1], at)
   else
-    redis.call('HSET', key, 'token', token, 'dispatcher', args.dispatcher, 'schema', SCHEMA)
+    redis.call('HSET', key, 'token', token, 'dispatcher', args.dispatcher, 'schema', schema)
     rq_take_over(r[1], args.dispatcher)
     redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
     out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', job_key(r[1])),
-      graph_of(r[1]) }
+      graph_of(r[1]), r[6] or '' }
   end
 end
 return out

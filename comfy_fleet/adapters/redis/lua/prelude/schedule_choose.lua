@@ -122,6 +122,22 @@ local function sched_choose(given)
     missing_disk = disk, missing_memory = memory, job = job, look = look }
 end
 
+-- A job of the same owner runs in the chosen one's prompt, on its models: it is charged its part.  Right after sched_start.
+local function sched_join(choice, id, run)
+  local job = sched_job(id)
+  if not job then return end
+  local look = choice.look
+  local account = sched_account(job.owner)
+  account.active, account.present = account.active + 1, account.present + 1
+  local charged = job.guessed and math.min(job.run_s / look.speed, SCHED.GUESS_S) or job.run_s / look.speed
+  sched_charge(account, charged)
+  if job.f.overdue_at or job.late then redis.call('HDEL', job_key(id), 'overdue_at', 'late') end
+  sched_take(job)
+  redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(charged), sched_text(look.at), 0, 0,
+    sched_text(look.speed), '0' }))
+  sched_flush()
+end
+
 -- Start the chosen job: it waits no more, its owner is charged, and its models are on the node's card from now on.
 -- The look is the one that sched_choose got; choice: what it has returned in this call.  run: its hash keeps what sched_left needs.
 local function sched_start(_, choice, run)

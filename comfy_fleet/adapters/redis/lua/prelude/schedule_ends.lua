@@ -2,12 +2,12 @@
 
 -- What sched_start has kept of a run: {owner, charged, since, missing_disk, missing_memory, speed, load_s}, or nil.
 local function sched_of_run(run)
-  local f = fields(run_key(run), 'sched', 'used_s', 'node')
+  local f = fields(run_key(run), 'sched', 'used_s', 'node', 'parts')
   local had = sched_list(f[1])
   if type(had[1]) ~= 'string' then return nil end
   return { owner = had[1], charged_s = sched_number(had[2], 0), since = sched_number(had[3], 0), disk = sched_number(had[4], 0),
     memory = sched_number(had[5], 0), speed = math.max(sched_number(had[6], 1), 1e-6), load_s = sched_number(had[7], 0),
-    used_s = sched_number(f[2], nil), node = f[3] }
+    used_s = sched_number(f[2], nil), node = f[3], parts = math.max(sched_number(f[4], 1), 1) }
 end
 
 -- A node is done with a run's prompt: its owner is charged what was used, and the node is idle.  Once is enough; the run's hash
@@ -15,7 +15,7 @@ end
 local function sched_left(run, at)
   local had = sched_of_run(run)
   if not had or had.used_s then return end
-  local used_s = math.max(0, at - had.since)
+  local used_s = math.max(0, at - had.since) / had.parts  -- runs of one prompt share its time
   redis.call('HSET', run_key(run), 'used_s', sched_text(used_s))
   local account = sched_account(had.owner)
   if used_s > had.charged_s then

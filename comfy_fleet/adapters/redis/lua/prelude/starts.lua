@@ -39,6 +39,13 @@ local function start_spares(start, whose, created)
   return true
 end
 
+-- Whether a job waits a moment for others that can be merged with it.
+local function start_gathers(start, f)
+  local left = merge_gathers_s(f, start.at)
+  if left then start.gathering = { 'gathers', num(math.min(left, start.gathering and tonumber(start.gathering[2]) or left)) } end
+  return left ~= nil
+end
+
 local function start_allowed(start, id, f, placement)
   if f.status ~= 'queued' then
     dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
@@ -49,7 +56,7 @@ local function start_allowed(start, id, f, placement)
     return false
   end
   if start_too_small(start, id, f.profile, placement) or start_leaves_it(start, f.editor, f.patience, f.created)
-    or start_spares(start, f.editor, f.created) then
+    or start_spares(start, f.editor, f.created) or start_gathers(start, f) then
     return false
   end
   start.found = true
@@ -58,13 +65,13 @@ end
 
 -- What sched_choose gets for a node, from the script's arguments as a claim has them; card (bytes) and results (an editor's KEY): as
 -- the node's record says.  And what came of asking whether jobs may start: found (one could be taken), held and spared (answers
--- of a claim, if jobs leave the node to others).
+-- of a claim, if jobs leave the node to others), gathering (the same, if they wait for others to be merged with).
 local function look_for(node, at, card, results)
   local asked, start = {}, { node = node, at = at, card = tonumber(card or 0), results = results, unawaited = {}, waiting = {}, found = false }
   for _, name in ipairs(args.unawaited or {}) do start.unawaited[name] = true end
   return { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
     able = args.able, unable = args.unable, speed = args.speed, ram = args.ram, patience = args.patience_s, at = at,
-    fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created' },
+    fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created', 'merge', 'merge_most', 'merge_until' },
     may = function(id, f, placement)
       if asked[id] == nil then asked[id] = start_allowed(start, id, f, placement) end  -- a look may come to a job more than once
       return asked[id]
