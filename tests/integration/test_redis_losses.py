@@ -1,5 +1,6 @@
 """Indexes of waiting jobs that are lost, or replaced by something else: no job is lost, and nothing stops."""
 
+from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ PATTERNS = {
     if hasattr(key, "pattern") and (key.pattern == "queued" or key.pattern.startswith("sched:"))
 }
 WAYS = ("lost", "another type")
+HASHES = ("sched_backlog", "sched_clock", "sched_count", "sched_node", "sched_profile", "sched_used")
 
 
 class Traffic:
@@ -85,6 +87,7 @@ class Traffic:
         for _ in range(3):
             await self.ends(await self.starts("g1"))
         await client.hset("fleet:sched:profile:p", "run_s", "1")  # so that some are ahead of others
+        await client.lpush("fleet:sched:errors:run", "1.5")  # how far an estimate was off
         for owner in ("ada", "ada", "bob", "bob"):
             await self.submits(owner, models=A if owner == "ada" else B)
         await self.submits("bob", models=A, placement=BIG)
@@ -172,6 +175,9 @@ async def lose(stores: Stores, name: str, way: str) -> int:
     keys = await client.keys(pattern)
     for key in keys:
         kind = await client.type(key)
+        if way == "no number":
+            await client.hset(key, mapping=dict.fromkeys(await client.hkeys(key), "mine"))
+            continue
         await client.delete(key)
         if way != "lost":
             await (client.rpush(key, "mine") if kind == b"string" else client.set(key, "mine"))
@@ -187,8 +193,9 @@ def _words(pattern: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(
+    ("name", "way"), [*product(PATTERNS, WAYS), *((name, "no number") for name in HASHES)]
+)
 async def test_no_job_is_lost_with_an_index(stores: Stores, name: str, way: str) -> None:
     client: Any = stores.redis
     await add_nodes(stores, "g1", "g2", "g3")

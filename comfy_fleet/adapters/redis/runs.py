@@ -99,7 +99,8 @@ class RedisRunStore:
                 self._complaints.about("placement", name, error)
                 continue
             if first:
-                found.append(Waiting(placement=placement, count=int(count), head_score=first[0][1]))
+                number = int(count) if count.isdigit() else 1  # upkeep counts anew
+                found.append(Waiting(placement=placement, count=number, head_score=first[0][1]))
         return sorted(found, key=lambda waiting: waiting.head_score)
 
     async def _adopt(self) -> bool:

@@ -9,11 +9,13 @@ local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 36
   KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, GUESS_S = 0.1,
   COUNTED = 1000 }
 
--- A command's answer.  A key of another type, which somebody else put there, is dropped: it must not stop other work.
+-- A command's answer.  A key of another type, which somebody else put there, is dropped, and so is what should be a number and is
+-- none: it must not stop other work.
 local function sched_call(command, key, ...)
   local answer = redis.pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then
     if string.find(answer.err, 'WRONGTYPE', 1, true) then redis.call('DEL', key) end
+    if string.find(answer.err, 'hash value is not', 1, true) then redis.call('HDEL', key, (...)) end
     return redis.call(command, key, ...)
   end
   return answer
