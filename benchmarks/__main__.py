@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import machine, report
 from benchmarks.figures import (
     affinity,
+    cache,
     changes,
     cpu,
     estimates,
@@ -56,6 +57,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "cpu": cpu.measure,
     "submits": submits.measure,
     "staging": staging.measure,
+    "cache": cache.measure,
     "sockets": sockets.measure,
     "foreign": foreign.measure,
     "memory": memory.measure,

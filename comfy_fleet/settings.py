@@ -330,6 +330,12 @@ class Settings(BaseSettings):
     retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
+    result_cache: Literal["off", "workflows", "all"] = Field(
+        "workflows",
+        description="Which jobs get the result of an equal job of their owner's instead of a run of their "
+        "own: none, those of stored workflows that don't say otherwise, or all. For a graph, a client asks "
+        "for it with `Cache-Control: max-age=SECONDS`.",
+    )
     max_kept_jobs: Count = Field(
         1000,
         ge=0,

@@ -161,6 +161,7 @@ class JobFields(TypedDict):
     batch: NotRequired[
         Annotated[BatchPartAnswer, Field(description="Only if it was merged with other jobs into one batch.")]
     ]
+    cached: Annotated[bool, Field(description="Whether it got the result of an equal job.")]
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from starlette.requests import Request
 
 from comfy_fleet.api.answers import ANYTHING
+from comfy_fleet.api.cache_control import cache_control_in
 from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import checked
@@ -221,6 +222,7 @@ def options(
         idempotency=idempotency,
         extra_data=extra_data or {},
         traceparent=traceparent_in(request),
+        cache_control=cache_control_in(request),
     )
 
 

@@ -64,7 +64,7 @@ async def shown(request: Request, job: Job) -> JobAnswer:
     d = deps(request)
     position = None
     outlook = await d.estimator.outlook(job)
-    if job.status is JobStatus.QUEUED:
+    if job.status is JobStatus.QUEUED and not job.follows:
         position = await d.jobs.position(job)
         job = replace(job, waiting_for=await d.inventories.waiting_for(job, outlook.waits))
     return serialize.job(

@@ -71,6 +71,7 @@ from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.publishing import Publishing
+from comfy_fleet.services.result_cache import ResultCache
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
@@ -154,6 +155,7 @@ def build(
         retry_after=estimator.retry_after,
         telemetry=telemetry,
         missing=MissingParts(stores.missing, catalog, stores.workflows),
+        results=ResultCache(inventories, model_sizes, jobs=settings.result_cache),
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)

@@ -104,6 +104,7 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "waiting_for": value.waiting_for,
         "kept": value.kept,
         "retry_of": value.retry_of,
+        "cached": value.cached,
     }
     if value.batch is not None:
         fields["batch"] = batch(value.batch)

@@ -1,7 +1,7 @@
 """Which nodes and hosts there are, and what they have."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from comfy_fleet.domain.graphs.inventory import Inventory
@@ -199,7 +199,8 @@ class StoredSizes:
 
     Attributes:
         folders: Bytes by folder and file; None: the same as the caller has.
-        digest: Of them.
+        changed: When files ``FOLDER/NAME`` were changed last, in Unix seconds; with ``folders``.
+        digest: Of both.
         of: Names the inventories of the nodes that were asked.
         at: When they were asked last, in Unix seconds.
     """
@@ -208,6 +209,7 @@ class StoredSizes:
     digest: str
     of: str
     at: float
+    changed: Mapping[str, float] = field(default_factory=dict)
 
 
 class SizeStore(Protocol):
@@ -223,5 +225,7 @@ class SizeStore(Protocol):
             known: The digest of what the caller has.
         """
 
-    async def save(self, folders: Folders, *, of: str, at: float) -> str:
+    async def save(
+        self, folders: Folders, *, of: str, at: float, changed: Mapping[str, float] | None = None
+    ) -> str:
         """Store what nodes have said, in place of what was stored; return its digest."""

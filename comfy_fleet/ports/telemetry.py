@@ -72,7 +72,8 @@ class Telemetry(Protocol):
     def ended_without_run(self, job: EndedJob) -> None:
         """A job is over without the end of a run.
 
-        It was canceled or passed its deadline in the queue, or its record can't be read.
+        It was canceled or passed its deadline in the queue, its record can't be read, or it has succeeded
+        with the result of an equal job.
         """
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:

@@ -21,6 +21,7 @@ from comfy_fleet.domain.nodes.eligibility import Candidate
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.publish_tests import PublishTests
 from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.result_cache import CacheControl
 from comfy_fleet.services.submitter import JobOptions, Submitter
 from comfy_fleet.services.workflow_check import check_workflow
 
@@ -133,7 +134,10 @@ class DraftChecks:
     async def _made(self, owner: str, workflow: Workflow, run: TrialRun) -> Job:
         params = {**trial_values(workflow), **run.params}
         done = await self._submitter.stored(
-            owner, f"{workflow.name}@{DRAFT}", params, JobOptions(metadata=MARK)
+            owner,
+            f"{workflow.name}@{DRAFT}",
+            params,
+            JobOptions(metadata=MARK, cache_control=CacheControl(max_age_s=0)),  # it is to be tried
         )
         if done.job.workflow_version != workflow.version:
             await self._jobs.request_cancel(done.job.id)

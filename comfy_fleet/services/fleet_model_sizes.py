@@ -8,7 +8,7 @@ says nothing that makes sense, is left out.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blake3 import blake3
@@ -18,7 +18,14 @@ from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.named_models import named_models
 from comfy_fleet.domain.nodes import model_lists
-from comfy_fleet.domain.nodes.model_sizes import Folders, ModelSizes, agreed, told_sizes
+from comfy_fleet.domain.nodes.model_sizes import (
+    MOST_FILES,
+    Folders,
+    ModelSizes,
+    agreed,
+    told_changes,
+    told_sizes,
+)
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.text import natural
 from comfy_fleet.ports.nodes import SizeStore
@@ -95,6 +102,10 @@ class FleetModelSizes:
         """
         return self._sizes.of(named_models(graph, self._fleet.inventories, self._sizes.lists))
 
+    def identities(self, files: Iterable[tuple[str, int]]) -> list[tuple[str, int, float]]:
+        """Return files ``FOLDER/NAME`` with their bytes, and when any node's was changed last; 0: unknown."""
+        return [(place, size, self._sizes.changed.get(place, 0.0)) for place, size in files]
+
     async def run(self) -> None:
         """Keep the sizes fresh until canceled."""
         await forever(self.look, name="sizes of model files", pause_s=lambda: LOOK_S)
@@ -103,16 +114,20 @@ class FleetModelSizes:
         """Read what is stored, and ask the nodes if that is due and no other process does it."""
         stored = await self._store.load(self._digest)
         if stored is not None and stored.folders is not None:
-            self._sizes, self._digest = ModelSizes(folders=stored.folders), stored.digest
+            self._sizes = ModelSizes(folders=stored.folders, changed=stored.changed)
+            self._digest = stored.digest
         inventories = {state.reading.inventory for state in self._fleet.states.values()}
         of = blake3("\n".join(sorted(inventories)).encode()).hexdigest()[:32]
         fresh = stored is not None and stored.of == of and abs(self._clock() - stored.at) < FRESH_S
         kinds = {} if fresh else self._kinds()
         if not kinds or not await self._store.claim(ttl_s=AGAIN_S):
             return
-        answers = await self._asked(self._chosen(kinds))
-        self._sizes = self._sizes.with_news(agreed(answers))
-        self._digest = await self._store.save(self._sizes.folders, of=of, at=self._clock())
+        changed: dict[str, float] = {}
+        answers = await self._asked(self._chosen(kinds), changed)
+        self._sizes = self._sizes.with_news(agreed(answers), changed)
+        self._digest = await self._store.save(
+            self._sizes.folders, changed=self._sizes.changed, of=of, at=self._clock()
+        )
         logger.debug("model files read", extra={"nodes": len(answers), "files": len(self._sizes)})
 
     def _kinds(self) -> dict[str, list[str]]:
@@ -134,16 +149,17 @@ class FleetModelSizes:
         turns = max(map(len, chosen))
         return [names[turn] for turn in range(turns) for names in chosen if turn < len(names)][:_MOST_ASKED]
 
-    async def _asked(self, nodes: Sequence[str]) -> list[Folders]:
+    async def _asked(self, nodes: Sequence[str], changed: dict[str, float]) -> list[Folders]:
+        """Return what nodes say about sizes, and note when files were changed."""
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def one(node: str) -> Folders:
             async with turns:
-                return await self._node(node)
+                return await self._node(node, changed)
 
         return [folders for folders in await asyncio.gather(*map(one, nodes)) if folders]
 
-    async def _node(self, node: str) -> Folders:
+    async def _node(self, node: str, changed: dict[str, float]) -> Folders:
         """Return what a node says, as far as it does within the time."""
         found: dict[str, Mapping[str, int]] = {}
         try:
@@ -152,6 +168,10 @@ class FleetModelSizes:
                 for folder in _folders(node, listed):
                     said = await self._ask.listing(node, f"/experiment/models/{folder}")
                     found[folder] = await asyncio.to_thread(told_sizes, said)
+                    for name, at in (await asyncio.to_thread(told_changes, said)).items():
+                        place = f"{folder}/{name}"
+                        if name in found[folder] and len(changed) < MOST_FILES:
+                            changed[place] = max(at, changed.get(place, 0.0))
         except (NodeError, TimeoutError) as error:
             logger.debug("sizes of model files not read", extra={"node": node, "error": str(error)})
         return found

@@ -217,6 +217,12 @@ class NodeInventories:
         self._able[placement] = able, states, chosen
         return chosen
 
+    def versions(self, placement: Placement) -> tuple[str, ...]:
+        """Return the versions of ComfyUI on the nodes of a placement, as it was just found."""
+        able = self._directory.able(placement)
+        states = self._directory.states
+        return tuple(sorted({states[name].reading.comfyui for name in able if name in states} - {""}))
+
     def _pools(self, request: PlacementRequest) -> Placement:
         if request.pool is not None:
             wanted = Placement(pool=request.pool, spill=tuple(dict.fromkeys(request.spill_to)))

@@ -191,8 +191,14 @@ def prompt_end(
     if job.run is None:
         return PromptEnd(run="", start=start, last=last)
     known = frozenset(told)
-    results = [*_pictures(job, frames, known, metadata=metadata), *_executed(job, ui, known)]
+    cached = [_cached(job, job.started_at or at)] if job.cached else []
+    results = [*cached, *_pictures(job, frames, known, metadata=metadata), *_executed(job, ui, known)]
     return PromptEnd(run=job.run, start=start, results=results, last=last)
+
+
+def _cached(job: Job, at: float) -> RecordedResult:
+    """Return what ComfyUI says of a prompt that it answers from its cache."""
+    return RecordedResult(("", None), client_messages.execution_cached(job.prompt_id, job.output_nodes, at))
 
 
 def _executed(job: Job, ui: Mapping[str, Any], told: frozenset[ResultKey]) -> list[RecordedResult]:

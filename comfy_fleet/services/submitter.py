@@ -27,7 +27,8 @@ from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
 from comfy_fleet.domain.graphs.missing import LackingNodes
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.pixels import sampled_pixels
-from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
+from comfy_fleet.domain.graphs.workflow import CacheMode, ManifestRequirements, Workflow
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
 from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
@@ -37,7 +38,7 @@ from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
-from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.input_lists import KEPT_S, NEW_S
@@ -45,6 +46,7 @@ from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
+from comfy_fleet.services.result_cache import CacheControl, Computation, ResultCache
 from comfy_fleet.turns import FairTurns, NoTurn
 
 NO_OUTPUTS = "no_outputs"
@@ -113,6 +115,7 @@ class JobOptions:
         uploads: Asset id by place, of files that were chosen before; see :attr:`NewJob.uploads`. If one is
             gone, its name is looked for again.
         retry_of: The job that this one repeats.
+        cache_control: What it says about results of earlier jobs.
     """
 
     priority: int = 0
@@ -128,6 +131,7 @@ class JobOptions:
     prompt: PromptFields = field(default_factory=PromptFields)
     uploads: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None
+    cache_control: CacheControl = field(default_factory=CacheControl)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ class Submitter:
         telemetry: Is told of each job.
         memory: Predicts how much memory jobs need.
         missing: Explains what nodes lack.
+        results: Says which results of earlier jobs a job may get.
     """
 
     def __init__(
@@ -180,6 +185,7 @@ class Submitter:
         retry_after: Callable[[], Awaitable[int]],
         telemetry: Telemetry,
         missing: MissingParts,
+        results: ResultCache,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -197,6 +203,7 @@ class Submitter:
         self._retry_after = retry_after
         self._telemetry = telemetry
         self._missing = missing
+        self._results = results
         self._large = FairTurns(
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
@@ -284,6 +291,7 @@ class Submitter:
             workflow=workflow,
             params=bound.values,
             merge=_merge_key(owner, workflow, checked, options, bound.drawn),
+            drawn=bound.seeds,
         )
 
     async def _submit(
@@ -296,6 +304,7 @@ class Submitter:
         workflow: Workflow | None = None,
         params: Mapping[str, Any] | None = None,
         merge: MergeKey | None = None,
+        drawn: frozenset[str] = frozenset(),
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
@@ -311,9 +320,11 @@ class Submitter:
         declared = self._inventories.declared()
         # Also what is not to run: an earlier version that gets this job runs it nevertheless.
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
-        assets, others = await self._named_assets(owner, read, declared, chosen=options.uploads, large=large)
+        found, others = await self._named_assets(owner, read, declared, chosen=options.uploads, large=large)
+        assets = {place: asset.id for place, asset in found.items()}
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
-        await self._check_known(read, [one for one in others if one.node_id in runs])
+        others = [one for one in others if one.node_id in runs]
+        await self._check_known(read, others)
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
         try:
@@ -324,7 +335,8 @@ class Submitter:
             ) from error
         # Only what some output reads is ever loaded.
         loads = {node_id: node for node_id, node in read.items() if node_id in runs}
-        models = usable_files(await worked(large, lambda: self._models.of(loads)))
+        loaded = await worked(large, lambda: self._models.of(loads))
+        models = usable_files(loaded)
         workload = workload_of(models, await worked(large, lambda: sampled_pixels(loads)))
         need = await self._memory.need(workload, owner)
         placement = self._inventories.large_enough(placement, need.least)
@@ -339,6 +351,25 @@ class Submitter:
         now = self._clock()
         editor = editor_key(owner, options.prompt.client_id, options.extra_data)
         shown, secrets = split_secrets(options.extra_data)
+        results = None
+        mode = self._results.mode(workflow, options.cache_control)
+        # Not what runs in part, reads files that are no owner's, is secret, or repeats a job on purpose. An
+        # editor has its results on its node.
+        alone = targets or others or secrets or editor or options.retry_of
+        if mode is not CacheMode.OFF and not alone:
+            computed = Computation(
+                graph=checked,
+                runs=loads,
+                files={place: (asset.hash, asset.file_path) for place, asset in found.items()},
+                models=loaded,
+                extra_data=shown,
+                workflow=workflow,
+                params=params or {},
+                drawn=drawn,
+            )
+            results = await worked(
+                large, lambda: self._results.keys(computed, placement, mode, options.cache_control)
+            )
         new = NewJob(
             id=self._new_id(),
             owner=owner,
@@ -375,6 +406,7 @@ class Submitter:
             timeout_s=options.timeout_s,
             weight=self._limits.weights.get(owner, 1.0),
             merge=None if editor else merge,
+            results=results,
         )
         return await self._write(new, options.idempotency)
 
@@ -429,6 +461,10 @@ class Submitter:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             return done
         self._telemetry.submitted(new)
+        if done.job.cached:
+            self._telemetry.ended_without_run(
+                EndedJob(job_id=new.id, status=done.job.status, workflow=new.workflow, total_s=0.0)
+            )
         return done
 
     def _checked(self, workflow: object, targets: Collection[str] = ()) -> tuple[Graph, str]:
@@ -442,13 +478,13 @@ class Submitter:
 
     async def _named_assets(
         self, owner: str, checked: Graph, declared: Declared, *, chosen: Mapping[str, str], large: bool
-    ) -> tuple[dict[Place, str], Sequence[NamedFile]]:
+    ) -> tuple[dict[Place, Asset], Sequence[NamedFile]]:
         """Return the asset for each place, and the named files that are none of the owner's.
 
         Places are those of ``core/ASSET`` objects, and inputs that name files. ``chosen`` has assets by place
         that go before others of the same name.
         """
-        found: dict[Place, str] = {}
+        found: dict[Place, Asset] = {}
         for reference in await worked(large, lambda: graph.asset_references(checked)):
             asset = await self._assets.get(reference.asset_id)
             if asset is None or asset.owner != owner:
@@ -462,21 +498,20 @@ class Submitter:
                         "id": reference.asset_id[:80],
                     },
                 )
-            found[reference.place] = asset.id
-        by_name: dict[tuple[Folder, str], str | None] = {}
+            found[reference.place] = asset
+        by_name: dict[tuple[Folder, str], Asset | None] = {}
         others = []
         for named in await worked(large, lambda: file_check.named_files(checked, declared)):
             earlier = chosen.get(graph.place_name(named.place))
             asset = await self._assets.get(earlier) if earlier else None
             if asset is not None and asset.owner == owner:
-                found[named.place] = asset.id
+                found[named.place] = asset
                 continue
             key = named.folder, named.name
             if key not in by_name:
-                asset = await self._client_files.find(owner, *key)
-                by_name[key] = asset.id if asset else None
-            if (asset_id := by_name[key]) is not None:
-                found[named.place] = asset_id
+                by_name[key] = await self._client_files.find(owner, *key)
+            if (named_asset := by_name[key]) is not None:
+                found[named.place] = named_asset
             else:
                 others.append(named)
         return found, others

@@ -36,7 +36,7 @@ NEEDS_S = 30 * 86400
 _STEP_BYTES = 256 * 1024
 _FLAGS = ("remote", "multiselect", "fillable")
 _LIMITS = ("minimum", "maximum")
-_CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack")
+_CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack", "api_node")
 
 
 class RedisInventories:

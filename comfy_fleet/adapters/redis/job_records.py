@@ -40,6 +40,8 @@ HANDLER = "comfy_fleet.run_prompt"
 MAX_REASON = 300
 """Characters of an error's message that a job keeps for each attempt."""
 UNREADABLE_JOB = JobError(code="internal_error", message="the job's record can't be read")
+FOLLOWS = "the result of an equal job, which waits or runs already"
+"""What a job waits for that follows another one."""
 _MOST_KNOWN = 1000
 _LAST = 1e11
 """Times are Unix seconds before the year 5000; later ones can't be written as a date."""
@@ -71,6 +73,7 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         "metadata": orjson.dumps(dict(new.metadata) if isinstance(new.metadata, Mapping) else new.metadata),
         "params": orjson.dumps(dict(new.params)),
         "uploads": orjson.dumps(dict(new.uploads)),
+        **({"results": " ".join(new.results.kept)} if new.results else {}),
     }
     if new.workflow:
         fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
@@ -122,6 +125,15 @@ def _merge_fields(merge: MergeKey | None) -> dict[str, str | bytes]:
 def merging(new: NewJob) -> dict[str, str | float] | None:
     """Return how a job may be merged, for submit.lua; None if it is not."""
     return {"key": new.merge.text, "window_s": new.merge.window_s} if new.merge else None
+
+
+def wanted_result(new: NewJob) -> dict[str, Any] | None:
+    """Return for submit.lua whose result a job may get; None: it needs its own."""
+    results = new.results
+    if results is None or not results.wanted:
+        return None
+    wanted = {"key": results.wanted, "versions": results.versions, "any_seed": results.any_seed}
+    return wanted if results.max_age_s is None else {**wanted, "max_age_s": results.max_age_s}
 
 
 def model_set(new: NewJob) -> dict[str, str] | None:
@@ -371,7 +383,8 @@ def load_job(
         output_count=len(outputs or {}) if output_count is None else output_count,
         error=from_fields(JobError, orjson.loads(record["error"])) if record.get("error") else None,
         seq=int(record.get("seq", 0)),
-        waiting_for=text("waits"),
+        waiting_for=text("waits") or (FOLLOWS if record.get("follows") and not status.terminal else None),
+        follows=bool(record.get("follows")),
         has_secret=record.get("has_secret") == b"1",
         has_extra_data=record.get("has_extra") == b"1",
         rerun_nodes=frozenset((text("bust") or "").split("\n")) - {""},
@@ -395,4 +408,5 @@ def load_job(
         memory=int(record.get("memory", 0)),
         workload=load_workload(record["workload"]) if "workload" in record else None,
         batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,
+        cached=bool(record.get("cached")),
     )

@@ -50,7 +50,7 @@ _BRIEF = (
     *("cancel", "progress", "seq", "waits", "traceparent"),
     *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
     *("excerpt", "retry_of", "kept", "removed"),
-    *("tier", "finish_by", "timeout_s", "memory"),
+    *("tier", "finish_by", "timeout_s", "memory", "cached", "follows"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -112,6 +112,9 @@ class RedisJobStore:
             able=list(new.able[:ABLE]) or None,
             weight=new.weight,
             merge=job_records.merging(new),
+            wanted=job_records.wanted_result(new),
+            kept=list(new.results.kept) if new.results else None,
+            timeout_s=new.timeout_s,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -133,7 +136,11 @@ class RedisJobStore:
         if outcome == b"ok":
             job = _fresh(new, created_at=float(answer[1]), number=float(answer[3]))
             return Submitted(job=job, position=int(answer[2]) or None)
-        job_id = new.id if outcome == b"again" else answer[1].decode()
+        if outcome == b"shared":
+            record, outputs = (dict(zip(part[::2], part[1::2], strict=True)) for part in answer[1:])
+            if (shared := self.shown(new.id, record, outputs)) is not None:
+                return Submitted(job=shared)
+        job_id = answer[1].decode() if outcome in (b"used", b"replay") else new.id
         if outcome == b"used":
             raise key_reused(job_id)
         made = await self.get(job_id)

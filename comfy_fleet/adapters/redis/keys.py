@@ -92,6 +92,15 @@ class Keyspace:
     idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
     replay = _Each("replay:SCOPE:HASH")  # string: FINGERPRINT NUL BODY, the answer to a request, for 24 h
     replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that request, at most a minute
+    # string: JOB whose outputs equal jobs get, when it was computed, ComfyUI's VERSION, and how its files are
+    #         named, as JSON
+    result = _Each("result:OWNER:HASH")
+    # equal jobs that share one run: FLIGHT is the job that began it
+    flight_of = _Each("flight:of:OWNER:HASH")  # string, for a day: the newest job of this key and placement
+    flight = _Each("flight:FLIGHT")  # string: its leader, the job that waits and runs for all
+    flight_jobs = _Each("flight:FLIGHT:jobs")  # zset: ID of a job that follows -> since when
+    flights = _One("flights")  # zset: FLIGHT with followers -> when it was looked after last
+    flights_tended = _One("flights:tended")  # string: somebody looked after some of them a moment ago
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
     sched_set = _Each("sched:set:KEY")  # string: files that a job loads, [[FOLDER/NAME, bytes] ...] as JSON
     sched_memory = _Each("sched:memory:FAMILY")  # hash: fits, fails ([[bytes, pixels, until], ...]), of "*"
@@ -139,7 +148,9 @@ class Keyspace:
     runs = _One("runs")  # zset: RUN -> when its lease ends
     run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat,
     #                       staged (the FILEs that its graph reads), merged (MODE), parts (how many runs
-    #                       are one prompt; only the first has the node's lease)
+    #                       are one prompt; only the first has the node's lease); if it was
+    #                       handed over: folder (the job that its files on the node are named after),
+    #                       served (JOBs before)
     run_shown = _Each("run:RUN:shown")  # hash: NODE -> when its queue last held the run, and the HOST:PORT
     lease = _Each("lease:NODE")  # string: the run that occupies the node
     ready_leases = _One("ready:leases")  # hash: NODE -> RUN AT DISPATCHER: an idle node's lease, held ready

@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -35,34 +36,50 @@ class RedisModelSizes:
         if digest is None:
             return None
         try:
-            folders = None
+            folders, changed = None, dict[str, float]()
             if digest.decode() != known:
-                packed = await self._redis.hget(self._keys.model_sizes, "content")
+                packed, times = await self._redis.hmget(self._keys.model_sizes, "content", "changed")
                 folders = await asyncio.to_thread(_unpacked, packed)
-            return StoredSizes(folders=folders, digest=digest.decode(), of=of.decode(), at=float(at))
+                if times is not None:
+                    changed = await asyncio.to_thread(_times, times)
+            return StoredSizes(
+                folders=folders, changed=changed, digest=digest.decode(), of=of.decode(), at=float(at)
+            )
         except (*UNREADABLE, zlib.error) as error:
             self._complaints.about("sizes of model files", digest.decode(errors="replace"), error)
             return None
 
-    async def save(self, folders: Folders, *, of: str, at: float) -> str:
+    async def save(
+        self, folders: Folders, *, of: str, at: float, changed: Mapping[str, float] | None = None
+    ) -> str:
         """See :meth:`comfy_fleet.ports.nodes.SizeStore.save`."""
-        digest, packed = await asyncio.to_thread(_packed, folders)
-        fields = {"content": packed, "digest": digest, "of": of, "at": repr(at)}
+        digest, packed, times = await asyncio.to_thread(_packed, folders, changed or {})
+        fields = {"content": packed, "changed": times, "digest": digest, "of": of, "at": repr(at)}
         await self._redis.hset(self._keys.model_sizes, mapping=fields)
         return digest
 
 
-def _packed(folders: Folders) -> tuple[str, bytes]:
-    text = orjson.dumps({name: dict(files) for name, files in folders.items()}, option=orjson.OPT_SORT_KEYS)
-    return blake3(text).hexdigest()[:32], zlib.compress(text, 1)
+def _packed(folders: Folders, changed: Mapping[str, float]) -> tuple[str, bytes, bytes]:
+    sizes = orjson.dumps({name: dict(files) for name, files in folders.items()}, option=orjson.OPT_SORT_KEYS)
+    times = orjson.dumps(dict(changed), option=orjson.OPT_SORT_KEYS)
+    digest = blake3(sizes + times if changed else sizes).hexdigest()[:32]
+    return digest, zlib.compress(sizes, 1), zlib.compress(times, 1)
 
 
 def _unpacked(packed: bytes) -> Folders:
+    return {
+        str(folder): {str(name): int(size) for name, size in files.items()}
+        for folder, files in orjson.loads(_text(packed)).items()
+    }
+
+
+def _times(packed: bytes) -> dict[str, float]:
+    return {str(place): float(at) for place, at in orjson.loads(_text(packed)).items()}
+
+
+def _text(packed: bytes) -> bytes:
     unpacking = zlib.decompressobj()
     text = unpacking.decompress(packed, MOST_UNPACKED)
     if not unpacking.eof:
         raise ValueError("it is cut off, or larger than any that was stored")
-    return {
-        str(folder): {str(name): int(size) for name, size in files.items()}
-        for folder, files in orjson.loads(text).items()
-    }
+    return text

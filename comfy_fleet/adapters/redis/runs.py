@@ -115,6 +115,8 @@ class RedisRunStore:
         """Put waiting jobs right, and bring RQ's view of them up to date."""
         with contextlib.suppress(Outdated, StoreRefuses):
             await tend(self._scripts, every_s=every_s)
+            rows = await self._scripts.begin("tend_flights", every_ms=round(every_s * 1000))
+            self._followers(rows)
 
     async def check_schema(self) -> None:
         """Raise Outdated if this process may take no new work."""
@@ -401,7 +403,7 @@ class RedisRunStore:
             reason=job_records.short_reason(error),
             outputs=[_committed(made) for made in outputs] or None,
         )
-        return JobStatus(_check(claim, answer).decode())
+        return JobStatus(self._followers(_check(claim, answer), error).decode())
 
     async def requeue(
         self,
@@ -428,7 +430,17 @@ class RedisRunStore:
             rerun_nodes="\n".join(sorted(claim.job.rerun_nodes | rerun_nodes)),
             reason=job_records.short_reason(reason),
         )
-        return JobStatus(_check(claim, answer).decode())
+        return JobStatus(self._followers(_check(claim, answer), reason).decode())
+
+    def _followers(self, answer: Sequence[Any], error: JobError | None = None) -> Any:
+        """Tell of the followers that ended with a job; return what the script says first."""
+        if isinstance(answer, bytes):  # of a script without followers
+            return answer
+        first, *rows = answer
+        for *row, status in rows:
+            ended = JobStatus(status.decode())
+            self._tell(job_records.ended_job(row, ended, error if ended is JobStatus.FAILED else None))
+        return first
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:
         """Make these leases expire now."""

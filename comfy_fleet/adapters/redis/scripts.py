@@ -50,6 +50,8 @@ _PRELUDE = (
     "assets",
     "outputs",
     "kept",
+    "results",
+    "flights",
     "ends",
     "workflows",
     "userdata",

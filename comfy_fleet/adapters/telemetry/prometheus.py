@@ -82,6 +82,11 @@ class PrometheusTelemetry:
         self._queue_s = cache(histogram("fleet_job_queue_seconds", "From submit to the first run.").labels)
         self._run_s = cache(histogram("fleet_job_run_seconds", "The run that ended the job.").labels)
         self._total_s = cache(histogram("fleet_job_total_seconds", "From submit to the end.").labels)
+        self._shared = cache(
+            counter(
+                "fleet_results_shared_total", "Jobs that got the result of an equal one.", "workflow"
+            ).labels
+        )
         self._refused = cache(
             counter("fleet_leases_refused_total", "Nodes that were not granted.", "reason").labels
         )
@@ -135,6 +140,8 @@ class PrometheusTelemetry:
     def ended_without_run(self, job: EndedJob) -> None:
         """Count a job, and measure its time."""
         labels = self._where[self._workflow[job.workflow or GRAPH], OTHER]  # no node, so no pool
+        if job.status is JobStatus.SUCCEEDED:
+            self._shared(labels[0]).inc()
         self._jobs(str(job.status), *labels).inc()
         self._total_s(*labels).observe(max(0.0, job.total_s))
 

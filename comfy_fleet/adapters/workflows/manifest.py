@@ -25,6 +25,7 @@ from comfy_fleet.domain.graphs.workflow import (
     NO_EFFECT,
     NUMBERS,
     Bypass,
+    CacheMode,
     Choice,
     Effect,
     ManifestRequirements,
@@ -145,6 +146,7 @@ class _Merge(_Table):
 class _Manifest(_Table):
     title: str = ""
     description: str = ""
+    cache: bool | Literal["off", "exact", "any-seed"] = "exact"
     parameters: dict[str, _Parameter] = {}
     requires: _Requires = Field(default_factory=lambda: _Requires.model_validate({}))
     merge: _Merge | None = None
@@ -189,7 +191,15 @@ def resolve(
         parameters=parameters,
         requires=requires,
         merge=merge,
+        cache=_cache_mode(read.cache),
+        vouched=read.cache is True,
     )
+
+
+def _cache_mode(value: bool | str) -> CacheMode:
+    if isinstance(value, bool):
+        return CacheMode.EXACT if value else CacheMode.OFF
+    return CacheMode(value)
 
 
 def _refused(problems: list[str]) -> ConfigError:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.body import graph_limits, json_taken, kind_of, read_json
+from comfy_fleet.api.cache_control import cache_control_in
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
@@ -59,6 +60,7 @@ async def post_prompt(request: Request) -> Response:
         traceparent=traceparent_in(request),
         prompt=fields,
         where=ON_ALL,
+        cache_control=cache_control_in(request),
     )
     taken = await d.prompt_submitter.submit(owner(request), prompt, options)
     d.drafts.ran(owner(request), taken.job.id, options.extra_data)

@@ -41,12 +41,14 @@ class Bound:
         assets: For image and asset parameters, an asset's id or a file name. The caller looks it up and then
             calls :func:`check_file`.
         drawn: Node and input of each seed that was drawn because the caller sent none.
+        seeds: The names of the seeds that were drawn.
     """
 
     graph: Graph
     values: Mapping[str, Any]
     assets: Mapping[str, str]
     drawn: frozenset[tuple[str, str]] = frozenset()
+    seeds: frozenset[str] = frozenset()
 
 
 def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[], int]) -> Bound:
@@ -64,28 +66,7 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
         InvalidParameter: Details carry ``parameter``, ``value`` and ``limit`` of the first problem, and
             ``errors`` with all of them (and each one's ``message``).
     """
-    strange = [name for name in values if not _known(workflow, name)]
-    if len(strange) > MAX_UNKNOWN:  # finding a suggestion for each of them takes time
-        raise InvalidParameter(
-            f"{len(strange)} of the {len(values)} values are not parameters of workflow {workflow.name!r}; "
-            f"it takes {', '.join(parameter.name for parameter in workflow.parameters) or 'none'}",
-            details={"parameter": strange[0][:_SHOWN_NAME], "value": None, "limit": MAX_UNKNOWN},
-        )
-    problems: list[_Problem] = [_unknown(workflow, name, values[name]) for name in strange]
-    used: dict[str, Any] = {}
-    for parameter in workflow.parameters:
-        try:
-            value = _value(parameter, values.get(parameter.name), draw_seed)
-        except _Problem as problem:
-            problems.append(problem)
-        else:
-            if value is not None:
-                used[parameter.name] = value
-    if problems:
-        raise InvalidParameter(
-            "; ".join(str(problem) for problem in problems[:5]),
-            details={**problems[0].facts, "errors": [{**p.facts, "message": str(p)} for p in problems]},
-        )
+    used, seeds = _used(workflow, values, draw_seed)
     effects = [
         _effect(parameter, used[parameter.name])
         for parameter in workflow.parameters
@@ -123,7 +104,7 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
         if target.form is TargetForm.VALUE
     }
     drawn -= {(target.node_id, target.input) for effect in effects for target, _ in effect.set}
-    return Bound(graph=graph, values=used, assets=assets, drawn=frozenset(drawn))
+    return Bound(graph=graph, values=used, assets=assets, drawn=frozenset(drawn), seeds=seeds)
 
 
 def check_value(parameter: Parameter, value: Any) -> Any:
@@ -191,6 +172,41 @@ def _shown(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return f"{'a list' if isinstance(value, list) else 'an object'}"
+
+
+def _used(
+    workflow: Workflow, values: Mapping[str, Any], draw_seed: Callable[[], int]
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the values to use, and the names of the seeds that were drawn. Raises InvalidParameter."""
+    strange = [name for name in values if not _known(workflow, name)]
+    if len(strange) > MAX_UNKNOWN:  # finding a suggestion for each of them takes time
+        raise InvalidParameter(
+            f"{len(strange)} of the {len(values)} values are not parameters of workflow {workflow.name!r}; "
+            f"it takes {', '.join(parameter.name for parameter in workflow.parameters) or 'none'}",
+            details={"parameter": strange[0][:_SHOWN_NAME], "value": None, "limit": MAX_UNKNOWN},
+        )
+    problems: list[_Problem] = [_unknown(workflow, name, values[name]) for name in strange]
+    used: dict[str, Any] = {}
+    drawn: set[str] = set()
+    for parameter in workflow.parameters:
+
+        def drawing(name: str = parameter.name) -> int:
+            drawn.add(name)
+            return draw_seed()
+
+        try:
+            value = _value(parameter, values.get(parameter.name), drawing)
+        except _Problem as problem:
+            problems.append(problem)
+        else:
+            if value is not None:
+                used[parameter.name] = value
+    if problems:
+        raise InvalidParameter(
+            "; ".join(str(problem) for problem in problems[:5]),
+            details={**problems[0].facts, "errors": [{**p.facts, "message": str(p)} for p in problems]},
+        )
+    return used, frozenset(drawn)
 
 
 def _known(workflow: Workflow, name: str) -> bool:

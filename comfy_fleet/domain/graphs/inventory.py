@@ -51,6 +51,7 @@ class ClassInfo(Inputs):
         outputs: The types of its outputs.
         output_node: Whether it runs even if no other node reads it.
         pack: Whether it comes from a node pack, and so may check inputs itself.
+        api_node: Whether it calls a paid service on the internet.
         files: What its inputs name, see :func:`comfy_fleet.domain.graphs.file_access.uses`.
         keeps_graph: It may write the graph into files under names of its own.
         shows_files: It reports files even when it is not an output node, and even from the cache.
@@ -62,6 +63,7 @@ class ClassInfo(Inputs):
     outputs: tuple[str, ...] = ()
     output_node: bool = False
     pack: bool = False
+    api_node: bool = False
     files: Uses = field(default_factory=dict)
     keeps_graph: bool = False
     shows_files: bool = False
@@ -268,6 +270,7 @@ def _class_info(name: str, body: Mapping[str, Any], shared: declared.Share) -> C
         else (),
         output_node=body.get("output_node") is True,
         pack=isinstance(module, str) and module.startswith(_PACKS),
+        api_node=body.get("api_node") is True,
         files=files,
         keeps_graph=file_access.keeps_graph(body, files),
         shows_files=body.get("has_intermediate_output") is True,

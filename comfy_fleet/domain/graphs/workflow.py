@@ -188,6 +188,16 @@ class ManifestRequirements:
     note: str = ""
 
 
+class CacheMode(StrEnum):
+    """When a job may get the result of an earlier run, instead of a run of its own."""
+
+    OFF = "off"
+    EXACT = "exact"
+    """If nothing differs, the seed included: a job whose seed was drawn is always computed."""
+    ANY_SEED = "any-seed"
+    """Also a job whose seed was drawn, from a run with whatever seed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workflow:
     """A stored workflow in one version.
@@ -196,6 +206,8 @@ class Workflow:
         version: Hash of graph and manifest; see :func:`version_of`.
         folder: The folder that it is kept in; empty if it was published.
         merge: How its jobs may be merged; None: not at all.
+        cache: When its jobs may get earlier results.
+        vouched: Whether its author says that equal inputs give equal results, whatever its classes.
     """
 
     name: str
@@ -207,6 +219,8 @@ class Workflow:
     requires: ManifestRequirements = field(default_factory=ManifestRequirements)
     folder: str = ""
     merge: MergeRule | None = None
+    cache: CacheMode = CacheMode.EXACT
+    vouched: bool = False
 
     def parameter(self, name: str) -> Parameter | None:
         """Return a parameter by name."""

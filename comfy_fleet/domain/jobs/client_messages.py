@@ -4,7 +4,7 @@ They have ComfyUI's types and fields. Times are Unix milliseconds, as there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ def status(live: int, *, sid: str | None = None) -> ClientMessage:
 def execution_start(prompt_id: str, at: float) -> ClientMessage:
     """Return the start of a prompt; ``at`` is in Unix seconds."""
     return message("execution_start", {"prompt_id": prompt_id, "timestamp": _ms(at)})
+
+
+def execution_cached(prompt_id: str, nodes: Iterable[str], at: float) -> ClientMessage:
+    """Return which nodes of a graph came from the cache; ``at`` is in Unix seconds."""
+    return message("execution_cached", {"nodes": list(nodes), "prompt_id": prompt_id, "timestamp": _ms(at)})
 
 
 def executing(prompt_id: str, node: str | None, display_node: str | None = None) -> ClientMessage:

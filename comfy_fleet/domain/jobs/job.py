@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from comfy_fleet.domain.jobs.batch_part import BatchPart
 from comfy_fleet.domain.jobs.merge_key import MergeKey
+from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.domain.jobs.workload import Workload
 
 MIN_PRIORITY = -1_000_000
@@ -306,6 +307,7 @@ class NewJob:
         workload: What that follows from; None: it loads no model.
         able: Some nodes that can run it; what they have done since tells where its owner's share begins.
         merge: How it may be merged with other jobs; None: it runs alone.
+        results: Whose result it may get, and who may get its own; None: it shares nothing.
     """
 
     id: str
@@ -343,6 +345,7 @@ class NewJob:
     workload: Workload | None = None
     able: tuple[str, ...] = ()
     merge: MergeKey | None = None
+    results: ResultKeys | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +385,8 @@ class Job:
         memory: How many bytes it probably needs on the card at most; 0: unknown.
         workload: What that follows from; None: it loads no model.
         batch: Which pictures are its own, if it was one of a batch of several jobs.
+        cached: Whether its outputs were not computed for it: it got those of an equal job.
+        follows: Whether it waits, or has waited, for the result of an equal job, and is in no queue.
     """
 
     id: str
@@ -436,6 +441,8 @@ class Job:
     memory: int = 0
     workload: Workload | None = None
     batch: BatchPart | None = None
+    cached: bool = False
+    follows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ def _messages(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
     started = job.started_at or job.created_at
     told = {"prompt_id": job.prompt_id, "timestamp": milliseconds(started)}
     yield "execution_start", told
-    yield "execution_cached", {"nodes": [], **told}
+    yield "execution_cached", {"nodes": list(job.output_nodes) if job.cached else [], **told}
     yield _end(job)
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from comfy_fleet.domain.graphs.inputs import alike, looks_like_file
@@ -21,9 +22,11 @@ MOST_FILES = 50_000
 UNKNOWN_MODEL, UNKNOWN_PART = 2 * GIB, GIB // 5
 """What a file takes of which no size is known: a model that computes, and what goes with one."""
 
+NOTHING_CHANGED: Mapping[str, float] = MappingProxyType({})
 Folders = Mapping[str, Mapping[str, int]]
 """Bytes of files by folder and name, with ``/`` between the parts of a name."""
 
+_LAST = 1e11  # a time that no file has
 _LARGE = frozenset({"checkpoints", "diffusion_models", "diffusers", "unet_gguf"})
 _OTHER = "models"
 """Stands for a folder that nothing tells."""
@@ -50,9 +53,11 @@ class ModelSizes:
 
     Attributes:
         folders: Bytes by folder and file.
+        changed: When a file ``FOLDER/NAME`` was changed last on any node, in Unix seconds.
     """
 
     folders: Folders = field(default_factory=dict)
+    changed: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def _places(self) -> Mapping[str, tuple[str, ...]]:
@@ -91,8 +96,11 @@ class ModelSizes:
             found[place] = assumed(place) if size is None else size
         return tuple(sorted(found.items()))
 
-    def with_news(self, news: Folders) -> "ModelSizes":
-        """Return this with what nodes say now; what only others have said is kept while there is room."""
+    def with_news(self, news: Folders, changed: Mapping[str, float] = NOTHING_CHANGED) -> "ModelSizes":
+        """Return this with what nodes say now; what only others have said is kept while there is room.
+
+        Each node has its own times, and not all are asked each time: of a file, the newest one counts.
+        """
         room = MOST_FILES
         made: dict[str, dict[str, int]] = {}
         for folders in (news, self.folders):
@@ -102,7 +110,13 @@ class ModelSizes:
                     if room > 0 and name not in known:
                         known[name] = size
                         room -= 1
-        return ModelSizes(folders={folder: files for folder, files in made.items() if files})
+        newest = {
+            place: max(changed.get(place, 0.0), self.changed.get(place, 0.0))
+            for folder, files in made.items()
+            for name in files
+            if (place := f"{folder}/{name}") in changed or place in self.changed
+        }
+        return ModelSizes(folders={folder: files for folder, files in made.items() if files}, changed=newest)
 
     def _split(self, name: str) -> tuple[str, str] | None:
         folder, slash, rest = name.partition("/")
@@ -137,6 +151,20 @@ def told_sizes(answer: object) -> dict[str, int]:
             continue
         if isinstance(size, int) and not isinstance(size, bool):
             found.setdefault(alike(name), min(max(0, size), MOST_BYTES))
+    return found
+
+
+def told_changes(answer: object) -> dict[str, float]:
+    """Return from the same answer when files were changed, in Unix seconds by name; as for sizes."""
+    found: dict[str, float] = {}
+    for entry in answer if isinstance(answer, list) else ():
+        if len(found) >= MOST_FILES:
+            break
+        if not isinstance(entry, Mapping):
+            continue
+        name, at = entry.get("name"), entry.get("modified")
+        if isinstance(name, str) and isinstance(at, int | float) and 0 < at < _LAST:
+            found.setdefault(alike(name), float(at))
     return found
 
 

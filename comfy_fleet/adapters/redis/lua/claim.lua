@@ -67,6 +67,8 @@ local function begin_run(id, run, token, part)
   if part then note_merged(id, run, part) end
   local data = rq_start(id, run, args.dispatcher, at)
   publish_status(id, 'running', run, node)
+  local flight = fields(key, 'flight')[1]
+  if flight then flight_status(flight, 'running', node, at) end
   local extra = redis.pcall('GET', job_extra_key(id))
   return { redis.call('HGETALL', key), graph_of(id), data, listeners(id), type(extra) == 'string' and extra or '' }
 end

@@ -4,15 +4,18 @@
 --       (whether anything came from its cache), reused (whether most of it did), reason {code, message}, outputs (that are not
 --       committed yet: see outputs.lua).
 -- ARGV: error as JSON or '', RQ's result, last progress as JSON or '', what its nodes handed over as JSON or ''.
--- Returns the state that the job ended in, or '' if the lease is gone.
+-- Returns {the state that the job ended in, facts for observers about each follower that ended with it ...}, or {} if the lease is gone.
 local run, status = args.run, args.status
-if not owned(run, args.token) then return '' end
+if not owned(run, args.token) then return {} end
 despite_full()
 local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
 local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor', 'run_s', 'estimate')
 if f[1] == '1' then status = 'canceled' end
 local at, counted = now(), status == 'failed'
-for _, made in ipairs(args.outputs or {}) do commit_output(r[1], run, made) end
+for _, made in ipairs(args.outputs or {}) do
+  made.record.job_id = r[1]  -- the run may have been handed over
+  commit_output(r[1], run, made)
+end
 note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
 if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
 sched_left(run, at)
@@ -40,4 +43,5 @@ if args.status == 'succeeded' and redis.call('HEXISTS', nodes_key, r[2]) == 1 th
 end
 local ours = status == args.status
 end_job(r[1], status, ARGV[2], ours and ARGV[3] or '', at, ours and ARGV[4] ~= '' and ARGV[4] or nil)
-return status
+if status == 'succeeded' then keep_result(r[1], at) end
+return { status, unpack(ended_followers) }

@@ -1,10 +1,13 @@
--- Write and enqueue a job; all or nothing.
+-- Write a job and enqueue it, end it with the result of an equal one, or let it follow one that waits or runs; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
 --       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
 --       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
---       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)}.
+--       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)},
+--       wanted (nil: its own result) {key, versions, max_age_s,
+--       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
+--       timeout_s (longest run).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
--- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+-- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
 local STEP_S = 0.001  -- from one rank to the next
 
@@ -22,10 +25,14 @@ if idem then
 end
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return { 'again' } end
-local depth = sched_call('ZCARD', queued_key)
-if depth >= args.depth_limit then return { 'full', tostring(depth) } end
-
 local at = now()
+local earlier = args.wanted and earlier_result(args.owner, args.wanted, at)
+-- Who follows must be able to run where the leader does, and for as long.
+local function flight_hash(result) return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '')) end
+local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
+local depth = sched_call('ZCARD', queued_key)
+if not earlier and not open and depth >= args.depth_limit then return { 'full', tostring(depth) } end
+
 local rank = at - args.priority * args.ageing_s
 local count = redis.call('HINCRBY', numbers_key, args.owner, 1)
 local number = args.number or (args.front and -count or count)
@@ -53,6 +60,8 @@ if args.number or args.front then
   end
 end
 rank = num(rank)
+local other_seed = args.wanted and args.wanted.any_seed and (earlier or open)
+if other_seed then args.graph_hash = other_seed.graph end
 local record = { 'HSET', key, 'owner', args.owner, 'status', 'queued', 'created', num(at), 'graph', args.graph_hash,
   'priority', args.priority, 'placement', args.placement, 'expires_in', args.expires_in_s,
   'expires', num(at + args.expires_in_s), 'attempt', 0, 'cancel', 0, 'assets', args.assets, 'rank', rank, 'number', string.format('%.17g', number) }
@@ -64,7 +73,7 @@ if args.deadline_s then
   local deadline = num(at + args.deadline_s)
   record[#record + 1] = 'deadline'
   record[#record + 1] = deadline
-  redis.call('ZADD', deadlines_key, deadline, id)
+  if not earlier then redis.call('ZADD', deadlines_key, deadline, id) end
 end
 if ARGV[3] ~= '' then
   redis.call('SET', job_secret_key(id), ARGV[3])
@@ -76,7 +85,7 @@ if ARGV[4] ~= '' then
   record[#record + 1] = 'has_extra'
   record[#record + 1] = 1
 end
-if args.merge and merge_add(args.merge.key, id, rank, args.merge.window_s) then
+if args.merge and not earlier and not open and merge_add(args.merge.key, id, rank, args.merge.window_s) then
   record[#record + 1] = 'merge_until'
   record[#record + 1] = num(at + math.min(args.merge.window_s, (args.deadline_s or math.huge) / 2))
 end
@@ -95,6 +104,24 @@ redis.call('ZADD', jobs_key, num(at), id)
 redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
 rq_submit(id, args.rq_data, args.rq_description, at)
+if other_seed then redis.call('HSET', key, 'params', other_seed.params) end
+if open then
+  publish_owner(id, 'queued', nil)
+  join_flight(open, id, at)
+  return { 'shared', redis.call('HGETALL', key), {} }
+end
+if earlier then
+  publish_owner(id, 'queued', nil)
+  local expires = at + args.expires_in_s
+  give_outputs(earlier.shared, earlier.id, id, args.owner, expires, at, false)
+  redis.call('HSET', key, 'started', num(at), 'cached', earlier.id)
+  end_job(id, 'succeeded', '', '', at, earlier.progress or nil)
+  redis.call('HSET', key, 'run', earlier.run or '', 'node', earlier.node or '')  -- who made it; its counts have it already
+  earlier.entry.job = id  -- it stays as long as somebody asks for it
+  redis.call('SET', result_key(args.owner, args.wanted.key), cjson.encode(earlier.entry), 'EX', math.max(1, math.ceil(args.expires_in_s)))
+  return { 'shared', redis.call('HGETALL', key), redis.call('HGETALL', job_outputs_key(id)) }
+end
+for _, result in ipairs(args.kept or {}) do redis.call('SET', flight_of_key(args.owner, flight_hash(result)), id, 'EX', 86400) end
 sched_weigh(args.owner, args.weight)
 enqueue(id, rank, at, args.able or {})
 wake_for(id, args.placement)

@@ -26,8 +26,9 @@ if next_start ~= start then redis.call('SET', queued_checked_key, next_start) en
 local function missing_of(ids)
   local groups, wanted, found = {}, {}, {}
   for _, id in ipairs(ids) do
-    local f = fields(job_key(id), 'status', 'placement', 'owner', 'family', 'deadline')
-    if f[1] == 'queued' and f[2] and f[3] and (tonumber(f[5] or '') or math.huge) > at then
+    local f = fields(job_key(id), 'status', 'placement', 'owner', 'family', 'deadline', 'follows')
+    -- A follower is in no queue.
+    if f[1] == 'queued' and f[2] and f[3] and not f[6] and (tonumber(f[5] or '') or math.huge) > at then
       local F = f[4] or ''
       local name = f[2] .. '\t' .. f[3] .. '\t' .. F
       groups[name] = groups[name] or { C = f[2], O = f[3], F = F, ids = {} }

@@ -15,12 +15,12 @@ local function discard(id, at)
   local key = cleared(job_cleanups_key(id), 'set')
   local last = fields(job_key(id), 'run')[1]  -- whose outputs the job has
   for _, trace in ipairs(redis.call('SMEMBERS', key)) do
-    local node, run = string.match(trace, '^(%S+) (%S+)$')
+    local node, run, folder = string.match(trace, '^(%S+) (%S+) ?(%S*)$')
     local host = redis.call('HGET', node_key(node), 'host')
     if host then
       local cleanup = cleanup_key(host)
       local more = run == last and strays(id) or ''
-      redis.call('ZADD', cleanup, num(at), node .. ' ' .. id .. ' ' .. run .. more)
+      redis.call('ZADD', cleanup, num(at), node .. ' ' .. (folder ~= '' and folder or id) .. ' ' .. run .. more)
       redis.call('ZREMRANGEBYSCORE', cleanup, '-inf', num(at - 604800))  -- of a host that never came back
     end
   end
@@ -43,7 +43,7 @@ end
 -- The one way in which a job becomes final; progress: how far it came, as JSON, if that is new.
 local function end_job(id, status, err, result, at, progress)
   local key = job_key(id)
-  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner')
+  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner', 'flight', 'follows')
   local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
@@ -62,6 +62,7 @@ local function end_job(id, status, err, result, at, progress)
   end
   discard(id, at)
   publish_status(id, status, f[3], f[4], progress)
+  if f[6] then left_flight(id, f[6], f[7], at, end_job) end
 end
 
 -- Facts for observers about a job that ended without the end of a run: {job, workflow, seconds since its submit}.
@@ -97,6 +98,13 @@ local function listeners(id)
   local clients = client_frames_key(f[2] and redis.sha1hex(f[2]) or '', f[1] or '')
   local found = redis.call('PUBSUB', 'NUMSUB', frames_key(id), clients)
   return found[2] + found[4]
+end
+
+-- The job that a run is for, if this token owns it and it was claimed for this job; it may have been handed over since.
+local function job_of_run(run, token, job)
+  local f = fields(run_key(run), 'token', 'job', 'served')
+  if f[1] ~= token then return nil end
+  if f[2] == job or string.find(' ' .. (f[3] or '') .. ' ', ' ' .. job .. ' ', 1, true) then return f[2] end
 end
 
 -- Whether this token still owns the run; a writer that does not must touch nothing.

@@ -58,7 +58,8 @@ local function drop_run(run, id, node)
   redis.call('ZREM', runs_key, run)  -- first: what is taken away may be written in a full Redis, and all that follows
   sched_left(run, now())
   if node and redis.call('HGET', node_key(node), 'cleans') == '1' then
-    redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run)
+    local folder = fields(run_key(run), 'folder')[1]  -- of another job, if it was handed over
+    redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run .. (folder and ' ' .. folder or ''))
   end
   if node and redis.call('GET', lease_key(node)) == run then
     redis.call('DEL', lease_key(node))

@@ -47,7 +47,7 @@ local function start_gathers(start, f)
 end
 
 local function start_allowed(start, id, f, placement)
-  if f.status ~= 'queued' then
+  if f.status ~= 'queued' or f.follows then
     dequeue(id, placement)  -- a leftover: whatever ended the job has moved on
     return false
   end
@@ -71,7 +71,7 @@ local function look_for(node, at, card, results)
   for _, name in ipairs(args.unawaited or {}) do start.unawaited[name] = true end
   return { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
     able = args.able, unable = args.unable, speed = args.speed, ram = args.ram, patience = args.patience_s, at = at,
-    fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created', 'merge', 'merge_most', 'merge_until' },
+    fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created', 'merge', 'merge_most', 'merge_until', 'follows' },
     may = function(id, f, placement)
       if asked[id] == nil then asked[id] = start_allowed(start, id, f, placement) end  -- a look may come to a job more than once
       return asked[id]

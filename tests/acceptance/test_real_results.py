@@ -1,0 +1,101 @@
+"""Equal jobs on a real ComfyUI: a shared result beside one that ComfyUI has in its own cache."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import orjson
+import pytest
+
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.wire import ends
+from tests.comfyui_server import ComfyServer
+from tests.integration.native.socket_kit import Client, client_of
+from tests.integration.sharing_kit import NOISE
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
+
+BATCH = 25
+
+
+@pytest.fixture(scope="module")
+def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A fleet whose only node is a real ComfyUI, and which has a stored workflow."""
+    folder = tmp_path_factory.mktemp("results")
+    made = folder / "workflows" / "noise"
+    made.mkdir(parents=True)
+    (made / "workflow.json").write_bytes(orjson.dumps(NOISE))
+    env = {"FLEET_WORKFLOWS": str(folder / "workflows")}
+    fleet = start_fleet(folder / "data", "--node", f"real={comfyui_server.url}", env=env)
+    yield fleet
+    stop_fleet(fleet)
+
+
+def submit(up: Up, seed: int, **headers: str) -> dict[str, Any]:
+    answer = httpx.post(
+        f"{up.url}/api/v1/workflows/noise/jobs", json={"params": {"seed": seed}}, headers=headers, timeout=30
+    )
+    assert answer.status_code == 201, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def contents(job: dict[str, Any]) -> list[bytes]:
+    return [httpx.get(output["url"], timeout=30).content for output in job["outputs"]]
+
+
+def prompts_of(server: ComfyServer) -> int:
+    """How many prompts the node has run."""
+    return len(httpx.get(f"{server.url}/history", params={"max_items": 10_000}).json())
+
+
+def test_a_shared_result_is_what_the_run_made(up: Up, comfyui_server: ComfyServer) -> None:
+    before = prompts_of(comfyui_server)
+    one = ends(up, submit(up, 1))
+    two = submit(up, 1)
+    assert (one["status"], one["cached"]) == ("succeeded", False)
+    assert (two["status"], two["cached"]) == ("succeeded", True)
+    assert prompts_of(comfyui_server) == before + 1
+    assert contents(one) == contents(two)
+    computed = ends(up, submit(up, 1, **{"Cache-Control": "no-cache"}))
+    assert not computed["cached"]
+    assert contents(one)[0] == contents(computed)[0], "a run makes the same file, with its metadata"
+
+
+def test_many_equal_jobs_are_one_prompt(up: Up, comfyui_server: ComfyServer) -> None:
+    before = prompts_of(comfyui_server)
+    jobs = [ends(up, job) for job in [submit(up, 2) for _ in range(BATCH)]]
+    assert {job["status"] for job in jobs} == {"succeeded"}
+    assert prompts_of(comfyui_server) == before + 1
+    assert len({output["id"] for job in jobs for output in job["outputs"]}) == 2 * BATCH
+    assert len({output["hash"] for job in jobs for output in job["outputs"]}) <= 2
+
+
+@pytest.fixture
+async def client(up: Up) -> AsyncIterator[Client]:
+    async with client_of(up.url, uuid4().hex) as one:
+        yield one
+
+
+async def test_a_websocket_is_told_what_a_comfyui_tells_that_has_all_of_it(
+    up: Up, comfyui_server: ComfyServer, client: Client
+) -> None:
+    graph = {key: one for key, one in NOISE.items() if key != "3"}  # a saved file is always another one
+    async with client_of(comfyui_server.url, uuid4().hex) as direct:
+        theirs = await _last_of_two(direct, graph)
+    client.http.headers["Cache-Control"] = "max-age=600"
+    prompt = await _last_of_two(client, graph)
+    assert client.of(prompt) == direct.of(theirs)
+    entry = (await client.http.get(f"/history/{prompt}")).json()[prompt]
+    assert set(entry["outputs"]) == {"4"}
+    job = (await client.http.get(f"/api/v1/jobs/{prompt}")).json()
+    assert job["cached"]
+
+
+async def _last_of_two(client: Client, graph: dict[str, Any]) -> str:
+    """Post a graph twice, and return the second prompt when it has ended."""
+    await client.ended(await client.post(graph))
+    prompt = await client.post(graph)
+    await client.ended(prompt)
+    return prompt
