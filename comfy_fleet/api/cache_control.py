@@ -6,7 +6,6 @@ from starlette.requests import Request
 
 from comfy_fleet.services.result_cache import CacheControl
 
-_DIRECTIVE = re.compile(r'\s*([A-Za-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
 _LONGEST_S = 10**9
 
 
@@ -19,14 +18,13 @@ def cache_control_in(request: Request) -> CacheControl:
     max_age_s: float | None = None
     keep = True
     for text in ",".join(request.headers.getlist("cache-control")).split(","):
-        found = _DIRECTIVE.fullmatch(text)
-        name = found[1].lower() if found else ""
+        name, _, value = (part.strip() for part in text.lower().partition("="))
         if name == "no-store":
             keep = False
         elif name == "no-cache":
             max_age_s = 0.0
-        elif name == "max-age" and found:
-            told = found[2] or ""
+        elif name == "max-age":
+            told = value.removeprefix('"').removesuffix('"').strip()
             age_s = float(min(int(told), _LONGEST_S)) if re.fullmatch("[0-9]{1,20}", told) else 0.0
             max_age_s = age_s if max_age_s is None else min(max_age_s, age_s)
     return CacheControl(max_age_s=max_age_s, keep=keep)

@@ -13,9 +13,10 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, OwnerEvent
+from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.ports.runs import Claim, StoredOutput
-from tests.integration.redis_kit import BROKEN, add_nodes, output, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
 
 KEYS = Keyspace()
 ALIKE = ResultKeys(wanted="k", kept=("k",), versions=("",))
@@ -194,3 +195,56 @@ async def test_a_run_that_was_handed_over_leaves_its_files_where_they_were(store
     await stores.jobs.request_cancel(first.id)
     await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
     assert await stores.redis.zrange(KEYS.cleanup("h"), 0, -1) == [f"g1 {first.id} {got.run}".encode()]
+
+
+async def test_who_takes_over_anothers_seed_keeps_its_result_as_that_seeds(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+
+    def drawn(seed: int) -> dict[str, Any]:
+        keys = ResultKeys(wanted="any", kept=(f"seed-{seed}", "any"), versions=("",), any_seed=True)
+        merge = MergeKey(text="batch:x", most=4, window_s=0.0, seed=seed, count=1)
+        return {"results": keys, "params": {"seed": seed}, "merge": merge}
+
+    first, second = await submit(stores, **drawn(1)), await submit(stores, **drawn(2))
+    assert second.params == {"seed": 1}
+    await stores.jobs.request_cancel(first.id)
+    got = await claim(stores)
+    assert (got.job.id, got.job.params) == (second.id, {"seed": 1})
+    assert await stores.redis.hget(KEYS.job(second.id), "merge_batch") == b"1 1"
+    await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+    kept = [await stores.redis.exists(KEYS.result("local", key)) for key in ("seed-1", "seed-2", "any")]
+    assert kept == [1, 0, 1], "nobody who sends the seed 2 gets a picture of the seed 1"
+
+
+async def commands(stores: Stores) -> int:
+    """Return how many commands Redis has carried out, those of scripts included."""
+    stats = await stores.redis.info("commandstats")
+    return sum(facts["calls"] for facts in stats.values())
+
+
+async def test_a_leader_leaves_at_the_same_cost_however_many_follow(stores: Stores) -> None:
+    cost = []
+    for count in (10, 100):
+        keys = ResultKeys(wanted=f"k{count}", kept=(f"k{count}",), versions=("",))
+        jobs = [await submit(stores, results=keys) for _ in range(count)]
+        before = await commands(stores)
+        await stores.jobs.request_cancel(jobs[0].id)
+        cost.append(await commands(stores) - before)
+        last = await stores.jobs.get(jobs[-1].id)
+        assert last is not None
+        assert last.status is JobStatus.QUEUED
+    assert cost[1] <= cost[0] + 10
+
+
+async def test_one_call_gives_followers_so_many_outputs_and_no_more(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    jobs = [await submit(stores, results=ALIKE) for _ in range(21)]
+    got = await claim(stores)
+    for index in range(100):
+        await commit(stores, got, index)
+    await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+    states = Counter(job.status for job in await stores.jobs.load([one.id for one in jobs]) if job)
+    assert 1 < states[JobStatus.SUCCEEDED] <= 4
+    await stores.runs.tend(every_s=60)
+    ended = [job for job in await stores.jobs.load([one.id for one in jobs]) if job]
+    assert {(job.status, len(job.outputs)) for job in ended} == {(JobStatus.SUCCEEDED, 100)}

@@ -15,7 +15,7 @@ from comfy_fleet.adapters.redis.asset_record import asset_fields, dump_asset, lo
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
-from comfy_fleet.adapters.redis.upkeep import tend
+from comfy_fleet.adapters.redis.upkeep import tend, tend_flights
 from comfy_fleet.domain.errors import LeaseLost, Outdated, StoreRefuses
 from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.asset import Asset
@@ -115,8 +115,8 @@ class RedisRunStore:
         """Put waiting jobs right, and bring RQ's view of them up to date."""
         with contextlib.suppress(Outdated, StoreRefuses):
             await tend(self._scripts, every_s=every_s)
-            rows = await self._scripts.begin("tend_flights", every_ms=round(every_s * 1000))
-            self._followers(rows)
+            async for rows in tend_flights(self._scripts, every_s=every_s):
+                self._followers(rows)
 
     async def check_schema(self) -> None:
         """Raise Outdated if this process may take no new work."""

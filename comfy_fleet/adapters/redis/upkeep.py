@@ -6,6 +6,8 @@ looked at in rounds. Redis does nothing else while a script runs, so each call l
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from comfy_fleet.adapters.redis.scripts import Scripts
 
@@ -34,3 +36,20 @@ async def tend(scripts: Scripts, *, every_s: float) -> None:
         if spent_s >= limits[found]:
             return
         await asyncio.sleep(took_s)  # others want something, too
+
+
+async def tend_flights(scripts: Scripts, *, every_s: float) -> AsyncIterator[Sequence[Any]]:
+    """Look after equal jobs that share a run, as :func:`tend` does; go on while some of them end.
+
+    Yields:
+        What each call of the script has answered.
+    """
+    goes_on = False
+    while True:
+        asked = time.monotonic()
+        rows = await scripts.begin("tend_flights", every_ms=round(every_s * 1000), goes_on=goes_on)
+        yield rows
+        if len(rows) == 1:
+            return
+        goes_on = True
+        await asyncio.sleep(time.monotonic() - asked)  # others want something, too

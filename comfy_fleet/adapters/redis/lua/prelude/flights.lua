@@ -2,7 +2,8 @@
 -- runs like any job, the others follow: they are in no queue.
 
 local MOST_FOLLOWERS = 250
-local SETTLED_AT_ONCE = 100  -- followers that one call ends: takes some milliseconds
+local SETTLED_AT_ONCE = 300  -- followers that one call ends, and outputs that it gives them: about ten milliseconds
+local settled = 0  -- so many of them were in this call
 
 -- Followers that this call has ended: {id, workflow, seconds since the submit, status}, facts for observers.
 local ended_followers = {}
@@ -53,16 +54,16 @@ local function best_rank(id, other)
   return better
 end
 
--- The flight in which a new job could take part: {flight, leader, its state, node, graph, params}, or nil.
+-- The flight in which a new job could take part: {flight, leader, its state, node, graph}, or nil.
 local function open_flight(owner, hash)
   local began = redis.call('GET', flight_of_key(owner, hash))
   if not began then return nil end
   local flight = fields(job_key(began), 'flight')[1] or began
   local leader = redis.call('GET', flight_key(flight)) or began
-  local f = fields(job_key(leader), 'status', 'owner', 'node', 'graph', 'params', 'cancel')
-  if (f[1] ~= 'queued' and f[1] ~= 'running') or f[2] ~= owner or f[6] == '1' then return nil end
+  local f = fields(job_key(leader), 'status', 'owner', 'node', 'graph', 'cancel')
+  if (f[1] ~= 'queued' and f[1] ~= 'running') or f[2] ~= owner or f[5] == '1' then return nil end
   if redis.call('ZCARD', flight_jobs_key(flight)) >= MOST_FOLLOWERS then return nil end
-  return { flight = flight, leader = leader, status = f[1], node = f[3], graph = f[4], params = f[5] }
+  return { flight = flight, leader = leader, status = f[1], node = f[3], graph = f[4] }
 end
 
 -- A new job, whose record is complete and says queued, follows a leader.
@@ -85,7 +86,7 @@ local function end_flight(flight)
   redis.call('ZREM', flights_key, flight)
 end
 
--- The first follower that is to be the leader from now on, or nil; it is taken from the others.
+-- The first follower that is to be the leader from now on, and its state, or nil; it is taken from the others.
 local function next_leader(flight, before)
   while true do
     local id = redis.call('ZRANGE', flight_jobs_key(flight), 0, 0)[1]
@@ -100,17 +101,19 @@ local function next_leader(flight, before)
         if f[i] then redis.call('HSET', job_key(id), name, f[i]) end
       end
       best_rank(id, before)
-      return id
+      return id, status
     end
   end
 end
 
 -- The leader is over without a result that all could have: a follower waits in its place.
 local function promote_follower(flight, before, at)
-  local id = next_leader(flight, before)
+  local id, status = next_leader(flight, before)
   if not id then return end_flight(flight) end
-  flight_status(flight, 'queued', nil, at)
-  follow_status(id, 'queued', nil, at)
+  if status ~= 'queued' then  -- else the others wait, too: a queue of followers may be emptied one by one
+    flight_status(flight, 'queued', nil, at)
+    follow_status(id, 'queued', nil, at)
+  end
   local f = fields(job_key(id), 'placement', 'rank')
   enqueue(id, f[2], at, {})
   wake_for(id, f[1])
@@ -157,7 +160,10 @@ local function settle_flight(flight, at, end_job)
   local shared = f[1] == 'succeeded' and not f[3] and not f[8] and shared_outputs(leader, f[5])
   local failed = f[1] == 'failed' and f[4] and decoded(f[4]).code ~= 'internal_error'
   if not shared and not failed then return promote_follower(flight, leader, at) end
-  for _, id in ipairs(redis.call('ZRANGE', flight_jobs_key(flight), 0, SETTLED_AT_ONCE - 1)) do
+  local each = 1 + (shared and #shared.outputs or 0)
+  for _, id in ipairs(redis.call('ZRANGE', flight_jobs_key(flight), 0, math.floor(SETTLED_AT_ONCE / each))) do
+    if settled > 0 and settled + each > SETTLED_AT_ONCE then return end
+    settled = settled + each
     local key = job_key(id)
     local j = fields(key, 'status', 'owner', 'expires_in', 'workflow', 'created')
     if j[1] == 'queued' or j[1] == 'running' then
@@ -191,6 +197,7 @@ end
 -- Look after flights whose leaders earlier versions have moved or ended, and after followers that were too many for one call.
 local function tend_flights(most, at, end_job)
   for _, flight in ipairs(redis.call('ZRANGE', cleared(flights_key, 'zset'), 0, most - 1)) do
+    if settled >= SETTLED_AT_ONCE then return end
     redis.call('ZADD', flights_key, 'XX', num(at), flight)
     if redis.call('EXISTS', flight_jobs_key(flight)) == 0 then end_flight(flight) else settle_flight(flight, at, end_job) end
   end

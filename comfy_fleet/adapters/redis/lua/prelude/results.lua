@@ -173,8 +173,8 @@ local function earlier_result(owner, wanted, at)
   local able = false
   for _, version in ipairs(wanted.versions) do able = able or version == entry.version end
   if not able then return nil end
-  local f = fields(job_key(entry.job), 'status', 'owner', 'removed', 'progress', 'run', 'node', 'graph', 'params')
+  local f = fields(job_key(entry.job), 'status', 'owner', 'removed', 'progress', 'run', 'node', 'graph')
   if f[1] ~= 'succeeded' or f[2] ~= owner or f[3] then return nil end
   local shared = shared_outputs(entry.job, entry.naming)
-  return shared and #shared.outputs > 0 and { id = entry.job, entry = entry, shared = shared, progress = f[4], run = f[5], node = f[6], graph = f[7], params = f[8] }
+  return shared and #shared.outputs > 0 and { id = entry.job, entry = entry, shared = shared, progress = f[4], run = f[5], node = f[6], graph = f[7] }
 end
