@@ -63,6 +63,9 @@ class Lease(Protocol):
     def frames(self) -> AsyncIterator[Frame | Binary]:
         """Yield frames in order; ends when the websocket does, for whatever reason."""
 
+    async def answers(self, within_s: float) -> bool:
+        """Return whether the node answers a ping in time."""
+
     def release(self) -> None:
         """Give the slot back at once; safe to call again."""
 

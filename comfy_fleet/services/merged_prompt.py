@@ -354,6 +354,10 @@ class PromptMember(_NodeAsSeen):
             self._room.set()
             yield frame
 
+    async def answers(self, within_s: float) -> bool:
+        """Return whether the node answers a ping in time."""
+        return await self._prompt.lease.answers(within_s)
+
     def release(self) -> None:
         """Give the node back, if it is the first one's; the others never had it."""
         if self.first:

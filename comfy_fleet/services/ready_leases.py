@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 BEAT_S = 0.4  # a holder that is silent for 1.1 s loses its leases
 SOON_S = 0.005  # after a run has left its node: what the client waits for goes first
 ASK_S = 0.25
+ANSWER_S = 0.25  # a node that does not answer a ping for so long would not have been granted now
+VAIN_S = 2.0  # other dispatchers hold the nodes that are left; a change of either is noticed at once
 GIVEN_S = 0.03  # how long a slot may take to become free, as a rule
 MOST_COUNTED = 256  # of more nodes, so many are looked at: nobody holds more than a few
 
@@ -69,6 +71,8 @@ class ReadyLeases:
         self._dropped: dict[str, str] = {}  # given back, and not told yet
         self._freed: set[str] = set()
         self._part = 0
+        self._vain: tuple[int, frozenset[str]] = (0, frozenset())
+        self._vain_until = float("-inf")
         self._given_until = float("-inf")
         self._over = asyncio.Event()
         self._look = asyncio.Event()
@@ -87,9 +91,32 @@ class ReadyLeases:
             reader.cancel()
         return held
 
+    async def use(self, node: str) -> Held | None:
+        """Return a node's lease, which is the caller's from now on; None if it is not held, or can't be used.
+
+        A prompt that is posted to a frozen node is waited for. HAProxy's grant shows that a node answers, but
+        this one was granted long ago.
+        """
+        held = self.take(node)
+        if held is None:
+            return None
+        try:
+            answers = await held[0].answers(ANSWER_S)
+        except BaseException:
+            self.drop(held)
+            raise
+        if answers:
+            return held
+        logger.info("ready lease given back", extra={"node": node, "reason": "its node does not answer"})
+        self.drop(held)
+        return None
+
     def put_back(self, held: Held) -> None:
         """Hold a lease on that was taken and not used."""
-        self._keep(held)
+        if self._over.is_set():
+            self.drop(held)
+        else:
+            self._keep(held)
 
     @property
     def given_back(self) -> bool:
@@ -151,7 +178,12 @@ class ReadyLeases:
         self._part = min(self._most, -(-len(idle) // max(1, holders)))
         here = [node for node in idle if node in self._held]
         self.give_up(here[self._part :])  # another dispatcher has come
+        known, clock = (holders, frozenset(idle)), asyncio.get_running_loop().time
+        if known == self._vain and clock() < self._vain_until:
+            return
         await self._hold(idle)
+        if len(self._held) < self._part:
+            self._vain, self._vain_until = known, clock() + VAIN_S
 
     async def _hold(self, idle: Iterable[str]) -> None:
         """Ask for idle nodes, as far as this dispatcher's part goes."""

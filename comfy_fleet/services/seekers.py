@@ -266,8 +266,10 @@ class Seekers:
         try:
             await self._directory.learn([placement])
             more, ready = True, self.ready
-            while more and (held := ready.take(node or self._asker.suited(placement, ready.nodes))):
-                more, node = await self._claim(*held, placement, seekers=0, ready=True), ""
+            while more and (held_ready := node or self._asker.suited(placement, ready.nodes)) in ready.nodes:
+                if held := await ready.use(held_ready):
+                    more = await self._claim(*held, placement, seekers=0, ready=True)
+                node = ""
             if more and not node:
                 ready.give_up(self._directory.able(placement))
             if more:

@@ -40,6 +40,9 @@ class FakeLease:
             yield frame
         await self.over.wait()
 
+    async def answers(self, within_s: float) -> bool:
+        return not self.over.is_set()
+
     def release(self) -> None:
         if not self.released:
             self._on_release(self.node)

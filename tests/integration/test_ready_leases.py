@@ -115,6 +115,13 @@ async def test_whoever_haproxy_gives_the_node_goes_first(stores: Stores) -> None
     assert await records(stores) == {}
 
 
+async def test_no_record_of_a_dead_holder_outlives_the_next_run(stores: Stores) -> None:
+    await a_ready_node(stores)
+    await submit(stores)
+    await stores.runs.left(await claim(stores), [])  # who comes next has a tunnel of its own
+    assert await records(stores) == {}
+
+
 async def test_what_expires_is_given_up_once_and_only_as_it_was(stores: Stores) -> None:
     await a_ready_node(stores)
     assert await stores.ready_leases.expired() == {}
@@ -176,6 +183,14 @@ async def test_a_drained_node_loses_its_lease(redis_port: int) -> None:
         await until(lambda: not dispatcher.snapshot().ready, what="no lease outlives its node")
         await holds(dispatcher, "g2")
         assert (await fleet.ended((await fleet.submit(picture(9))).id)).node == "g2"
+
+
+async def test_a_frozen_node_gets_no_job_although_its_lease_is_held(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", ready_leases=16) as fleet:
+        await holds(fleet.dispatchers[0].dispatcher, "g1", "g2")
+        fleet.sims["g1"].freeze()
+        jobs = [await fleet.submit(picture(color)) for color in range(4)]
+        assert {(await fleet.ended(job.id)).node for job in jobs} == {"g2"}
 
 
 async def test_nothing_starts_where_foreign_memory_appears(

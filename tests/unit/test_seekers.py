@@ -17,7 +17,9 @@ from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.nodes.node import Node, Reading
 from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import NoLease
+from comfy_fleet.ports.ready_leases import ReadyBeat
 from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim
+from comfy_fleet.services import ready_leases
 from comfy_fleet.services.claimer import Claimer
 from comfy_fleet.services.node_asker import BETTER_GAPS_S, MAX_PREFERRED, UNAVAILABLE_S
 from comfy_fleet.services.node_directory import NodeDirectory
@@ -981,3 +983,43 @@ async def test_a_better_node_on_which_nothing_was_worth_it_is_not_asked_for_agai
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
     assert world.claims[0].node == "slow"
+
+
+async def test_a_lease_that_comes_back_after_the_end_is_not_held() -> None:
+    world = World("g1")
+    lease = await world.leases.lease(run="r1", pool="default")
+    assert not isinstance(lease, NoLease)
+    world.ready.stop()
+    world.ready.put_back((lease, "r1"))  # its claim found no job
+    assert lease.released
+
+
+async def test_nodes_that_others_hold_are_not_asked_for_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ready_leases, "BEAT_S", 0.002)
+    world, beats = World("g1"), count()
+
+    class Held(NoneReady):
+        async def beat(self, *_: object) -> ReadyBeat:
+            next(beats)
+            return ReadyBeat(holders=2, lost=frozenset())
+
+    world.leases.free.clear()
+    await world.directory.look()
+    ready = ReadyLeases(
+        Held(), world.directory, world.runs, world.leases, name="d1", most=16, new_id=world.new_id
+    )
+    ready.may = lambda node: True
+    keeping = asyncio.create_task(ready.keep())
+    await until(lambda: next(beats) > 40, what="it has looked many times")
+    assert len(world.leases.asked) == 1
+    world.registry.put("g1", verdict="down")
+    await world.directory.look()
+    await until(lambda: next(beats) > 80, what="it has seen that")
+    world.registry.put("g1", verdict="up")
+    world.leases.free.append("g1")
+    await world.directory.look()
+    await until(lambda: list(ready.nodes) == ["g1"], what="it holds the node once that is idle anew")
+    ready.stop()
+    await keeping

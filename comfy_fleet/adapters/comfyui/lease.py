@@ -27,6 +27,7 @@ from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.ports.comfyui import NoLease
+from comfy_fleet.timeouts import Timeout
 
 MAX_NODES = 64  # HAProxy ignores further names
 MAX_FRAME_BYTES = 32 * MIB
@@ -262,6 +263,14 @@ class WebsocketLease:
     async def _read(self, text: bytearray) -> Frame | None:
         """Decode a text frame. Raises NodeFault."""
         return frame_of(await decoded(text, self._limits, what="a websocket frame"), raw=text)
+
+    async def answers(self, within_s: float) -> bool:
+        """Return whether the node answers a ping in time."""
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with Timeout(within_s):
+                await (await self._connection.ping())
+                return True
+        return False
 
     def release(self) -> None:
         """Give the slot back at once; safe to call again.

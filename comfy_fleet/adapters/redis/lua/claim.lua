@@ -39,7 +39,7 @@ local best = choice.id
 local key = job_key(best)
 unqueue(best)
 redis.call('SET', lease_key(node), run)
-if args.ready then redis.call('HDEL', ready_leases_key, node) end
+redis.pcall('HDEL', ready_leases_key, node)  -- also of a holder that is gone: this run's tunnel is not to be cut in its place
 -- Those that run with it: each has a run of its own, with which it is charged its part of the time.
 local f = fields(key, 'editor', 'merge', 'merge_most', 'merge_batch', 'set')
 local most = math.min((tonumber(f[3] or '') or 1) - 1, #(args.runs or {}))
