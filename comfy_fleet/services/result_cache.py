@@ -107,12 +107,15 @@ class ResultCache:
     def keys(
         self, job: Computation, placement: Placement, mode: CacheMode, cache_control: CacheControl
     ) -> ResultKeys | None:
-        """Return a job's keys; None if its result may differ from run to run."""
+        """Return a job's keys; None if its result may differ from run to run, or with a model file that no
+        node tells anything of."""
         vouched = job.workflow is not None and job.workflow.vouched
         if not is_repeatable(job.runs, self._nodes.inventories, vouched=vouched):
             return None
         files = {place: f"{hash_} {extension_of(name)}" for place, (hash_, name) in job.files.items()}
         models = self._models.identities(job.models)
+        if not vouched and not all(changed for _, _, changed in models):
+            return None  # another file may have taken this one's name: sizes of models of a kind are equal
         seeds = seeds_of(job.workflow) if job.workflow else frozenset()
         any_seed = ""
         if mode is CacheMode.ANY_SEED and seeds and job.workflow:
