@@ -67,6 +67,14 @@ async def test_a_stream_begins_with_one_look_if_nothing_has_changed(stores: Stor
     assert now.job.status is JobStatus.RUNNING and now.job.run == run.run
 
 
+async def test_a_stream_begins_whatever_somebody_has_put_in_the_place_of_the_queue(stores: Stores) -> None:
+    job = await submit(stores)
+    client: Any = stores.redis
+    await client.set("fleet:queued", "mine")  # upkeep puts it right
+    await client.rpush(f"fleet:job:{job.id}:preview", "mine")
+    assert await stores.jobs.snapshot(job) == JobSnapshot(job=job, position=None)
+
+
 async def test_one_entry_of_the_history_takes_one_look(stores: Stores, trips: list[str]) -> None:
     job_id = await ended(stores, ui='{"2": {"text": [NaN]}}', prompt=PromptFields(prompt_id="mine"))
     await stores.prompts.ended_prompt("local", "other", or_job_id=False)  # now Redis has the script

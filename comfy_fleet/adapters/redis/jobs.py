@@ -372,7 +372,8 @@ class RedisJobStore:
             pipe.hmget(self._keys.job(job.id), "status", "seq")
             pipe.get(self._keys.job_preview(job.id))
             pipe.zrank(self._keys.queued, job.id)
-            (status, seq), preview, place = await pipe.execute()
+            head, preview, place = await pipe.read()
+        status, seq = head or (None, None)
         # Each change that is told has a number.
         if status != job.status.encode() or (seq or b"0") != str(job.seq).encode():
             found = await self.get(job.id)
