@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, OwnerEvent
+from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, OwnerEvent, Placement
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.ports.runs import Claim, StoredOutput
@@ -202,15 +203,13 @@ async def test_who_takes_over_anothers_seed_keeps_its_result_as_that_seeds(store
 
     def drawn(seed: int) -> dict[str, Any]:
         keys = ResultKeys(wanted="any", kept=(f"seed-{seed}", "any"), versions=("",), any_seed=True)
-        merge = MergeKey(text="batch:x", most=4, window_s=0.0, seed=seed, count=1)
-        return {"results": keys, "params": {"seed": seed}, "merge": merge}
+        return {"results": keys, "params": {"seed": seed}}
 
     first, second = await submit(stores, **drawn(1)), await submit(stores, **drawn(2))
     assert second.params == {"seed": 1}
     await stores.jobs.request_cancel(first.id)
     got = await claim(stores)
     assert (got.job.id, got.job.params) == (second.id, {"seed": 1})
-    assert await stores.redis.hget(KEYS.job(second.id), "merge_batch") == b"1 1"
     await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
     kept = [await stores.redis.exists(KEYS.result("local", key)) for key in ("seed-1", "seed-2", "any")]
     assert kept == [1, 0, 1], "nobody who sends the seed 2 gets a picture of the seed 1"
@@ -248,3 +247,45 @@ async def test_one_call_gives_followers_so_many_outputs_and_no_more(stores: Stor
     await stores.runs.tend(every_s=60)
     ended = [job for job in await stores.jobs.load([one.id for one in jobs]) if job]
     assert {(job.status, len(job.outputs)) for job in ended} == {(JobStatus.SUCCEEDED, 100)}
+
+
+async def claim_several(stores: Stores, node: str) -> list[str]:
+    """Start the next jobs on a node, as one prompt if they can be merged; return their ids."""
+    got = await stores.runs.claim(
+        node=node,
+        placements=[Placement()],
+        run=str(uuid4()),
+        token="t",
+        dispatcher="d1",
+        ttl_s=60,
+        runs=[str(uuid4()) for _ in range(3)],
+    )
+    assert isinstance(got, Claim)
+    return [got.job.id, *(one.job.id for one in got.others)]
+
+
+async def test_who_has_followers_runs_in_no_batch(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2", "g3")
+    fields: dict[str, Any] = {
+        "merge": MergeKey(text="batch:x", most=4, window_s=0.0, seed=1, count=1),
+        "results": ALIKE,
+    }
+    jobs = [await submit(stores, **fields) for _ in range(2)]
+    others = [await submit(stores, merge=fields["merge"]) for _ in range(2)]
+    assert await claim_several(stores, "g1") == [jobs[0].id]
+    assert await claim_several(stores, "g2") == [one.id for one in others]
+    await stores.jobs.request_cancel(jobs[0].id)
+    heir = await stores.jobs.get(jobs[1].id)
+    assert heir is not None
+    assert heir.status is JobStatus.RUNNING, "the run is its own now, as no batch's could be"
+
+
+async def test_nobody_follows_a_job_that_runs_in_a_batch(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    merge = MergeKey(text="batch:x", most=4, window_s=0.0, seed=1, count=1)
+    for results in (ALIKE, replace(ALIKE, wanted="j", kept=("j",))):
+        await submit(stores, merge=merge, results=results)
+    assert len(await claim_several(stores, "g1")) == 2
+    late = await submit(stores, results=ALIKE)
+    assert late.status is JobStatus.QUEUED
+    assert [one.count for one in await stores.runs.waiting()] == [1]

@@ -103,7 +103,8 @@ def merged(graphs: Sequence[Graph]) -> MergedGraph:
     """Return graphs as branches of one: nodes that are equal in all, and read equal ones, are there once.
 
     Equal nodes have the same id, class and inputs. That is what ComfyUI's own cache goes by, so nothing is
-    shared that two prompts in turn would not share.
+    shared that two prompts in turn would not share, but for a class that asks to run anew each time
+    (``IS_CHANGED``).
 
     Args:
         graphs: As each would be posted alone.

@@ -105,11 +105,9 @@ redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
 rq_submit(id, args.rq_data, args.rq_description, at)
 if other_seed then
-  -- What it would compute is what the other one would: so are the keys of its result, and how it is merged.
-  local names = { 'params', 'results', 'merge', 'merge_most', 'merge_batch' }
-  for i, value in ipairs(redis.call('HMGET', job_key(other_seed.leader or other_seed.id), unpack(names))) do
-    if value then redis.call('HSET', key, names[i], value) else redis.call('HDEL', key, names[i]) end
-  end
+  -- What it would compute is what the other one would: so are the keys of its result.
+  local f = fields(job_key(other_seed.leader or other_seed.id), 'params', 'results')
+  redis.call('HSET', key, 'params', f[1] or '{}', 'results', f[2] or '')
 end
 if open then
   publish_owner(id, 'queued', nil)

@@ -60,8 +60,9 @@ local function open_flight(owner, hash)
   if not began then return nil end
   local flight = fields(job_key(began), 'flight')[1] or began
   local leader = redis.call('GET', flight_key(flight)) or began
-  local f = fields(job_key(leader), 'status', 'owner', 'node', 'graph', 'cancel')
+  local f = fields(job_key(leader), 'status', 'owner', 'node', 'graph', 'cancel', 'batch')
   if (f[1] ~= 'queued' and f[1] ~= 'running') or f[2] ~= owner or f[5] == '1' then return nil end
+  if f[1] == 'running' and f[6] then return nil end  -- what it makes depends on the others of its batch
   if redis.call('ZCARD', flight_jobs_key(flight)) >= MOST_FOLLOWERS then return nil end
   return { flight = flight, leader = leader, status = f[1], node = f[3], graph = f[4] }
 end
@@ -74,6 +75,7 @@ local function join_flight(found, id, at)
   redis.call('HSET', job_key(id), 'flight', flight, 'follows', 1)
   redis.call('ZADD', flight_jobs_key(flight), num(at), id)
   redis.call('ZADD', flights_key, 'NX', num(at), flight)
+  for _, each in ipairs({ leader, id }) do merge_no_batch(each) end  -- its result is for all that follow, now or later
   if found.status == 'running' then return follow_status(id, 'running', found.node or '', at) end
   if best_rank(leader, id) then
     redis.call('ZADD', queued_key, fields(job_key(leader), 'rank')[1], leader)

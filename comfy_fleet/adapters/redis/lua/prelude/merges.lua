@@ -39,3 +39,9 @@ end
 local function merge_no_more(id)
   redis.call('HDEL', job_key(id), 'merge', 'merge_most', 'merge_until', 'merge_batch', 'batch')
 end
+
+-- A job runs in no batch, as others are to have its result.
+local function merge_no_batch(id)
+  local f = fields(job_key(id), 'merge', 'status')
+  if f[2] == 'queued' and f[1] and string.sub(f[1], 1, 6) == 'batch:' then merge_no_more(id) end
+end
