@@ -132,6 +132,19 @@ async def test_what_expires_is_given_up_once_and_only_as_it_was(stores: Stores) 
     assert await stores.ready_leases.give_up({"g1": "r1"}) == frozenset()
 
 
+@pytest.mark.parametrize("damaged", ["a b c", "garbage", ""])
+async def test_a_damaged_record_is_given_up_and_stops_nothing(stores: Stores, damaged: str) -> None:
+    await a_ready_node(stores)
+    await stores.redis.hset(stores.redis.keyspace.ready_leases, "g1", damaged)
+    assert (await stores.ready_leases.beat("d1", {"g1": "r1"}, {}, {})).lost == {"g1"}
+    assert not (await stores.ready_leases.beat("d1", {}, {"g1": "r2"}, {})).lost
+    await stores.redis.hset(stores.redis.keyspace.ready_leases, "g1", damaged)
+    expired = await stores.ready_leases.expired()
+    assert set(expired) == {"g1"}
+    assert await stores.ready_leases.give_up(expired) == {"g1"}
+    assert await records(stores) == {}
+
+
 # ---- a fleet -----------------------------------------------------------------------------------------------
 
 

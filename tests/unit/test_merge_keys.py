@@ -18,6 +18,13 @@ def test_nothing_is_merged_unless_the_manifest_says_so() -> None:
     assert resolve("w", sampled(), SEED).merge is None
 
 
+@pytest.mark.parametrize("value", ["any", "EXACT", "", "true", 1, 0.0, [], {}])
+def test_a_wrong_cache_says_what_there_is(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("w", sampled(), {**SEED, "cache": value})
+    assert caught.value.details == {"problems": ["cache: must be 'off', 'exact', 'any-seed', true or false"]}
+
+
 def test_what_a_manifest_leaves_out_has_a_default() -> None:
     made = resolve("w", sampled(), {**SEED, "merge": {"mode": "batch"}})
     assert made.merge == MergeRule(mode=MergeMode.BATCH, most=4, window_s=2.0)
@@ -34,6 +41,8 @@ def test_what_a_manifest_leaves_out_has_a_default() -> None:
         (sampled(), {"mode": "exact", "most": 1}, SEED, "merge.most"),
         (sampled(), {"mode": "exact", "window_s": 11}, SEED, "merge.window_s"),
         (sampled(), {"mode": "exact", "window_s": -1}, SEED, "merge.window_s"),
+        (sampled(), {"mode": "exact", "window_s": True}, SEED, "merge.window_s"),
+        (sampled(), {"mode": "exact", "window_s": "2"}, SEED, "merge.window_s"),
         (sampled(), {"mode": "exact", "wait": 1}, SEED, "merge.wait: is unknown"),
         (sampled(), {"mode": "batch"}, {}, "merge.mode: 'batch' needs .* 'seed' for input 'seed' of node 4"),
         (picture(1), {"mode": "batch"}, {}, r"merge.mode: .*: node 1 \(EmptyImage\)"),

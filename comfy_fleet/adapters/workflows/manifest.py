@@ -140,16 +140,23 @@ class _Requires(_Table):
 class _Merge(_Table):
     mode: Literal["exact", "batch"]
     most: int = Field(MOST_MEMBERS, ge=2, le=MOST_MEMBERS)
-    window_s: float = Field(2.0, ge=0, le=MOST_WINDOW_S, strict=False)
+    window_s: float = Field(2.0, ge=0, le=MOST_WINDOW_S)
 
 
 class _Manifest(_Table):
     title: str = ""
     description: str = ""
-    cache: bool | Literal["off", "exact", "any-seed"] = "exact"
+    cache: bool | str = "exact"
     parameters: dict[str, _Parameter] = {}
     requires: _Requires = Field(default_factory=lambda: _Requires.model_validate({}))
     merge: _Merge | None = None
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _cache_known(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value not in tuple(CacheMode):
+            raise ValueError("must be 'off', 'exact', 'any-seed', true or false")
+        return CacheMode.OFF if value is False else value
 
 
 def resolve_content(name: str, content: WorkflowContent) -> Workflow:
@@ -191,15 +198,9 @@ def resolve(
         parameters=parameters,
         requires=requires,
         merge=merge,
-        cache=_cache_mode(read.cache),
+        cache=CacheMode(read.cache) if isinstance(read.cache, str) else CacheMode.EXACT,
         vouched=read.cache is True,
     )
-
-
-def _cache_mode(value: bool | str) -> CacheMode:
-    if isinstance(value, bool):
-        return CacheMode.EXACT if value else CacheMode.OFF
-    return CacheMode(value)
 
 
 def _refused(problems: list[str]) -> ConfigError:

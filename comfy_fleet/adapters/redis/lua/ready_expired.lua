@@ -10,7 +10,7 @@ for i = 1, #leases, 2 do
   if redis.call('EXISTS', lease_key(node)) == 1 then
     redis.call('HDEL', ready_leases_key, node)  -- HAProxy had forgotten it, and has given the node to a run
   elseif not run or age > READY_S or not may_be_ready(node) then
-    if not args.cut or args.cut[node] == run then
+    if not args.cut or args.cut[node] == (run or '') then
       found[#found + 1] = node
       found[#found + 1] = run or ''
       if args.cut then redis.call('HDEL', ready_leases_key, node) end

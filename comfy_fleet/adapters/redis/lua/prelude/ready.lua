@@ -5,7 +5,7 @@ local READY_S = 1.1  -- a holder that has not beaten for so long loses them
 -- The run that a node's lease is held ready for, how long ago its holder has said so, and the holder; nil if there is none.
 local function ready_lease(node, at)
   local run, said, holder = string.match(fields(ready_leases_key, node)[1] or '', '^(%S+) (%S+) (.*)$')
-  if run then return run, at - tonumber(said), holder end
+  if run then return run, at - (tonumber(said) or -math.huge), holder end
 end
 
 -- Whether a node may be held ready: the controller watches, HAProxy gives leases on it, and no run has it.
