@@ -222,7 +222,12 @@ def whole_seconds(job: Job, end: EndEstimate | None) -> int | None:
 
 
 def _end_of_run(underway: Underway, progress: float | None, errors: Calibration) -> EndEstimate:
-    whole_s = underway.whole_s(progress)
-    if progress:  # how far it is says more than how others fared that were not done by now
-        return errors.applied(max(0.0, whole_s - underway.since_s))
-    return errors.applied(whole_s, since_s=underway.since_s)
+    usual = errors.applied(underway.run_s, since_s=underway.since_s)
+    if not progress:
+        return usual
+    paced = errors.applied(max(0.0, underway.whole_s(progress) - underway.since_s))
+    if not underway.own_kind or underway.since_s >= underway.run_s:
+        return paced
+    # Progress counts a graph's nodes, and cheap ones mostly come first: it is no reason to promise an end
+    # that such jobs don't reach.
+    return EndEstimate(p50_s=max(usual.p50_s, paced.p50_s), p90_s=max(usual.p90_s, paced.p90_s))

@@ -120,9 +120,20 @@ async def test_a_run_is_judged_by_its_time_and_its_progress() -> None:
     world.store.runs["j"] = Underway(since_s=4.0, run_s=10.0)
     assert await world.p50(RUNNING) == pytest.approx(6.0)
     half = replace(RUNNING, progress=Progress(value=0.5, nodes_done=1, nodes_total=2))
+    assert await world.p50(half) == pytest.approx(6.0)  # progress alone would say 4.5
+    world.store.runs["j"] = Underway(since_s=4.0, run_s=10.0, own_kind=False)
     assert await world.p50(half) == pytest.approx(4.5)
+    world.store.runs["j"] = Underway(since_s=12.0, run_s=10.0)
+    assert await world.p50(half) == pytest.approx(8.5)  # later than usual: progress says more
     world.store.runs["j"] = Underway(since_s=25.0, run_s=10.0)
     assert await world.p50(RUNNING) == 25.0  # later than any before
+
+
+async def test_cheap_nodes_that_come_first_promise_no_early_end() -> None:
+    world = World()
+    world.store.runs["j"] = Underway(since_s=0.1, run_s=10.0)
+    most_nodes = replace(RUNNING, progress=Progress(value=12 / 13, nodes_done=12, nodes_total=13))
+    assert await world.p50(most_nodes) == pytest.approx(9.9)
 
 
 async def test_an_end_is_near_only_by_jobs_of_its_kind() -> None:
