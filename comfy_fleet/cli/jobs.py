@@ -125,6 +125,8 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "memory": _memory(record),
                 "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
                 "parameters": _words(record.get("params") or {}),
+                "picture": _batch(record.get("batch")),
+                "result": "that of an equal job" if record.get("cached") else None,
                 "node": f"{node} {SIMULATED}" if node and record.get("simulated") else node,
                 "failed attempts": record.get("attempt") or None,
                 "progress": _progress(progress) if record["status"] == "running" else None,
@@ -330,6 +332,15 @@ def _memory(record: dict[str, Any]) -> str | None:
     needs, above = record.get("memory_bytes"), record.get("card_above_bytes")
     words = [f"about {gib(needs)}"] if needs else []
     return ", ".join([*words, f"on cards above {gib(above)}"] if above else words) or None
+
+
+def _batch(batch: dict[str, Any] | None) -> str | None:
+    """Return which pictures of a merged prompt are a job's, and from which seed they come."""
+    if not batch:
+        return None
+    first, last = batch["batch_index"], batch["batch_index"] + batch["count"] - 1
+    which = f"number {first}" if first == last else f"numbers {first} to {last}"
+    return f"{which}, from 0, of a batch of {batch['batch_size']} with seed {batch['seed']}"
 
 
 def _words(pairs_: dict[str, Any]) -> str:

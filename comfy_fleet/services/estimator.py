@@ -103,7 +103,8 @@ class Estimator:
         if end_s is None:
             return Outlook(waits=waits)
         kind = kind_of(end_s, waits.standing.run_s / nodes.speed_of(waits.standing))
-        await self._note(job.id, kind, end_s)
+        if not job.follows:  # its leader's end is what estimates learn from
+            await self._note(job.id, kind, end_s)
         return Outlook(waits=waits, end=fleet.errors[kind].applied(end_s))
 
     async def whole_seconds(self, job: Job) -> int | None:

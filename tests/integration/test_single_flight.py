@@ -61,6 +61,25 @@ async def test_more_than_one_call_can_end_are_ended_in_turn(
         assert sum(end["cached"] for end in ends) == 269
 
 
+async def test_a_follower_ends_when_its_leader_is_estimated_to(
+    redis_port: int, redis: Any, tmp_path: Path
+) -> None:
+    sim: dict[str, Any] = {"timing": SimTiming(job_s=1.5)}
+    async with sharing(redis_port, tmp_path, "g1", sim=sim) as world:
+        await world.done(await world.submit(headers={"Cache-Control": "no-store"}))
+        before = await world.submit(params={"seed": 6})
+        leader, follower = await world.submit(), await world.submit()
+        shown = [await world.job(job) for job in (leader, follower)]
+        assert [job["status"] for job in shown] == ["queued", "queued"]
+        assert all(job["estimate"]["p50_s"] > 1.5 for job in shown), "the one before it is waited for"
+        await world.done(before)
+        await _runs(world, leader)
+        shown = [await world.job(job) for job in (leader, follower)]
+        assert [job["status"] for job in shown] == ["running", "running"]
+        assert all(job["estimate"] for job in shown)
+        await world.done(follower)
+
+
 async def test_a_follower_is_in_its_leaders_state(redis_port: int, redis: Any, tmp_path: Path) -> None:
     async with sharing(redis_port, tmp_path, "g1", sim=SLOW, dispatch=False) as world:
         first, second = await world.submit(), await world.submit()
@@ -71,6 +90,7 @@ async def test_a_follower_is_in_its_leaders_state(redis_port: int, redis: Any, t
         await _runs(world, first)
         shown = await world.job(second)
         assert (shown["status"], shown["node"]) == ("running", "g1")
+        assert shown["waiting_for"] is None
         assert shown["started_at"] is not None
         third = await world.submit()
         assert third["status"] == "running", "who comes later is at once where the others are"

@@ -335,3 +335,15 @@ def test_a_list_on_a_terminal_takes_one_line_for_each_job(
         assert max(map(cell_len, lines)) <= columns, text
         assert lines[3].endswith("xx…")
         assert ("qwen_image_kids…" in text) == (columns == 80)
+
+
+def test_a_shared_result_and_the_place_in_a_batch_are_shown(canned: Canned) -> None:
+    batch = {"seed": 7, "batch_index": 2, "count": 1, "batch_size": 4}
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "batch": batch})
+    shown = run(canned, "job", "show", JOB).stdout
+    assert "number 2, from 0, of a batch of 4 with seed 7" in shown and "equal job" not in shown
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "batch": {**batch, "count": 2, "batch_size": 8}})
+    assert "numbers 2 to 3, from 0, of a batch of 8" in run(canned, "job", "show", JOB).stdout
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "cached": True})
+    shown = run(canned, "job", "show", JOB).stdout
+    assert "that of an equal job" in shown and "batch" not in shown

@@ -40,7 +40,7 @@ HANDLER = "comfy_fleet.run_prompt"
 MAX_REASON = 300
 """Characters of an error's message that a job keeps for each attempt."""
 UNREADABLE_JOB = JobError(code="internal_error", message="the job's record can't be read")
-FOLLOWS = "the result of an equal job, which waits or runs already"
+FOLLOWS = "the result of an equal job, which waits already"
 """What a job waits for that follows another one."""
 _MOST_KNOWN = 1000
 _LAST = 1e11
@@ -383,7 +383,8 @@ def load_job(
         output_count=len(outputs or {}) if output_count is None else output_count,
         error=from_fields(JobError, orjson.loads(record["error"])) if record.get("error") else None,
         seq=int(record.get("seq", 0)),
-        waiting_for=text("waits") or (FOLLOWS if record.get("follows") and not status.terminal else None),
+        waiting_for=text("waits")
+        or (FOLLOWS if record.get("follows") and status is JobStatus.QUEUED else None),
         follows=bool(record.get("follows")),
         has_secret=record.get("has_secret") == b"1",
         has_extra_data=record.get("has_extra") == b"1",

@@ -1,7 +1,7 @@
--- How far a job's run is in time.  args: job.
+-- How far a job's run is in time, or its leader's.  args: job.
 -- Returns {seconds since its start, seconds that it probably takes from there, 1 if jobs of its kind taught that, else 0}, or {} if
 -- it does not run, or nothing is known of how long jobs take; zeros if it has just ended.
-local f = fields(job_key(args.job), 'status', 'run', 'run_s', 'profile')
+local f = fields(job_key(led_by(args.job)), 'status', 'run', 'run_s', 'profile')
 if not f[1] or f[1] == 'queued' or not f[2] then return {} end
 if f[1] ~= 'running' and f[1] ~= 'canceling' then return { '0', '0', 1 } end
 local had = sched_of_run(f[2])

@@ -88,6 +88,12 @@ local function end_flight(flight)
   redis.call('ZREM', flights_key, flight)
 end
 
+-- The job that waits and runs for a job: its leader, or itself.
+local function led_by(id)
+  local f = fields(job_key(id), 'follows', 'flight')
+  return f[1] and f[2] and redis.call('GET', flight_key(f[2])) or id
+end
+
 -- The first follower that is to be the leader from now on, and its state, or nil; it is taken from the others.
 local function next_leader(flight, before)
   while true do
