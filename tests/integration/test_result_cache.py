@@ -213,3 +213,23 @@ async def test_a_retry_computes_anew(redis_port: int, redis: Any, tmp_path: Path
         two = await world.done(again.json())
         assert not two["cached"]
         assert world.runs == 2
+
+
+async def test_equal_bytes_in_two_folders_have_records_by_their_own_names(
+    redis_port: int, redis: Any, tmp_path: Path
+) -> None:
+    below = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "below/pic"}}
+    graph = {**NOISE, "5": below}
+    async with sharing(redis_port, tmp_path, "g1", graph=graph) as world:
+        one = await world.done(await world.submit())
+        assert len({output["id"] for output in one["outputs"]}) == 2, "two are pic_00001_.png"
+        alone = {name: node for name, node in graph.items() if name in "125"}
+        answer = await world.client.post("/prompt", json={"prompt": alone})
+        await world.done({"id": answer.json()["prompt_id"]})
+        two = await world.submit()
+        assert two["cached"]
+        names = {output["node_id"]: output["name"] for output in two["outputs"]}
+        assert (names["3"], names["5"]) == ("pic_00002_.png", "pic_00003_.png")
+        for output in two["outputs"]:
+            record = (await world.client.get(f"/api/v2/assets/{output['id']}")).json()
+            assert record["file_path"] == output["name"]

@@ -112,9 +112,10 @@ local function shared_outputs(id, naming)
   return found
 end
 
--- An id for a record of a job's own over another record's bytes: the same one at each try.
-local function derived_id(id, asset)
-  local hex = redis.sha1hex(id .. ' ' .. asset)
+-- An id for a record of a job's own over another record's bytes: the same one at each try.  One record may be two outputs', if
+-- they have one name in two folders; under two names they need two.
+local function derived_id(id, asset, name)
+  local hex = redis.sha1hex(id .. ' ' .. asset .. ' ' .. name)
   return string.sub(hex, 1, 8) .. '-' .. string.sub(hex, 9, 12) .. '-' .. string.sub(hex, 13, 16) .. '-'
     .. string.sub(hex, 17, 20) .. '-' .. string.sub(hex, 21, 32)
 end
@@ -135,7 +136,7 @@ local function give_outputs(shared, from, id, owner, expires, at, tell)
       output.subfolder, output.name = string.match(path, '^%a+/(.-)/?([^/]+)$')
       r.file_path = output.name
     end
-    r.id, r.job_id, r.created_at, r.expires_at = derived_id(id, each.asset.id), id, num(at), num(expires)
+    r.id, r.job_id, r.created_at, r.expires_at = derived_id(id, each.asset.id, r.file_path), id, num(at), num(expires)
     r.renews, r.kept_from = nil, nil
     add_asset(r)
     output.asset_id = r.id
