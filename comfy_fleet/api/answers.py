@@ -139,7 +139,11 @@ class JobFields(TypedDict):
     metadata: Annotated[dict[str, str] | str | None, ANYTHING, Field(description="As it was sent.")]
     priority: int
     tier: Annotated[
-        str, Field(description="Of one owner's jobs, `editor` goes before `single`, that before `batch`.")
+        str,
+        Field(
+            description="Of one owner's jobs, `editor` goes before `single`, that before `batch`. "
+            "`warming`: it only warms a node, after everybody's jobs."
+        ),
     ]
     start_by: Annotated[Time | None, Field(description="If it has not started by then, it expires.")]
     timeout_s: Annotated[float | None, Field(description="Longest time of one run in seconds, as sent.")]

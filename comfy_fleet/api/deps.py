@@ -50,6 +50,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
+from comfy_fleet.services.warming import Warming
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 from comfy_fleet.turns import FairTurns
@@ -104,6 +105,7 @@ class ApiDeps:
         models: Their model files together.
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
+        warming: Warms nodes.
         drafts: Makes drafts of what editors save and run.
         publishing: Checks and publishes them.
         probes: Parts that ``/ready`` asks, by name.
@@ -144,6 +146,7 @@ class ApiDeps:
     publisher: WorkflowPublisher
     submitter: Submitter
     retrying: Retrying
+    warming: Warming
     sealer: Sealer
     estimator: Estimator
     replays: Replays

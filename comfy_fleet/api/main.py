@@ -78,6 +78,7 @@ from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.unrun_saves import why_no_draft
 from comfy_fleet.services.user_files import UserFiles
+from comfy_fleet.services.warming import Warming
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 
@@ -205,6 +206,13 @@ def build(
             needs=inventories,
             draw_seed=_draw_seed,
             clock=time.time,
+        ),
+        warming=Warming(
+            submitter=submitter,
+            jobs=stores.jobs,
+            nodes=stores.nodes,
+            able=inventories,
+            catalog=catalog,
         ),
         sealer=sealer,
         estimator=estimator,

@@ -15,6 +15,7 @@ from comfy_fleet.domain.graphs.inputs import alike, looks_like_file
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL, MAX_PRIORITY, MIN_PRIORITY
 from comfy_fleet.domain.nodes.eligibility import model_folder
 from comfy_fleet.domain.schedule.model_set import ModelSet
+from comfy_fleet.domain.schedule.waiting_job import TIER_NAMES, WARMING
 from comfy_fleet.planning.trace import (
     DEFAULT_OWNER,
     MAX_FILE_NAME,
@@ -79,9 +80,12 @@ class History:
         self._rows: list[_Row] = []
 
     def add(self, job: Mapping[str, Any], graph: Any) -> None:
-        """Note a job with its graph in API format; one that never ran and was not canceled says nothing."""
+        """Note a job with its graph in API format.
+
+        One that never ran and was not canceled says nothing; one that only warmed a node is nobody's work.
+        """
         submitted = _time(job.get("created_at"))
-        if submitted is None:
+        if submitted is None or job.get("tier") == TIER_NAMES[WARMING]:
             return
         started, ended = _time(job.get("started_at")), _time(job.get("completed_at"))
         canceled = ended if job.get("status") == "canceled" else None

@@ -60,6 +60,9 @@ class NodeRegistry(Protocol):
         An unmodified ComfyUI does not report which models are in its memory; these may be.
         """
 
+    async def cards(self, names: Sequence[str]) -> Mapping[str, frozenset[str]]:
+        """Return the model files, as ``FOLDER/NAME``, that are taken to be on nodes' cards, by node."""
+
     async def release(self, name: str) -> Sequence[str]:
         """Have a node's jobs given back to the queue; return the runs concerned.
 

@@ -30,6 +30,7 @@ from comfy_fleet.domain.graphs.pictures.submitted import SubmittedGraph
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
+from comfy_fleet.domain.schedule.waiting_job import WARMING
 from comfy_fleet.ports.assets import AssetStore, Content
 from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
@@ -158,7 +159,9 @@ class Collector:
         return len(self._tasks)
 
     def add(self, items: Iterable[OutputItem]) -> None:
-        """Start to collect the outputs that were not started yet."""
+        """Start to collect the outputs that were not started yet; nobody wants those of a run that warms."""
+        if self._claim.job.tier == WARMING:
+            return
         new = {item.id: item for item in items if item.id not in self._items}
         if len(self._items) + len(new) > self._limits.outputs:
             self._refuse(

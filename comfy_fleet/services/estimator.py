@@ -14,6 +14,7 @@ from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.schedule.calibration import RUNNING, Calibration, EndEstimate, kind_of
 from comfy_fleet.domain.schedule.standing import Capacity, Underway, end_in_s
+from comfy_fleet.domain.schedule.waiting_job import WARMING
 from comfy_fleet.ports.estimates import EstimateStore
 from comfy_fleet.ports.jobs import JobStore, Waits
 
@@ -103,7 +104,8 @@ class Estimator:
         if end_s is None:
             return Outlook(waits=waits)
         kind = kind_of(end_s, waits.standing.run_s / nodes.speed_of(waits.standing))
-        if not job.follows:  # its leader's end is what estimates learn from
+        # Estimates learn from the leader's end, and nothing from a run that only warms a node.
+        if not job.follows and job.tier != WARMING:
             await self._note(job.id, kind, end_s)
         return Outlook(waits=waits, end=fleet.errors[kind].applied(end_s))
 

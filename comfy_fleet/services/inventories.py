@@ -186,7 +186,7 @@ class NodeInventories:
         await self._keep(needs)
         self._directory.keep_small(MOST_PLACEMENTS)
         self._directory.remember(needs)
-        return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
+        return replace(wanted, without=without, needs=needs.key)
 
     def large_enough(self, placement: Placement, least: int) -> Placement:
         """Return a placement, as it was just found, for a job that needs this much of a card.
@@ -230,6 +230,8 @@ class NodeInventories:
             wanted = Placement(pool=request.prefer, spill=(ANY_POOL,))
         else:
             wanted = Placement()
+        if request.node:
+            wanted = replace(wanted, nodes=frozenset({request.node}))
         if not any(pool in self._directory.pools for pool in self._directory.pools_of(wanted)):
             have = ", ".join(sorted(self._directory.pools))
             raise InvalidWorkflow(
@@ -240,7 +242,8 @@ class NodeInventories:
 
     def _members(self, wanted: Placement) -> list[Candidate]:
         pools = self._directory.pools_of(wanted)
-        return [candidate for candidate in self._directory.candidates if candidate.node.pool in pools]
+        members = [candidate for candidate in self._directory.candidates if candidate.node.pool in pools]
+        return [one for one in members if wanted.able([one.node.name])] if wanted.nodes else members
 
     async def _judged(
         self, graph: Graph, request: PlacementRequest, wanted: Placement
@@ -372,6 +375,10 @@ class NodeInventories:
             return [state for state in await self._recent() if waiting_reason.takes_jobs(state)]
         states, able = await self._able_nodes(placement)
         return [one for one in states if one.node.name in able and waiting_reason.takes_jobs(one)]
+
+    async def able(self, placement: Placement) -> frozenset[str]:
+        """Return the nodes that can run jobs of a class, whether they are up or not."""
+        return (await self._able_nodes(placement))[1]
 
     async def _able_nodes(self, placement: Placement) -> tuple[Sequence[NodeState], frozenset[str]]:
         """Return the nodes as of at most a second ago, and which of them can run jobs of a class."""

@@ -20,6 +20,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
+from comfy_fleet.domain.schedule.waiting_job import WARMING
 from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
@@ -104,6 +105,8 @@ class Ending:
         end = await self._decided(verdict, broken=broken, released=released, canceled=canceled)
         if self._claim.merged is not None and isinstance(end, Over) and end.status is JobStatus.FAILED:
             return _alone(end.error)
+        if self._claim.job.tier == WARMING and isinstance(end, GivenBack):  # its node is not idle any more
+            return Over(status=JobStatus.FAILED, error=end.error)
         return end
 
     async def _decided(
@@ -183,8 +186,9 @@ class Ending:
             ui: What the graph's nodes returned, as far as this dispatcher has seen.
             outputs: Those of the run on the node that are not committed yet.
         """
-        alone = self._claim.merged is None  # else its time is not that of one job
-        took_s = duration_s if alone and end.status is JobStatus.SUCCEEDED else None
+        # Else its time is not that of one job, or of one that finds its node as jobs usually do.
+        usual = self._claim.merged is None and self._claim.job.tier != WARMING
+        took_s = duration_s if usual and end.status is JobStatus.SUCCEEDED else None
         return await self._each(
             lambda claim: self._runs.finish(
                 claim,

@@ -482,7 +482,8 @@ class Seekers:
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
         """Return the placement classes that may use the node, the sought one first; not too many.
 
-        Jobs that prefer another pool are left out while that pool is still being asked for them.
+        Jobs that prefer another pool are left out while that pool is still being asked for them. Classes that
+        give way are left out while any other job waits for the node.
         """
         others = [
             placement
@@ -491,6 +492,11 @@ class Seekers:
             and self._able(placement, node)
             and (not self._seekers[placement] or node in self._directory.first_choice(placement)[1])
         ]
+        first = [one for one in others if not one.gives_way]
+        if wanted.gives_way and first:
+            wanted, others = first[0], first[1:]
+        elif not wanted.gives_way:
+            others = first
         most = MAX_PLACEMENTS - 1
         if len(others) > most:
             at = self._turn % len(others)

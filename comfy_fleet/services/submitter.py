@@ -4,6 +4,7 @@ A refused job costs no GPU time; an accepted job is durable.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
 from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
-from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE
+from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE, WARMING
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
@@ -54,6 +55,8 @@ LARGE_AT_ONCE, LARGE_AT_ONCE_EACH = 2, 1
 LARGE_LINE_EACH = 16
 """Large graphs of one owner that may wait."""
 LARGE_WAIT_S = 10.0
+WARMING_KEPT_S = 3600.0
+"""How long at most what is known of a job is kept if it only warmed a node."""
 
 
 class Inventories(Protocol):
@@ -108,7 +111,8 @@ class JobOptions:
         ttl_s: Seconds from now; later it must not start.
         timeout_s: Longest time of one run in seconds; None: the operator's limit alone.
         finish_by: When it should be done, in Unix seconds; for the order only.
-        tier: :data:`SINGLE` or :data:`BATCH`; an editor's run has its own in any case.
+        tier: :data:`SINGLE`, :data:`BATCH` or, for a node's sake alone, :data:`WARMING`; an editor's run has
+            its own in any case.
         where: Pools, zone and labels; these override the workflow's.
         traceparent: The trace that the job belongs to.
         prompt: What ComfyUI's own form of a request says besides.
@@ -132,6 +136,19 @@ class JobOptions:
     uploads: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None
     cache_control: CacheControl = field(default_factory=CacheControl)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOutline:
+    """What a job of a stored workflow would be, without being submitted.
+
+    Attributes:
+        models: The model files that it loads, as ``FOLDER/NAME`` with their bytes.
+        placement: Where it could run.
+    """
+
+    models: tuple[tuple[str, int], ...]
+    placement: Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +311,21 @@ class Submitter:
             drawn=bound.seeds,
         )
 
+    async def prepared(self, owner: str, workflow: Workflow, where: PlacementRequest) -> JobOutline:
+        """Return what a job of a stored workflow with its defaults would be.
+
+        Raises:
+            InvalidParameter: A parameter has no default.
+            InvalidWorkflow: No node can run it.
+        """
+        bound = binding.bind(workflow, {}, draw_seed=self._draw_seed)
+        checked = graph.check(bound.graph, read=self._inventories.read)
+        loads = graph.part(checked, self._inventories.read(checked))
+        models = usable_files(self._models.of(loads))
+        need = await self._memory.need(workload_of(models, sampled_pixels(loads)), owner)
+        placement = await self._inventories.placement(checked, placement_request(workflow.requires, where))
+        return JobOutline(models=models, placement=self._inventories.large_enough(placement, need.least))
+
     async def _submit(
         self,
         owner: str,
@@ -326,7 +358,7 @@ class Submitter:
         others = [one for one in others if one.node_id in runs]
         await self._check_known(read, others)
         uploads = graph.place_names(assets)
-        where = _placement_request(workflow.requires, options.where) if workflow else options.where
+        where = placement_request(workflow.requires, options.where) if workflow else options.where
         try:
             placement = await self._inventories.placement(runs, where)
         except LackingNodes as error:
@@ -353,9 +385,10 @@ class Submitter:
         shown, secrets = split_secrets(options.extra_data)
         results = None
         mode = self._results.mode(workflow, options.cache_control)
-        # Not what runs in part, reads files that are no owner's, is secret, or repeats a job on purpose. An
-        # editor has its results on its node.
-        alone = targets or others or secrets or editor or options.retry_of
+        warming = options.tier == WARMING
+        # Not what runs in part, reads files that are no owner's, is secret, or is there to run. An editor has
+        # its results on its node.
+        alone = targets or others or secrets or editor or options.retry_of or warming
         if mode is not CacheMode.OFF and not alone:
             computed = Computation(
                 graph=checked,
@@ -376,7 +409,7 @@ class Submitter:
             graph=data,
             graph_hash=f"blake3:{blake3(data).hexdigest()}",
             created_at=now,
-            expires_in_s=self._limits.retention_s,
+            expires_in_s=min(self._limits.retention_s, WARMING_KEPT_S if warming else math.inf),
             priority=options.priority,
             metadata=options.metadata,
             workflow=workflow.name if workflow else None,
@@ -393,9 +426,11 @@ class Submitter:
             editor=editor,
             patience_s=self._limits.editor_wait_s,
             deadline_s=options.ttl_s,
-            max_attempts=self._limits.max_attempts,
+            max_attempts=1 if warming else self._limits.max_attempts,
             traceparent=options.traceparent,
-            excerpt=await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
+            excerpt=f"warms {options.where.node}"
+            if warming
+            else await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
             retry_of=options.retry_of,
             models=models,
             memory=need.peak,
@@ -405,7 +440,7 @@ class Submitter:
             finish_by=options.finish_by,
             timeout_s=options.timeout_s,
             weight=self._limits.weights.get(owner, 1.0),
-            merge=None if editor else merge,
+            merge=None if editor or warming else merge,
             results=results,
         )
         return await self._write(new, options.idempotency)
@@ -559,7 +594,7 @@ def _is_large(workflow: object) -> bool:
         return True
 
 
-def _placement_request(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
+def placement_request(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
     """Combine a workflow's placement with a request's, which names other pools or adds conditions."""
     pools = asked if asked.pool or asked.prefer else None
     declared = PlacementRequest(
@@ -571,6 +606,7 @@ def _placement_request(requires: ManifestRequirements, asked: PlacementRequest) 
     )
     return replace(
         declared,
+        node=asked.node,
         zone=asked.zone or requires.zone,
         labels={**requires.labels, **(asked.labels or {})},
     )

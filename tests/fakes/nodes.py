@@ -151,7 +151,7 @@ class FakeNodeRegistry(Fake):
         finally:
             self._listeners.discard(heard)
 
-    errors = freed = models = release = started = want_restart = unplayed
+    errors = freed = cards = models = release = started = want_restart = unplayed
 
     def _known(self, name: str) -> NodeState:
         if name not in self.held:

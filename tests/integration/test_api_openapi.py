@@ -292,6 +292,8 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", f"/api/v1/jobs/{submitted}/cancel", 200)
     await call("POST", f"/api/v1/jobs/{job}/cancel", 200)
     await call("GET", "/api/v1/ready", 503)
+    await call("POST", "/api/v1/nodes-warm", 200, json={"wait_s": 5})
+    await call("POST", "/api/v1/nodes-warm", 404, json={"nodes": ["g9"]})
     await call("PUT", f"/api/v1/jobs/{task}/keep", 200)
     await call("DELETE", f"/api/v1/jobs/{task}/keep", 200)
     waits = (await call("POST", f"/api/v1/jobs/{task}/retry", 201, json={"new_seed": True}))["id"]

@@ -12,6 +12,7 @@ from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import withdrawn
 from comfy_fleet.domain.nodes.eligibility import GIB
 from comfy_fleet.domain.nodes.node import Reading
+from comfy_fleet.domain.schedule.waiting_job import SINGLE, WARMING
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services import store_retry
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
@@ -314,3 +315,21 @@ async def test_whoever_lost_the_run_writes_nothing() -> None:
             GivenBack(error=BOOM, counts=True), rerun_nodes=frozenset(), progress=None, ui=""
         )
     assert not world.runs.requeued
+
+
+@pytest.mark.parametrize("ordered", ["", "release"])
+async def test_a_run_that_only_warms_is_not_repeated(ordered: str) -> None:
+    world = World(running_job(tier=WARMING))
+    lost = RunResult(kind="lost", error=JobError(code="node_lost", message="gone"), counts=True)
+    assert await decided(lost, ordered=ordered, world=world) == Over(
+        status=JobStatus.FAILED, error=JobError(code="node_lost", message="gone")
+    )
+    assert isinstance(await decided(lost, ordered=ordered), GivenBack)
+
+
+async def test_how_long_a_run_that_only_warms_took_teaches_nothing() -> None:
+    for tier, taught in ((SINGLE, 3.0), (WARMING, None)):
+        world = World(running_job(tier=tier))
+        over = Over(status=JobStatus.SUCCEEDED)
+        await world.ending.finish(over, measured=Measured(), duration_s=3.0, progress=None, ui="")
+        assert world.runs.finished[-1].duration_s == taught

@@ -539,6 +539,28 @@ async def test_a_node_is_offered_to_all_classes_that_may_use_it_but_for_those_wi
         assert world.runs.offered[-1] == [ANY]
 
 
+async def test_a_class_that_warms_a_node_is_offered_only_if_no_other_waits_for_it() -> None:
+    world = World("a", jobs=9)
+    world.leases.free = []
+    warming = Placement(nodes=frozenset({"a"}))
+    elsewhere = Placement(without=frozenset({"a"}))
+    async with world.seekers() as seekers:
+        for placement in (warming, elsewhere, ANY):
+            seekers.wanted(placement)
+        await world.idle()
+        world.leases.free = ["a"]
+        seekers.look_again()
+        seekers.wanted(warming)
+        await world.idle()
+        assert world.runs.offered[-1] == [ANY]
+    world = World("a", jobs=9, wish=warming)
+    async with world.seekers() as seekers:
+        for placement in (elsewhere, warming):
+            seekers.wanted(placement)
+        await world.idle()
+        assert world.runs.offered[-1] == [warming]
+
+
 async def test_a_lease_on_a_node_that_a_run_has_is_handed_on_to_be_kept() -> None:
     world = World("g1", jobs=1)
     world.occupy("g1", run="r")

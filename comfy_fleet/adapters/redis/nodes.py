@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import orjson
 
-from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts
@@ -145,6 +145,20 @@ class RedisNodeRegistry:
         first."""
         raw = await self._redis.get(self._keys.node_models(name))
         return raw.decode().split("\n") if raw else []
+
+    async def cards(self, names: Sequence[str]) -> Mapping[str, frozenset[str]]:
+        """Return the model files that are taken to be on nodes' cards; see the port."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(self._keys.sched_node(name), "card")
+            answers = await pipe.execute(raise_on_error=False)
+        found: dict[str, frozenset[str]] = {}
+        for name, raw in zip(names, answers, strict=True):
+            if isinstance(raw, Exception) and not isinstance(raw, WrongType):
+                raise raw
+            with contextlib.suppress(*UNREADABLE):
+                found[name] = frozenset(str(file) for file, _ in orjson.loads(raw or b"[]"))
+        return found
 
     async def release(self, name: str) -> Sequence[str]:
         """Have a node's jobs given back to the queue; return the runs concerned.

@@ -14,6 +14,7 @@ from comfy_fleet.api.v1 import (
     nodes,
     pools,
     publish_routes,
+    warm,
     workflow_routes,
     workflows,
 )
@@ -292,6 +293,19 @@ TABLE = (
         query=nodes.DiffQuery,
         answers={200: answers.NodeDifferencesAnswer},
         errors=(404,),
+        console=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v1/nodes-warm",
+        operation="warm_nodes",
+        handler=warm.warm_nodes,
+        summary="Warm idle nodes",
+        tag="nodes",
+        body=warm.WarmBody,
+        body_required=False,
+        answers={200: warm.WarmAnswer},
+        errors=(404, 409),
         console=True,
     ),
     Endpoint(

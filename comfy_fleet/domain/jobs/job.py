@@ -181,7 +181,7 @@ class Placement:
         pool: The pool that is tried first.
         spill: Pools that are tried next, in this order, while there is no free node; :data:`ANY_POOL` at the
             end means every other.
-        nodes: Able nodes by name; empty means every node of the pools.
+        nodes: Able nodes by name; empty means every node of the pools. Only jobs that warm a node name it.
         without: Nodes that refused it or failed at it; they never get it again.
         needs: Key of what a node must have, or empty
             (:attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key`).
@@ -228,6 +228,11 @@ class Placement:
             needs=needs,
             above=int(above or 0),
         )
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether its jobs start only where no job of another class waits: they warm the nodes named."""
+        return bool(self.nodes)
 
     def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:
         """Return which of these nodes its names allow; needs are not looked at."""

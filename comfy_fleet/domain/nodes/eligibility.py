@@ -45,6 +45,7 @@ class PlacementRequest:
         labels: Labels that a node must carry.
         comfyui: ComfyUI versions, e.g. ``>=0.3.71``.
         vram_bytes: Video memory that it declares; 0 means any.
+        node: The node that it is to warm, the only one that gets it; empty means any.
     """
 
     pool: str | None = None
@@ -54,6 +55,7 @@ class PlacementRequest:
     labels: Mapping[str, str] | None = None
     comfyui: str = ""
     vram_bytes: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

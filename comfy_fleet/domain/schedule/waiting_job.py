@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from comfy_fleet.domain.schedule.model_set import ModelSet
 
-EDITOR, SINGLE, BATCH = 0, 1, 2
-"""Tiers of one owner's jobs: an editor's run, a single submit, an item of a batch."""
-TIER_NAMES = ("editor", "single", "batch")
+EDITOR, SINGLE, BATCH, WARMING = 0, 1, 2, 3
+"""Tiers of one owner's jobs: an editor's run, a single submit, an item of a batch, a run that warms a node.
+
+The last one gives way to all owners' jobs, see :attr:`comfy_fleet.domain.jobs.job.Placement.gives_way`."""
+TIER_NAMES = ("editor", "single", "batch", "warming")
 """The tiers as clients know them."""
 
 
@@ -18,7 +20,7 @@ class WaitingJob:
         id: The job's.
         owner: Whose share it uses.
         place: Its placement class; a node says which of them it can run.
-        tier: Of one owner's jobs, lower tiers go first: :data:`EDITOR`, :data:`SINGLE`, :data:`BATCH`.
+        tier: Of one owner's jobs, lower tiers go first: :data:`EDITOR` to :data:`WARMING`.
         rank: Time of its submit, less its priority's worth in seconds. The lowest goes first.
         models: The model files that it loads.
         run_s: How long it probably computes on a node of speed 1, without loading, in seconds.

@@ -93,6 +93,13 @@ def test_an_odd_graph_loads_nothing(odd: Any) -> None:
     assert [job.models.files for job in found.jobs()] == [()]
 
 
+def test_a_job_that_only_warmed_a_node_is_left_out() -> None:
+    found = history()
+    found.add(listed("1", 5, 6, 9, tier="warming"), graph("a.safetensors"))
+    found.add(listed("2", 7, 8, 9, tier="single"), graph("a.safetensors"))
+    assert [job.id for job in found.jobs()] == ["2"]
+
+
 def test_without_jobs_there_is_no_trace() -> None:
     found = history()
     found.add({"id": "1", "created_at": None}, {})
