@@ -67,7 +67,8 @@ async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: Fl
             for reason in ready.json()["reasons"]
         )
         for path in ("/api/v2/jobs", f"/api/v2/jobs/{job}", "/api/v1/nodes", asset["url"]):
-            assert (await api.client.get(path)).status_code == 200
+            answer = await api.client.get(path)
+            assert answer.status_code == 200, (path, answer.text)
     finally:
         await end(redis)
     assert not any(r["part"] == "redis" for r in (await api.client.get("/api/v1/ready")).json()["reasons"])

@@ -29,10 +29,10 @@ class RedisPools:
 
     async def pools(self) -> Sequence[Pool]:
         """Return the pools that have a setting or a slot, by name."""
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hgetall(self._keys.pools)
             pipe.hgetall(self._keys.pool_slots)
-            records, slots = await pipe.execute()
+            records, slots = await pipe.read()
         found = []
         for raw in sorted(records.keys() | slots.keys()):
             try:
@@ -43,10 +43,10 @@ class RedisPools:
 
     async def get(self, name: str) -> Pool:
         """Return a pool, with empty fields if nothing is set."""
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hget(self._keys.pools, name)
             pipe.hget(self._keys.pool_slots, name)
-            record, slot = await pipe.execute()
+            record, slot = await pipe.read()
         return self._read(name, record, slot)
 
     async def set(self, pool: Pool) -> None:

@@ -5,9 +5,10 @@
 -- Returns {'schema', layout} | {'ok', 0: that is all for now, 1: there are more jobs, 2: the same, and something was wrong}.
 local other = other_schema()
 if other then return other end
+-- Where nothing is known to wait, it only reads: an idle fleet writes nothing.
 if args.goes_on then
   redis.call('SET', queued_tended_key, '1', 'PX', args.every_ms)
-elseif not redis.call('SET', queued_tended_key, '1', 'NX', 'PX', args.every_ms) then
+elseif redis.call('EXISTS', queued_key, sched_count_key, queued_mended_key, queued_checked_key) > 0 and not redis.call('SET', queued_tended_key, '1', 'NX', 'PX', args.every_ms) then
   return { 'ok', 0 }
 end
 local left, at, met = args.most, now(), {}
@@ -106,7 +107,11 @@ repeat
 until over or left <= 0
 if over then wrong = math.floor(wrong / 2) end
 sched_flush()
-redis.call('SET', queued_mended_key, cursor .. ' ' .. place .. ' ' .. wrong)
+if cursor == '0' and place == 0 and wrong == 0 then
+  redis.call('DEL', queued_mended_key)
+else
+  redis.call('SET', queued_mended_key, cursor .. ' ' .. place .. ' ' .. wrong)
+end
 
 for C in pairs(met) do
   if left > -args.most then left = left - sched_count(C) / 10 end
