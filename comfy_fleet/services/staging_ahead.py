@@ -54,6 +54,7 @@ class _Sending:
 
     asset_ids: frozenset[str]
     begun: bool = False
+    wanted: bool = True
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[Any] | None" = None
 
@@ -134,8 +135,10 @@ class StagingAhead:
             return
         if sending.begun and not sending.asset_ids.isdisjoint(claim.job.uploads.values()):
             await sending.done.wait()
-        elif sending.task is not None:  # the run does not wait for what other nodes are sent
-            sending.task.cancel()
+        else:  # the run does not wait for what other nodes are sent
+            sending.wanted = False
+            if sending.task is not None:
+                sending.task.cancel()
 
     def _hasten(self, node: str) -> None:
         if busy := self._busy.get(node):
@@ -214,7 +217,7 @@ class StagingAhead:
         try:
             async with Timeout(SEND_S), self._senders:
                 sending.begun = True
-                for one in files:
+                for one in files if sending.wanted else ():
                     await send(one, node, nodes=self._nodes, assets=self._assets)
                     await self._store.staged_ahead(node, one, keep_s=KEEP_S)
         except (StagingError, FleetError, TimeoutError) as error:  # then the run sends them

@@ -18,6 +18,7 @@ from tests.hostile import ANSWERS, MIB, HostileNode, answer, endless, frame
 
 GROWTH = 64 * MIB
 FRAME_LIMIT = 8 * MIB
+NONE_READY = {"FLEET_READY_LEASES": "0"}  # then a websocket comes with a job
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Two quick nodes; the second one gets no jobs itself: it is what a hostile one passes on to."""
     folder = tmp_path_factory.mktemp("hostile") / "data"
     # With one fault a node is out after four runs in a row, which take seconds each.
-    env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT), "FLEET_QUARANTINE_FAULTS": "1"}
+    env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT), "FLEET_QUARANTINE_FAULTS": "1", **NONE_READY}
     up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=env)
     behind = [node for node in nodes(up) if node["simulated"]][1]
     assert httpx.post(f"{up.console}/api/v1/nodes/{behind['name']}/drain").status_code == 200
@@ -305,11 +306,29 @@ def previews(size: int) -> list[bytes]:
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The same with the usual limits."""
-    up = start_fleet(tmp_path_factory.mktemp("usual") / "data", "--nodes", "2", "--job-seconds", "0.1")
+    folder = tmp_path_factory.mktemp("usual") / "data"
+    up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=NONE_READY)
     behind = [node for node in nodes(up) if node["simulated"]][1]
     assert httpx.post(f"{up.console}/api/v1/nodes/{behind['name']}/drain").status_code == 200
     yield up
     stop_fleet(up)
+
+
+def test_what_an_idle_node_sends_is_not_kept(tmp_path: Path) -> None:
+    up = start_fleet(tmp_path / "data", "--nodes", "2", "--job-seconds", "0.1")
+    try:
+        sims = [node for node in nodes(up) if node["simulated"]]
+        with HostileNode(free_port(), str(sims[1]["url"])) as evil:
+            evil.frames = (part for _ in range(40) for part in previews(FRAME_LIMIT))
+            grown = Grown(up)
+            body = {"name": "evil", "url": evil.url, "pool": "evil"}
+            assert httpx.post(f"{up.console}/api/v1/nodes", json=body).status_code == 201
+            wait(lambda: evil.sent, up)  # its lease is held ready
+            others_work(up, 13)
+            most, who = grown.most()
+            assert most < GROWTH, (most / MIB, who)
+    finally:
+        stop_fleet(up)
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,11 @@ def test_a_node_hears_nothing_of_who_asks(attacked: Attacked, seen: dict[str, An
     heard = [headers for path, headers in attacked.node.heard if "evil" in path or "assets" in path]
     assert len(heard) >= 2
     secret = {"cookie", "authorization", "x-api-key", "origin", "referer", "x-forwarded-for"}
-    for _, headers in attacked.node.heard:
+    own = {"sec-websocket-key", "sec-websocket-version"}  # of a dispatcher's lease
+    for path, headers in attacked.node.heard:
         assert not secret & headers.keys(), headers
-        assert not [name for name in headers if name.startswith(("x-fleet-", "sec-"))], headers
+        strange = {name for name in headers if name.startswith(("x-fleet-", "sec-"))}
+        assert not strange - (own if path.startswith("/ws?clientId=") else set()), (path, headers)
         assert not [value for value in headers.values() if OPS in value or BOB in value]
 
 
