@@ -12,7 +12,7 @@ from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.host import Heartbeat, NodeReport
-from comfy_fleet.domain.nodes.speed import ENOUGH
+from comfy_fleet.domain.nodes.speed import ENOUGH, OTHERS
 from comfy_fleet.sim import SimTiming
 from tests.factories import GB, picture, sampled, with_model
 from tests.fleet import Fleet, fleet_of, until
@@ -23,6 +23,17 @@ FAST, SLOW = SimTiming(job_s=0.05), SimTiming(job_s=0.2)
 @pytest.fixture(autouse=True)
 def clean(redis: Redis) -> None:
     """Every test begins with an empty database."""
+
+
+async def two_by_two(fleet: Fleet, numbers: range) -> Counter[str | None]:
+    """Run jobs in pairs: of two idle nodes each gets one, whatever is known of them; returns how many each ran."""
+    ran: Counter[str | None] = Counter()
+    for number in numbers:
+        pair = [await fleet.submit(picture(2 * number + other)) for other in (0, 1)]
+        ended = [await fleet.ended(job.id) for job in pair]
+        assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+        ran.update(job.node for job in ended)
+    return ran
 
 
 async def one_by_one(fleet: Fleet, numbers: range) -> Counter[str | None]:
@@ -45,8 +56,8 @@ async def test_work_goes_to_nodes_by_their_measured_speed(redis_port: int) -> No
         for name in ("fast", "slow"):
             await fleet.verdict(name)
         await fleet.refresher()
-        before = await one_by_one(fleet, range(24))
-        assert min(before.values()) >= ENOUGH, before  # nothing was known of them: about half each
+        before = await two_by_two(fleet, range(14))
+        assert min(before.values()) >= OTHERS + ENOUGH, before
         fast, slow = await fleet.state("fast"), await fleet.state("slow")
         assert fast.node.speed and slow.node.speed, (fast, slow)
         assert 2.5 <= fast.node.speed / slow.node.speed <= 4.5  # 4, and what each job costs besides
@@ -70,7 +81,7 @@ async def test_a_weight_that_was_set_by_hand_stays(redis_port: int) -> None:
         for name in ("fast", "slow"):
             await fleet.verdict(name)
         await fleet.refresher()
-        await one_by_one(fleet, range(24))  # ten each suffice for one of them only
+        await two_by_two(fleet, range(14))
         assert (await fleet.state("slow")).node.speed is not None
         assert (weight(fleet, "fast"), weight(fleet, "slow")) == (50, 50)
 
@@ -123,12 +134,15 @@ async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int)
             await fleet.add_sim(name, timing=timing, models=with_model(1), node={"weight_by_gpu": True})
             await fleet.verdict(name)
         known = await fleet.refresher()
-        for seed in range(26):
-            if seed == 20:
+        for number in range(14):
+            if number == 10:
                 await fleet.sims["b"].restart()
                 await fleet.stores.nodes.started("b")
-            job = await fleet.send(known, sampled(seed=seed), PlacementRequest())
-            await fleet.ended(job.id)
+            pair = [
+                await fleet.send(known, sampled(seed=2 * number + other), PlacementRequest()) for other in (0, 1)
+            ]
+            for job in pair:
+                await fleet.ended(job.id)
         for name in ("a", "b"):
             speed = (await fleet.state(name)).node.speed
             assert speed is not None and 0.7 <= speed <= 1.4, (name, speed)
