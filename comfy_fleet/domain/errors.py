@@ -6,7 +6,8 @@ FleetError
 │   ├── WorkflowFormatUi  the editor's export instead of the API format
 │   ├── MissingAsset      an asset reference that the caller can't use
 │   ├── InvalidParameter  a stored workflow's parameter is out of its limits
-│   └── InvalidManifest   a stored workflow's manifest does not fit its graph
+│   ├── InvalidManifest   a stored workflow's manifest does not fit its graph
+│   └── OutboundRefused   a URL that the fleet does not call
 ├── NotFound              no such job, asset, node or workflow for this caller
 │   └── BlobNotFound      no bytes with this hash that the caller may use
 ├── Conflict              the request contradicts what is there
@@ -27,6 +28,7 @@ FleetError
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
+├── OutboundFailed        a URL of a client's did not answer as it should
 ├── OutputLimit           a run's outputs are more, or larger, than the operator allows
 └── NodeError             a ComfyUI node could not be asked
     ├── NodeFault         its answer is one that no healthy ComfyUI sends: counts against the node
@@ -90,6 +92,12 @@ class InvalidManifest(BadInput):
     """A stored workflow's manifest does not fit its graph; ``details["problems"]`` lists why, by key."""
 
     code = "invalid_manifest"
+
+
+class OutboundRefused(BadInput):
+    """A URL of a client's that the fleet does not call, for its form or for where it leads."""
+
+    code = "url_refused"
 
 
 class NotFound(FleetError):
@@ -261,6 +269,13 @@ class OutputRefused(NodeError):
 
     code = "output_lost"
     retryable = False
+
+
+class OutboundFailed(FleetError):
+    """A URL of a client's could not be called: no connection, too slow, too large, an answer that is none."""
+
+    code = "url_failed"
+    retryable = True
 
 
 class OutputLimit(FleetError):
