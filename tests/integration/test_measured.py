@@ -26,7 +26,7 @@ def clean(redis: Redis) -> None:
 
 
 async def two_by_two(fleet: Fleet, numbers: range) -> Counter[str | None]:
-    """Run jobs in pairs: of two idle nodes each gets one, whatever is known of them; returns how many each ran."""
+    """Run jobs in pairs, so that each of two idle nodes gets one; returns how many each ran."""
     ran: Counter[str | None] = Counter()
     for number in numbers:
         pair = [await fleet.submit(picture(2 * number + other)) for other in (0, 1)]
@@ -139,7 +139,8 @@ async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int)
                 await fleet.sims["b"].restart()
                 await fleet.stores.nodes.started("b")
             pair = [
-                await fleet.send(known, sampled(seed=2 * number + other), PlacementRequest()) for other in (0, 1)
+                await fleet.send(known, sampled(seed=2 * number + other), PlacementRequest())
+                for other in (0, 1)
             ]
             for job in pair:
                 await fleet.ended(job.id)
