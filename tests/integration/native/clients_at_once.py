@@ -1,7 +1,7 @@
 """Clients of several kinds that replay one recording at the same time, for one owner.
 
-Each has a copy of its own: other ids, and other colours, so that no node has anything of one
-in its cache for another.
+Each has a copy of its own: other ids, other colours, and another input of no meaning in each node of a graph
+that would be equal else, so that no node has anything of one in its cache for another, whoever meets there.
 """
 
 import asyncio
@@ -51,10 +51,14 @@ def copy_of(recording: dict[str, Any], client_id: str, number: int) -> dict[str,
 
 def recolored(value: Any, number: int) -> Any:
     if isinstance(value, dict):
-        return {
+        copied = {
             key: one ^ 0x1110 * number if key == "color" and isinstance(one, int) else recolored(one, number)
             for key, one in value.items()
         }
+        if "class_type" in value and isinstance(inputs := copied.get("inputs"), dict):
+            if not any(key == "color" or isinstance(one, list) for key, one in inputs.items()):
+                inputs["copy"] = number  # ComfyUI ignores it, but its cache does not
+        return copied
     return [recolored(one, number) for one in value] if isinstance(value, list) else value
 
 
