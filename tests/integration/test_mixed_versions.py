@@ -295,6 +295,7 @@ class Held(RedisRunStore):
         return await super().finish(claim, status, **rest)
 
 
+@pytest.mark.timeout(180)
 async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
     redis_port: int, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,7 +307,7 @@ async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
         fleet.stores = replace(fleet.stores, runs=held)
         old = await fleet.dispatcher()
         first = [await fleet.submit(picture(number)) for number in range(20)]
-        await until(lambda: held.ending == 20, what="twenty runs that are about to end")
+        await until(lambda: held.ending == 20, what="twenty runs are about to end", timeout_s=60)
 
         newer = Scripts(fleet.stores.redis, schema=SCHEMA + 1)
         await newer.start()

@@ -11,7 +11,8 @@ recorded run (``played_runs``). What may differ, and why:
 - ``executed`` comes once ``/view`` has its files, which may be after the node's last progress and after other
   nodes' ``executed``;
 - prompt and file numbers: refused prompts draw none, and others' recordings on the same server counted, too;
-- what a node had received and made when it failed is told in the frame, and not kept for history;
+- what a node had received and made when it failed is told in the frame, and not kept for history; of an
+  interrupted prompt, what had run is missing where its end was read from the node before its frame was;
 - the refusal of an unknown class has the form of newer versions, whatever the nodes are;
 - ``feature_flags``: the fleet's own, whatever its nodes are;
 - an output node runs again in a graph that is equal to an earlier one, and makes a new file;
@@ -143,7 +144,10 @@ def is_executed(kind: str) -> bool:
 
 def without_status(frames: list[Any]) -> list[tuple[str, Any]]:
     left = [one for one in frames if one.get("text", one).get("type") not in ("status", "feature_flags")]
-    return [(kind, without_numbers(data)) for kind, data in steps(left)]
+    found = [(kind, without_numbers(data)) for kind, data in steps(left)]
+    return [
+        (kind, {**data, "executed": []} if kind == "execution_interrupted" else data) for kind, data in found
+    ]
 
 
 def answers_apart(name: str, recorded: dict[str, Any], answer: httpx.Response) -> list[str]:
