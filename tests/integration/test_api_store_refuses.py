@@ -12,9 +12,12 @@ from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import StoreDown, StoreRefuses
+from comfy_fleet.sim import SimTiming
 from tests.conftest import free_port
 from tests.factories import picture
+from tests.fleet import until
 from tests.integration.api_kit import Api, code, running, upload
+from tests.integration.sharing_kit import sharing
 from tests.stream_server import StreamServer
 
 Change = Callable[[Any], Awaitable[object]]
@@ -77,6 +80,25 @@ async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: Fl
     ).status_code == 201
     kept = "canceled" if state == "full" else "queued"
     assert (await api.client.get(f"/api/v2/jobs/{job}")).json()["status"] == kept
+
+
+async def test_a_run_that_is_on_its_node_ends_in_a_full_store(
+    redis: FleetRedis, redis_port: int, tmp_path: Path
+) -> None:
+    async with sharing(redis_port, tmp_path, "g1", sim={"timing": SimTiming(job_s=0.5)}) as world:
+        job = await world.submit()
+
+        async def posted() -> bool:
+            return bool(world.fleet.sims["g1"].engine.running)
+
+        await until(posted, what="the prompt is on its node")
+        await redis.config_set("maxmemory", 1)
+        try:
+            end = await world.done(job)
+        finally:
+            await redis.config_set("maxmemory", 0)
+        assert [output["temporary"] for output in end["outputs"]] == [False, True]
+        assert len(await world.content(end)) == 2
 
 
 async def heard(pubsub: Any) -> object:

@@ -3,6 +3,7 @@
 -- Returns the files' paths in their order, or {} if the lease is gone.
 local id, owner = job_of_run(args.run, args.token, args.job), args.owner
 if not id then return {} end
+despite_full()
 local _, paths = draw_names(id, owner, args.most, args.groups)
 note_naming(id, args.groups)
 return paths
