@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from comfy_fleet.adapters.redis.keys import Keyspace
@@ -72,6 +73,40 @@ async def test_a_result_whose_files_are_gone_is_computed_again(
         assert world.runs == 2
         three = await world.submit()
         assert three["cached"], "the new result counts from now on"
+
+@pytest.mark.parametrize("gone", ["files", "job"])
+@pytest.mark.parametrize("left", [0, 1, 2])
+async def test_one_copy_that_is_left_is_enough(
+    redis_port: int, redis: Any, tmp_path: Path, gone: str, left: int
+) -> None:
+    async with sharing(redis_port, tmp_path, "g1") as world:
+        jobs = [await world.done(await world.submit()) for _ in range(3)]
+        before = await world.content(jobs[left])
+        for job in jobs[:left] + jobs[left + 1 :]:
+            if gone == "files":
+                await world.client.delete(f"/api/v2/assets/{job['outputs'][0]['id']}")
+            else:
+                await world.client.delete(f"/api/v1/jobs/{job['id']}")
+        again = await world.submit()
+        assert again["cached"]
+        assert await world.content(again) == before
+        assert world.runs == 1
+
+
+async def test_a_result_in_many_copies_is_remembered_by_some(
+    redis_port: int, redis: Any, tmp_path: Path
+) -> None:
+    async with sharing(redis_port, tmp_path, "g1") as world:
+        jobs = [await world.done(await world.submit()) for _ in range(14)]
+        (key,) = await world.api.stores.redis.keys(KEYS.result("*", "*"))
+        entry = orjson.loads(await world.api.stores.redis.get(key))
+        named = [entry["job"], *entry["copies"]]
+        assert named == [job["id"] for job in reversed(jobs)][: len(named)]
+        assert len(named) == 9
+        for job in jobs[6:]:
+            await world.client.delete(f"/api/v1/jobs/{job['id']}")
+        assert (await world.submit())["cached"], "the last one that it names"
+        assert world.runs == 1
 
 
 @pytest.mark.parametrize(

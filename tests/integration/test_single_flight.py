@@ -50,6 +50,22 @@ async def test_a_hundred_equal_jobs_are_one_run_and_a_hundred_results(
         assert (await world.submit())["status"] == "succeeded"
 
 
+async def test_a_followers_copy_counts_when_its_leader_is_deleted(
+    redis_port: int, redis: Any, tmp_path: Path
+) -> None:
+    async with sharing(redis_port, tmp_path, "g1", sim=SLOW) as world:
+        leader, *followers = [await world.submit() for _ in range(3)]
+        ends = [await world.done(job) for job in followers]
+        assert [end["cached"] for end in ends] == [True, True]
+        await world.done(leader)
+        await world.client.delete(f"/api/v1/jobs/{leader['id']}")
+        await world.client.delete(f"/api/v1/jobs/{followers[0]['id']}")
+        again = await world.submit()
+        assert again["cached"]
+        assert await world.content(again) == await world.content(ends[1])
+        assert world.runs == 1
+
+
 async def test_more_than_one_call_can_end_are_ended_in_turn(
     redis_port: int, redis: Any, tmp_path: Path
 ) -> None:

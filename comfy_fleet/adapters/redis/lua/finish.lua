@@ -43,5 +43,5 @@ if args.status == 'succeeded' and redis.call('HEXISTS', nodes_key, r[2]) == 1 th
 end
 local ours = status == args.status
 end_job(r[1], status, ARGV[2], ours and ARGV[3] or '', at, ours and ARGV[4] ~= '' and ARGV[4] or nil)
-if status == 'succeeded' then keep_result(r[1], at) end
+if status == 'succeeded' then keep_result(r[1], at, ended_followers) end
 return { status, unpack(ended_followers) }

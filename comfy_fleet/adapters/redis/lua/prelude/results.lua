@@ -152,20 +152,26 @@ local function give_outputs(shared, from, id, owner, expires, at, tell)
   if type(ui) == 'string' then redis.call('SET', job_ui_key(id), ui) end
 end
 
+local MOST_COPIES = 8  -- jobs besides the newest that an entry names
+
 -- Keep a job's result for later ones: it has succeeded, and nothing of it was lost.
-local function keep_result(id, at)
+-- followers: {{id, ...}, ...}, jobs that have got the same in this call.
+local function keep_result(id, at, followers)
   local key = job_key(id)
   local f = fields(key, 'owner', 'results', 'naming', 'expires_in', 'node', 'flight', 'batch')
   if not f[1] or not f[2] or f[7] then return end  -- one of a batch depends on how many there were
   if not f[6] then redis.call('HDEL', key, 'naming') end
   local version = fields(node_key(f[5] or ''), 'comfyui')[1] or ''
-  local entry = cjson.encode({ job = id, at = at, version = version, naming = f[3] or '' })
+  local copies = {}
+  for i = 1, math.min(#followers, MOST_COPIES) do copies[i] = followers[i][1] end
+  local entry = cjson.encode({ job = id, at = at, version = version, naming = f[3] or '', copies = #copies > 0 and copies or nil })
   for hash in string.gmatch(f[2], '%S+') do
     redis.call('SET', result_key(f[1], hash), entry, 'EX', math.max(1, math.ceil(tonumber(f[4] or '') or 604800)))
   end
 end
 
 -- The result that a job may get, or nil.  wanted: {key, versions, max_age_s (nil: any)}.
+-- It is the newest job's that still has it: whoever deletes one of several copies leaves the others.
 -- Returns {id, entry (of the key), shared (its outputs), its record's fields}
 local function earlier_result(owner, wanted, at)
   local entry = decoded(redis.pcall('GET', result_key(owner, wanted.key)))
@@ -174,8 +180,16 @@ local function earlier_result(owner, wanted, at)
   local able = false
   for _, version in ipairs(wanted.versions) do able = able or version == entry.version end
   if not able then return nil end
-  local f = fields(job_key(entry.job), 'status', 'owner', 'removed', 'progress', 'run', 'node', 'graph')
-  if f[1] ~= 'succeeded' or f[2] ~= owner or f[3] then return nil end
-  local shared = shared_outputs(entry.job, entry.naming)
-  return shared and #shared.outputs > 0 and { id = entry.job, entry = entry, shared = shared, progress = f[4], run = f[5], node = f[6], graph = f[7] }
+  local jobs = { entry.job }
+  for i, id in ipairs(type(entry.copies) == 'table' and entry.copies or {}) do
+    if i <= MOST_COPIES and type(id) == 'string' then jobs[#jobs + 1] = id end
+  end
+  for i, id in ipairs(jobs) do
+    local f = fields(job_key(id), 'status', 'owner', 'removed', 'progress', 'run', 'node', 'graph')
+    local shared = f[1] == 'succeeded' and f[2] == owner and not f[3] and shared_outputs(id, entry.naming)
+    if shared and #shared.outputs > 0 then
+      entry.copies = { unpack(jobs, i, i + MOST_COPIES - 1) }  -- of the next one, which becomes the newest
+      return { id = id, entry = entry, shared = shared, progress = f[4], run = f[5], node = f[6], graph = f[7] }
+    end
+  end
 end
