@@ -287,10 +287,10 @@ class Held(RedisRunStore):
     """Lets no run end before the gate opens; ``ending`` are those that wait for it."""
 
     gate: asyncio.Event
-    ending = 0
+    ending: list[str]
 
     async def finish(self, claim: Claim, status: JobStatus, **rest: Any) -> JobStatus:
-        self.ending += 1
+        self.ending.append(claim.job.id)
         await self.gate.wait()
         return await super().finish(claim, status, **rest)
 
@@ -303,11 +303,11 @@ async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
     # A run whose lease is old by the time of its post goes back to the queue, where the old one leaves it.
     async with fleet_of(redis_port, *names, dispatch=False, lease_ttl_s=60.0) as fleet:
         held = Held(fleet.stores.redis)
-        held.gate = asyncio.Event()
+        held.gate, held.ending = asyncio.Event(), []
         fleet.stores = replace(fleet.stores, runs=held)
         old = await fleet.dispatcher()
         first = [await fleet.submit(picture(number)) for number in range(20)]
-        await until(lambda: held.ending == 20, what="twenty runs are about to end", timeout_s=60)
+        await until(lambda: len(held.ending) == 20, what="twenty runs are about to end", timeout_s=60)
 
         newer = Scripts(fleet.stores.redis, schema=SCHEMA + 1)
         await newer.start()

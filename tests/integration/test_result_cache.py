@@ -74,6 +74,7 @@ async def test_a_result_whose_files_are_gone_is_computed_again(
         three = await world.submit()
         assert three["cached"], "the new result counts from now on"
 
+
 @pytest.mark.parametrize("gone", ["files", "job"])
 @pytest.mark.parametrize("left", [0, 1, 2])
 async def test_one_copy_that_is_left_is_enough(

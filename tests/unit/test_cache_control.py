@@ -24,6 +24,7 @@ def _read(*values: str) -> CacheControl:
         (["max-age=60", "max-age=5"], 5.0, True),
         (["max-age=60, no-cache"], 0.0, True),
         (["max-age=99999999999999999999"], 1e9, True),
+        ([f"max-age={'9' * 5000}"], 1e9, True),  # more digits than Python reads at once
         (["no-cacheable, nocache, min-fresh=soon, =, ,"], None, True),
         (['community="a, max-age=x, no-store", max-age=7'], 7.0, True),
     ],
@@ -32,9 +33,9 @@ def test_directives_are_read(values: list[str], max_age_s: float | None, keep: b
     assert _read(*values) == CacheControl(max_age_s=max_age_s, keep=keep)
 
 
-@pytest.mark.parametrize("age", ["", "=", "=abc", "=3.5", "=-1", "=1e3", "=\u00b2", "=60s", "=999999999999999999999"])
+@pytest.mark.parametrize("age", ["", "=", "=abc", "=3.5", "=-1", "=1e3", "=\u00b2", "=60s"])
 def test_an_age_that_is_no_number_of_seconds_is_refused(age: str) -> None:
-    with pytest.raises(HttpError, match="max-age.* must be a whole number of seconds: send") as refused:
+    with pytest.raises(HttpError, match=r"max-age.* must be a whole number of seconds: send") as refused:
         _read(f"no-store, max-age{age}")
     assert (refused.value.status, refused.value.details) == (400, {"field": "Cache-Control"})
 

@@ -55,9 +55,11 @@ def recolored(value: Any, number: int) -> Any:
             key: one ^ 0x1110 * number if key == "color" and isinstance(one, int) else recolored(one, number)
             for key, one in value.items()
         }
-        if "class_type" in value and isinstance(inputs := copied.get("inputs"), dict):
-            if not any(key == "color" or isinstance(one, list) for key, one in inputs.items()):
-                inputs["copy"] = number  # ComfyUI ignores it, but its cache does not
+        inputs = copied.get("inputs") if "class_type" in value else None
+        if isinstance(inputs, dict) and not any(
+            key == "color" or isinstance(one, list) for key, one in inputs.items()
+        ):
+            inputs["copy"] = number  # ComfyUI ignores it, but its cache does not
         return copied
     return [recolored(one, number) for one in value] if isinstance(value, list) else value
 
