@@ -100,7 +100,7 @@ async def test_a_result_in_many_copies_is_remembered_by_some(
     async with sharing(redis_port, tmp_path, "g1") as world:
         jobs = [await world.done(await world.submit()) for _ in range(14)]
         (key,) = await world.api.stores.redis.keys(KEYS.result("*", "*"))
-        entry = orjson.loads(await world.api.stores.redis.get(key))
+        entry = orjson.loads(await world.api.stores.redis.get(key) or b"")
         named = [entry["job"], *entry["copies"]]
         assert named == [job["id"] for job in reversed(jobs)][: len(named)]
         assert len(named) == 9
