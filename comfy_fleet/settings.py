@@ -67,7 +67,8 @@ def _no_port(value: object) -> object:
 
 
 Seconds = Annotated[float, Field(le=10 * 365 * 86400)]
-"""At most ten years: times must stay valid dates, and leases must end."""
+"""At most ten years: times must stay valid dates, and leases must end. A field with a bound of its own is a
+plain number: of two bounds this one would count."""
 Count = Annotated[int, Field(le=10**18)]
 """HAProxy counts in 64 bits."""
 Gibibytes = Annotated[float, Field(le=10**6)]
@@ -234,7 +235,7 @@ class Settings(BaseSettings):
         description="1: a node unloads its models after a job ran out of memory on it, 0: never. A pool "
         "may have its own value (`fleet pool set`).",
     )
-    patience_s: Seconds = Field(
+    patience_s: float = Field(
         PATIENCE_S,
         ge=0,
         le=LONGEST_PATIENCE_S,
@@ -245,7 +246,7 @@ class Settings(BaseSettings):
     queue_depth: Count = Field(
         1000, ge=1, description="Most queued jobs; further submits get 429 `queue_full`."
     )
-    ageing_s: Seconds = Field(
+    ageing_s: float = Field(
         60.0, gt=0, le=10_000, description="Waiting time in seconds that is worth one point of priority."
     )
     max_priority: int = Field(

@@ -118,6 +118,22 @@ def test_every_number_has_an_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) > 40
 
 
+def test_no_field_has_two_bounds_of_a_kind() -> None:
+    """Of two, the type's would count, and the field's own would be silently lost."""
+    for name, field in Settings.model_fields.items():
+        kinds = [type(one) for one in field.metadata]
+        assert len(kinds) == len(set(kinds)), (name, field.metadata)
+
+
+@pytest.mark.parametrize(("name", "most"), [("PATIENCE_S", "86400"), ("AGEING_S", "10000")])
+def test_a_fields_own_bound_counts(name: str, most: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"FLEET_{name}", most)
+    load()
+    monkeypatch.setenv(f"FLEET_{name}", f"{most}.5")
+    with pytest.raises(Fail, match=rf"^FLEET_{name}: Input should be less than or equal to {most}"):
+        load()
+
+
 def test_shares_by_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().weights == {}
     monkeypatch.setenv("FLEET_SHARES", " ada=2, b.o-b_1 = 0.5 ,")
