@@ -94,7 +94,7 @@ def simulate(
         repair_s=seconds(repair, "--repair"),
         estimates=Estimates(run_error=run_error, memory_error=memory_error, seed=seed),
         settings=PolicySettings(
-            patience_s=seconds(patience, "--patience"),
+            patience_s=simulate_options.patience_s(patience),
             weights={
                 owner: number(text, f"--weight {owner}", least=0.001, most=1e6)
                 for owner, text in pairs(weight or [], "--weight").items()

@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+from comfy_fleet.planning.generated import MAX_JOBS
+
 POLICIES = "fair,fifo"
 """What is compared if nothing else is said."""
+MAX_PRICE = 1_000_000
 TRACE, FLEET, OTHER = "A made-up trace", "The made-up fleet", "What else is assumed"
 
 TracePath = Annotated[
@@ -34,6 +37,7 @@ Jobs = Annotated[
         "-n",
         "--jobs",
         min=1,
+        max=MAX_JOBS,
         metavar="N",
         rich_help_panel=TRACE,
         help="How many jobs.",
@@ -56,6 +60,7 @@ Burst = Annotated[
     float | None,
     typer.Option(
         min=1,
+        max=MAX_JOBS,
         metavar="N",
         rich_help_panel=TRACE,
         help="Jobs at the same moment, on average.",
@@ -66,7 +71,7 @@ Owners = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=1_000_000,
+        max=100_000,
         metavar="N",
         rich_help_panel=TRACE,
         help="How many owners.",
@@ -88,7 +93,7 @@ Sets = Annotated[
     int | None,
     typer.Option(
         min=0,
-        max=1_000_000,
+        max=10_000,
         metavar="N",
         rich_help_panel=TRACE,
         help="How many sets of models; 0: jobs load none.",
@@ -162,6 +167,7 @@ FinishWithin = Annotated[
     float | None,
     typer.Option(
         min=1,
+        max=1_000_000,
         metavar="X",
         rich_help_panel=TRACE,
         help="Jobs wish to be done within X times their run.",
@@ -197,7 +203,8 @@ LoadRates = Annotated[
     typer.Option(metavar="RATES", rich_help_panel=FLEET, help="From disk to RAM, and from RAM to the card."),
 ]
 Price = Annotated[
-    float, typer.Option(min=0, metavar="P", rich_help_panel=FLEET, help="Price of a node and hour.")
+    float,
+    typer.Option(min=0, max=MAX_PRICE, metavar="P", rich_help_panel=FLEET, help="Price of a node and hour."),
 ]
 AnyPool = Annotated[
     bool, typer.Option("--any-pool", rich_help_panel=FLEET, help="All jobs and nodes are of one pool.")

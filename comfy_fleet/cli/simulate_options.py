@@ -8,9 +8,10 @@ from typing import Any
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
+from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S
 from comfy_fleet.planning.fleet import NodeGroup, from_flag, from_toml, rates
 from comfy_fleet.planning.generated import Generated
-from comfy_fleet.planning.units import number, seconds, size
+from comfy_fleet.planning.units import number, seconds, size, size_range, wrong
 
 MAX_FLEET_FILE = 1024 * 1024
 RATE = 0.25
@@ -50,10 +51,7 @@ def made_up(given: Mapping[str, Any], *, jobs: int | None, seed: int) -> Generat
     if "--beside" in given:
         found["beside"] = size(given["--beside"], "--beside")
     if "--set-size" in given:
-        least, _, most = given["--set-size"].partition("-")
-        found["set_bytes"] = size(least, "--set-size"), size(most or least, "--set-size")
-        if found["set_bytes"][0] > found["set_bytes"][1]:
-            raise Fail("--set-size: the least size stands first: 6GiB-20GiB", code=Exit.USAGE)
+        found["set_bytes"] = size_range(given["--set-size"], "--set-size")
     editors, batches = given.get("--editors", 0.0), given.get("--batches", 0.0)
     if editors + batches > 1:
         raise Fail("--editors and --batches are more than 1 together", code=Exit.USAGE)
@@ -110,6 +108,18 @@ def above(text: str, flag: str) -> float:
     found = seconds(text, flag)
     if not found:
         raise Fail(f"{flag} must be above 0", code=Exit.USAGE)
+    return found
+
+
+def patience_s(text: str) -> float:
+    """Return for how long a job may be passed over, within a fleet's own bounds.
+
+    Raises:
+        BadInput: It is no duration, or too long a one.
+    """
+    found = seconds(text, "--patience")
+    if found > LONGEST_PATIENCE_S:
+        raise wrong("--patience", text, f"at most {LONGEST_PATIENCE_S:.0f}s")
     return found
 
 

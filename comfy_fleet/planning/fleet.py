@@ -20,8 +20,6 @@ from comfy_fleet.planning import units
 
 MAX_NODES = 100_000
 GIB = 2**30
-LEAST_CARD = 2**20
-"""Bytes; less is a unit that was forgotten."""
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _MAX_NAME = 63
 
@@ -201,8 +199,11 @@ def _count(text: str, field: str) -> int:
 
 
 def _size(text: str, field: str) -> int:
-    found = units.size(text, field)
-    if found < LEAST_CARD:
+    try:
+        found = units.size(text, field)
+    except BadInput:
+        found = 0
+    if not found:
         raise units.wrong(field, text, "the size of a card, such as 24GiB")
     return found
 

@@ -65,7 +65,11 @@ class Generated:
                 "without a rate, --jobs must say how many jobs there are", details={"field": "jobs"}
             )
         if self.expected > MAX_JOBS:
-            raise BadInput(f"that would be {self.expected:.3g} jobs; at most {MAX_JOBS:g} are made up")
+            what = "--rate and --for make" if self.jobs is None else "--jobs asks for"
+            raise BadInput(
+                f"{what} {self.expected:.3g} jobs; at most {MAX_JOBS:g} are made up",
+                details={"field": "rate" if self.jobs is None else "jobs"},
+            )
 
     @property
     def expected(self) -> float:

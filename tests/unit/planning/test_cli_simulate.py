@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.planning.units import size_range
 
 
 def fleet(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -103,7 +105,16 @@ def test_a_fleet_comes_from_a_file(tmp_path: Path) -> None:
         (["--rate", "often"], "--rate: 'often' is not a number from 0"),
         (["--rate", "0"], "without a rate, --jobs must say how many jobs there are"),
         (["--for", "0s"], "--for must be above 0"),
-        (["--set-size", "9GiB-6GiB"], "--set-size: the least size stands first"),
+        (["--set-size", "9GiB-6GiB"], "--set-size: '9GiB-6GiB' is not a range with the least size first"),
+        (["--set-size", "5-3GiB"], "--set-size: '5-3GiB' is not a range with the least size first"),
+        (["--set-size", "5-3"], "--set-size: '5' is not 0 or a size of at least 1MiB"),
+        (["--set-size", "5GiB-"], "--set-size: '' is not a size"),
+        (["--set-size", "5GiB-6GiB-7GiB"], "--set-size: '6GiB-7GiB' is not a size"),
+        (["--ram", "64"], "--ram: '64' is not 0 or a size of at least 1MiB"),
+        (["--beside", "2"], "--beside: '2' is not 0 or a size of at least 1MiB"),
+        (["--load", "2/s/8/s"], "--load: '2' is not a rate of at least 1MiB/s"),
+        (["--patience", "2d"], "--patience: '2d' is not at most 86400s"),
+        (["--rate", "1000/s", "--for", "30d"], "--rate and --for make 2.59e+09 jobs; at most 1e+08"),
         (["--editors", "0.6", "--batches", "0.6"], "--editors and --batches are more than 1 together"),
         (["--load", "2GiB/s"], "--load: '2GiB/s' is not two rates"),
         (["--patience", "soon"], "--patience: 'soon' is not a duration such as 90s"),
@@ -124,6 +135,33 @@ def test_what_is_wrong_is_said(argv: list[str], why: str) -> None:
     with pytest.raises((Fail, BadInput)) as found:
         CliRunner().invoke(command, ["simulate", *argv], catch_exceptions=False)
     assert str(found.value).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--sets", "1000000"),
+        ("--owners", "1000000"),
+        ("--jobs", "1000000000"),
+        ("--burst", "inf"),
+        ("--burst", "1e300"),
+        ("--finish-within", "inf"),
+        ("--finish-within", "1e308"),
+        ("--price", "inf"),
+        ("--price", "1e9"),
+    ],
+)
+def test_what_is_beyond_all_measure_is_refused(flag: str, value: str) -> None:
+    command: Any = typer.main.get_command(build())
+    told = CliRunner().invoke(command, ["simulate", flag, value])
+    assert told.exit_code == 2
+    assert re.search(f"{flag}.*(range|less than)", told.output), told.output
+
+
+def test_a_range_may_have_its_unit_once() -> None:
+    assert size_range("3-5GiB", "x") == (3 * 2**30, 5 * 2**30)
+    assert size_range("500MB - 2GB", "x") == (5 * 10**8, 2 * 10**9)
+    assert size_range("7GiB", "x") == (7 * 2**30, 7 * 2**30)
 
 
 def test_a_wrong_line_of_a_trace_is_named(tmp_path: Path) -> None:

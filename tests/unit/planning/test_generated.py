@@ -73,5 +73,5 @@ def test_a_duration_ends_the_trace() -> None:
 def test_impossible_wishes_are_refused() -> None:
     with pytest.raises(BadInput, match="without a rate, --jobs must say"):
         Generated(rate=0.0)
-    with pytest.raises(BadInput, match=r"that would be 3.6e\+09 jobs"):
+    with pytest.raises(BadInput, match=r"--rate and --for make 3.6e\+09 jobs"):
         Generated(rate=1e6)
