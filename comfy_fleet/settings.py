@@ -44,6 +44,11 @@ _OF_COMPOSE = (  # used in docker/
 )
 _FOR_TESTS = "FLEET_TEST_"
 _HOST = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
+_NEEDED_TLS = {
+    "tls_key_file": "tls_cert_file",
+    "console_tls_cert_file": "tls_cert_file",
+    "console_tls_key_file": "console_tls_cert_file",
+}
 _ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo
 
 
@@ -147,6 +152,38 @@ class Settings(BaseSettings):
         validate_default=True,
         description="What browsers reach the console by, with a host or a port of its own; if unset, the "
         "host of the request with the console's port.",
+    )
+    tls_cert_file: FilePath | None = Field(
+        None,
+        description="Certificate (PEM file) with which the public port and the console speak TLS: the "
+        "certificate first, then those that lead to an authority. A changed file is taken within seconds.",
+    )
+    tls_key_file: FilePath | None = Field(
+        None, description="Its key (PEM file, no password); if unset, it is in the certificate's file."
+    )
+    console_tls_cert_file: FilePath | None = Field(
+        None, description="Certificate of the console, if it has one of its own; if unset, the public port's."
+    )
+    console_tls_key_file: FilePath | None = Field(None, description="Its key, as above.")
+    plain_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validate_default=True,
+        description="With TLS: a port without it that sends browsers to the public port; if unset, none.",
+    )
+    hsts_s: int = Field(
+        0,
+        ge=0,
+        le=2 * 365 * 86400,
+        validate_default=True,
+        description="With TLS: for how many seconds browsers shall use nothing else for this host, on any "
+        "port (`Strict-Transport-Security`); 0: not said.",
+    )
+    api_ca_file: FilePath | None = Field(
+        None,
+        description="Certificate authorities (PEM file) by which commands and agents know the fleet itself, "
+        "such as its self-signed certificate; if unset, the public ones.",
     )
     extension_routes: str = Field(
         "",
@@ -521,6 +558,32 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is the public port; the console needs its own")
         return value
 
+    @field_validator("tls_cert_file", "tls_key_file", "console_tls_cert_file", "console_tls_key_file")
+    @classmethod
+    def _check_tls_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        """Refuse a key or a console's certificate without what it belongs to.
+
+        What the files hold is checked where they are read: other processes may not even see them.
+        """
+        needed = _NEEDED_TLS.get(info.field_name or "")
+        if value is not None and needed and info.data.get(needed) is None:
+            raise ValueError(f"set FLEET_{needed.upper()}, too")
+        return value
+
+    @field_validator("plain_port", "hsts_s")
+    @classmethod
+    def _check_with_tls(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Refuse what makes sense with TLS only, and a port that is taken."""
+        if value and info.data.get("tls_cert_file") is None:
+            raise ValueError("it is for a fleet with TLS: set FLEET_TLS_CERT_FILE, too")
+        if (
+            value
+            and info.field_name == "plain_port"
+            and value in (info.data.get("port"), info.data.get("console_port"))
+        ):
+            raise ValueError(f"{value} is the public port or the console's; it needs its own")
+        return value
+
     @field_validator("extension_routes")
     @classmethod
     def _check_extension_routes(cls, value: str) -> str:
@@ -619,6 +682,11 @@ class Settings(BaseSettings):
             patience_s=self.patience_s,
             former=dict(self._former),
         )
+
+    @property
+    def tls(self) -> bool:
+        """Whether the public port and the console speak TLS."""
+        return self.tls_cert_file is not None
 
     @property
     def extension_prefixes(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -71,6 +72,7 @@ class ApiClient:
         take: Callable[[Answer], None],
         changed: asyncio.Event | None = None,
         token: str | None = None,
+        ca_file: Path | None = None,
         every_s: float = BEAT_S,
         again_s: float = AGAIN_S,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -86,6 +88,7 @@ class ApiClient:
             take: Gets every answer.
             changed: Set when the next heartbeat should be sent at once; then cleared.
             token: The agents' token.
+            ca_file: Certificate authorities by which the API is known; None: the public ones.
             every_s: Pause between two heartbeats.
             again_s: Pause after a failure; doubles up to 15 s while the API is away.
             transport: Replaces the network, for tests.
@@ -94,6 +97,7 @@ class ApiClient:
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/agents/{host}/heartbeat"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._ca_file = ca_file
         self._compose = compose
         self._take = take
         self._every_s = every_s
@@ -111,7 +115,7 @@ class ApiClient:
             headers=self._headers,
             timeout=_TIMEOUT_S,
             transport=self._transport,
-            verify=authorities(self._url),
+            verify=authorities(self._url, ca_file=self._ca_file),
         ) as client:
             while True:
                 try:

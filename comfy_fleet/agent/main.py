@@ -172,7 +172,13 @@ async def run(
         credentials=lambda node: opened(node.sealed),
     )
     client = ApiClient(
-        api_url, host.host, compose=host.compose, take=host.take, changed=host.changed, token=token
+        api_url,
+        host.host,
+        compose=host.compose,
+        take=host.take,
+        changed=host.changed,
+        token=token,
+        ca_file=settings.api_ca_file,
     )
     server = AgentCheckServer(host.answer, host=address, port=port)
     own_metrics = AgentMetrics(host.heartbeat, host.answer)
@@ -219,7 +225,7 @@ async def run(
             asyncio.create_task(client.run(), name="heartbeats"),
         ]
         if central:
-            source = WithoutAgent(HttpNodes(api_url, token=token))
+            source = WithoutAgent(HttpNodes(api_url, token=token, ca_file=settings.api_ca_file))
             tasks.append(asyncio.create_task(_follow(host, source), name="agent's nodes"))
         waiter = asyncio.create_task(_wait(stop), name="stop")
         done, _ = await asyncio.wait({*tasks, waiter}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -34,6 +35,7 @@ class HttpNodes:
         api_url: str,
         *,
         token: str | None = None,
+        ca_file: Path | None = None,
         poll_s: float = 0.5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -42,11 +44,13 @@ class HttpNodes:
         Args:
             api_url: Base of the API, e.g. ``http://127.0.0.1:8190``.
             token: The agents' token.
+            ca_file: Certificate authorities by which the API is known; None: the public ones.
             poll_s: Pause between two requests. An unchanged list costs a 304 without a body.
             transport: Replaces the network, for tests.
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/nodes?sealed=true"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._ca_file = ca_file
         self._poll_s = poll_s
         self._backoff = Backoff(first_s=min(poll_s, _AGAIN_S), longest_s=max(poll_s, _MAX_PAUSE_S))
         self._transport = transport
@@ -61,7 +65,7 @@ class HttpNodes:
             headers=self._headers,
             timeout=_TIMEOUT_S,
             transport=self._transport,
-            verify=authorities(self._url),
+            verify=authorities(self._url, ca_file=self._ca_file),
         ) as client:
             while True:
                 try:

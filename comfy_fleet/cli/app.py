@@ -42,6 +42,7 @@ _GROUPS = {
         "workflow_publish",
         "workflow_folders",
     ),
+    "cert": ("Fleet", "certificates"),
     "haproxy": ("Single processes", "haproxy"),
 }
 

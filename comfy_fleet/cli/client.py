@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.up.lock import running
 from comfy_fleet.cli.up.public_port import USUAL_CONSOLE_URL
+from comfy_fleet.domain.errors import ConfigError
 
 _STATUS_EXIT = {
     400: Exit.USAGE,
@@ -50,9 +52,31 @@ TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 def usual_url() -> str:
     """Return the address of the fleet if none was given: that of the data folder's fleet, if one runs."""
+    return _usual()[0]
+
+
+def _usual() -> tuple[str, Path | None]:
+    """Return that address, and the certificate's file of a fleet that shows one."""
     data = Path(os.environ.get("FLEET_DATA") or ".fleet").expanduser().absolute()
     note = running(data)
-    return str(note.get("console_url") or note.get("url") or USUAL_CONSOLE_URL)
+    certificate = note.get("certificate")
+    url = str(note.get("console_url") or note.get("url") or USUAL_CONSOLE_URL)
+    return url, Path(certificate) if isinstance(certificate, str) else None
+
+
+def _trusted(url: str) -> ssl.SSLContext | bool:
+    """Return how a fleet at this address shows who it is.
+
+    The fleet of the data folder is known by its certificate, which is hardly for ``127.0.0.1``.
+    """
+    if urlsplit(url).scheme != "https":
+        return authorities(url)
+    usual, own = _usual()
+    ca_file = os.environ.get("FLEET_API_CA_FILE")
+    try:
+        return authorities(url, own=own if url == usual else None, ca_file=Path(ca_file) if ca_file else None)
+    except ConfigError as error:
+        raise Fail(f"FLEET_API_CA_FILE: {error.message}", code=Exit.USAGE) from error
 
 
 def _host_of(url: str) -> str:
@@ -98,7 +122,7 @@ class Client:
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
-            verify=authorities(self.url),
+            verify=_trusted(self.url),
             # No proxy from the environment between this machine and its own fleet.
             trust_env=host not in ("127.0.0.1", "localhost", "::1"),
         )
@@ -346,6 +370,12 @@ class Client:
                 passing=True,
             ) from error
         except httpx.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Fail(
+                    f"who answers at {self.url} can't be checked ({error})",
+                    hint="FLEET_API_CA_FILE names a file with the fleet's certificate, or its authority's",
+                    code=Exit.UNREACHABLE,
+                ) from error
             raise Fail(
                 f"nothing answers at {self.url} ({error})",
                 hint="`fleet up` starts a fleet; --api or FLEET_API_URL names another address",

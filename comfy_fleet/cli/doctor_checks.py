@@ -7,12 +7,14 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.haproxy.certificates import SOON_S, Certificate, edge_certificates, expiry_words
 from comfy_fleet.adapters.system.disk import FULL, Disk
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.adapters.system.secret_box import SecretBox
@@ -85,6 +87,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("Data folder", lambda: data_folder(settings)),
         ("Keys", lambda: [keys(settings)]),
         ("Secret key", lambda: secret_key(settings)),
+        ("Certificate", lambda: certificates(settings)),
         ("Open files", lambda: [open_files(resource.getrlimit(resource.RLIMIT_NOFILE))]),
         ("Workflows", lambda: workflows(settings)),
         ("HAProxy files", lambda: [templates(settings)]),
@@ -344,6 +347,36 @@ def secret_key(settings: Settings) -> list[Finding]:
     except FleetError as error:
         return [_fail("Secret key", error.message)]
     return [_ok("Secret key", f"{path}, for the fleet's user alone")]
+
+
+def certificates(settings: Settings) -> list[Finding]:
+    """Check the certificates of the public port and the console."""
+    if not settings.tls:
+        return []
+    try:
+        shown = edge_certificates(settings)
+    except FleetError as error:
+        return [
+            _fail(
+                "Certificate", error.message, "mend the file, or make one for a try: fleet cert self-signed"
+            )
+        ]
+    one = shown.editor == shown.console
+    return [
+        certificate(origin, found, time.time())
+        for origin, found in shown.by_origin.items()
+        if not one or origin == "editor"
+    ]
+
+
+def certificate(origin: str, found: Certificate, now: float) -> Finding:
+    """Judge how long a certificate is good."""
+    check = "Certificate" if origin == "editor" else "Console's certificate"
+    words = f"{', '.join(found.names) or 'no name'}: {expiry_words(found.expires_at, now=now)}"
+    renew = f"renew {found.path}; the running edge takes it within seconds"
+    if found.expires_at <= now:
+        return _fail(check, words, renew)
+    return _warn(check, words, renew) if found.expires_at - now <= SOON_S else _ok(check, words)
 
 
 def open_files(limits: tuple[int, int]) -> Finding:

@@ -59,6 +59,7 @@ def render(
 @app.command()
 def check(empty: Empty = False, data: Data = None) -> None:
     """Render the configurations and have HAProxy check them; exits with 1 if it refuses."""
+    from comfy_fleet.adapters.haproxy.certificates import write_private
     from comfy_fleet.adapters.haproxy.config_apply import check as ask
     from comfy_fleet.adapters.haproxy.config_render import files
     from comfy_fleet.cli.console import stdout
@@ -75,7 +76,11 @@ def check(empty: Empty = False, data: Data = None) -> None:
             # The maps may not be in place yet, so the check reads those just rendered.
             for live in (places.pools, places.vias, places.no_editors):
                 checked = checked.replace(str(live), f"{folder}/{live.name}")
+            for file in rendered.certificates:
+                checked = checked.replace(str(places.folder / file), f"{folder}/{file}")
             (Path(folder) / name).write_text(checked)
+        for file, pem in rendered.certificates.items():
+            write_private(Path(folder) / file, pem)
         for name in ("broker.cfg", "edge.cfg"):
             warnings = ask(program, Path(folder) / name)
             console.print(f"{name}: ok" + (f"\n{warnings}" if warnings else ""), markup=False)
@@ -147,7 +152,7 @@ def _texts(rendered: "Rendered") -> dict[str, str]:
         "pools.map": rendered.pools,
         "nodes.map": rendered.vias,
         "no-editors.map": rendered.no_editors,
-    }
+    }  # no certificate's file: there is a key in it
 
 
 async def _nodes(settings: "Settings") -> Sequence["Node"]:

@@ -3,12 +3,16 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
 from prometheus_client import Gauge
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.haproxy.certificate_watch import CertificateWatch
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.system.secret_box import NodeCredentials, SecretBox
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
@@ -58,6 +62,7 @@ async def _serve(settings: Settings) -> None:
         registry = new_registry()
         ready = Gauge("fleet_haproxy_ready", "Whether broker and edge answer.", registry=registry)
         ready.set_function(controller.ready.is_set)
+        registry.register(_Ends(controller.certificates))
         metrics = MetricsServer(
             registry,
             host=settings.metrics_host,
@@ -69,6 +74,24 @@ async def _serve(settings: Settings) -> None:
             await controller.run(stop)
         finally:
             await metrics.stop()
+
+
+class _Ends(Collector):
+    """When the certificates end that the edge shows."""
+
+    def __init__(self, watch: CertificateWatch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield a sample for each origin; without TLS, none."""
+        family = GaugeMetricFamily(
+            "fleet_certificate_ends_seconds",
+            "When the certificate that an origin shows ends, in seconds since 1970.",
+            labels=["origin"],
+        )
+        for origin, one in self._watch.shown.by_origin.items():
+            family.add_metric([origin], one.expires_at)
+        yield family
 
 
 class TicketKey:

@@ -78,13 +78,20 @@ async def edge_of(
     folder: Path,
     *nodes: Node,
     ticket_key: Callable[[], bytes | None] = lambda: TICKETS.key,
+    certificate_look_s: float = 5.0,
     **more: object,
 ) -> AsyncIterator[Edge]:
     settings = make_settings(folder, max_body_bytes=LIMIT, **more)
     api = TinyApi(settings.api_port)
     async with (
         api,
-        running(folder, FakeNodeRegistry(nodes), settings=settings, ticket_key=ticket_key) as broker,
+        running(
+            folder,
+            FakeNodeRegistry(nodes),
+            settings=settings,
+            ticket_key=ticket_key,
+            certificate_look_s=certificate_look_s,
+        ) as broker,
         client(base_url=f"http://127.0.0.1:{settings.port}") as http,
     ):
         yield Edge(settings, api, http, broker)

@@ -49,6 +49,7 @@ for package in "$@"; do
     haproxy) cp "$BIN/later/haproxy" "$BIN/haproxy" ;;
     gcc) cp "$BIN/later/true" "$BIN/cc" ;;
     redis-tools) cp "$BIN/later/true" "$BIN/redis-cli" ;;
+    curl | nginx | caddy | keepalived) cp "$BIN/later/true" "$BIN/$package" ;;
     python3 | python3.11) cp "$BIN/later/python" "$BIN/$package" ;;
     python3.11-venv) echo > "$BIN/venv-module" ;;
   esac
@@ -318,9 +319,10 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
     assert installed(machine) == [
         "apt-get install -y -qq --no-install-recommends gcc libc6-dev",
         "apt-get install -y -qq --no-install-recommends redis-tools",
+        "apt-get install -y -qq --no-install-recommends curl",
     ]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 2
+    assert len(installed(machine)) == 3
 
 
 def test_help_changes_nothing(machine: Machine) -> None:

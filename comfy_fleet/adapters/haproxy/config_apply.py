@@ -4,6 +4,7 @@ import logging
 import subprocess
 from pathlib import Path
 
+from comfy_fleet.adapters.haproxy.certificates import write_private
 from comfy_fleet.adapters.haproxy.config_render import ConfigFiles, Rendered
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.domain.errors import ConfigError
@@ -71,6 +72,10 @@ def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset
         _beside(path).unlink(missing_ok=True)
         if not path.exists():
             _write(path, text)  # the broker's configuration refers to it
+    for name, pem in rendered.certificates.items():
+        if not (place := places.folder / name).exists():  # named by its content
+            write_private(_beside(place), pem)
+            _beside(place).replace(place)
     texts = {
         **maps,
         places.broker: rendered.broker,
@@ -97,6 +102,9 @@ def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset
     for new, path in ready:
         new.replace(path)
         logger.info("configuration written", extra={"file": str(path)})
+    for old in places.folder.glob("tls-*.pem*"):  # a worker keeps in memory what it has read
+        if old.name not in rendered.certificates:
+            old.unlink(missing_ok=True)
     return frozenset(path.name for path in changed)
 
 
@@ -106,6 +114,4 @@ def _beside(path: Path) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write a file that only this user can ever read: a map contains passwords."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text)
+    write_private(path, text.encode())

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
 
+from comfy_fleet.adapters.haproxy.certificates import EdgeCertificates, edge_certificates
 from comfy_fleet.adapters.haproxy.editor_paths import SEGMENT, editor_paths
 from comfy_fleet.adapters.haproxy.server_lines import (
     SYSTEM_CA,
@@ -57,6 +58,7 @@ class Rendered:
         pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
         vias: The map file: a line ``NODE AUTHORITY|PREFIX|AUTHORIZATION`` for every node behind a proxy.
         no_editors: The map file: a line ``NODE no`` for every node whose editor nobody gets.
+        certificates: The edge's certificates with their keys, by the name of their file.
     """
 
     broker: str
@@ -64,6 +66,7 @@ class Rendered:
     pools: str
     vias: str = field(default="", repr=False)
     no_editors: str = ""
+    certificates: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,7 @@ def render(
     credentials: Callable[[str], str] | None = None,
     templates: Mapping[str, str] | None = None,
     ticket_key: bytes | None = None,
+    certificates: EdgeCertificates | None = None,
 ) -> Rendered:
     """Return both configurations and the pool map.
 
@@ -156,12 +160,16 @@ def render(
         credentials: Decrypts the nodes' passwords; without it, three stars replace each.
         templates: From :func:`read_templates`; None reads them now.
         ticket_key: The key of editor tickets, which the edge checks; without it no file of an editor passes.
+        certificates: From :func:`~comfy_fleet.adapters.haproxy.certificates.edge_certificates`; None reads
+            them now.
 
     Raises:
         BadInput: A name or an address that can't be in a configuration.
-        ConfigError: A template is missing or wrong, or a path can't be written into it.
+        ConfigError: A template is missing or wrong, a path can't be written into it, or a certificate can't
+            be used.
     """
     places = files(settings)
+    shown = edge_certificates(settings) if certificates is None else certificates
     env = Environment(
         loader=DictLoader(read_templates(settings.haproxy_dir) if templates is None else templates),
         autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
@@ -178,7 +186,7 @@ def render(
             broker=env.get_template("broker.cfg.j2").render(
                 _broker(settings, places, nodes, pools, addresses)
             ),
-            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places, ticket_key)),
+            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places, ticket_key, shown)),
             pools="".join(
                 f"{check_name('pool', pool)} {prefix_of(settings.namespace)}{backend_of(slot)}\n"
                 for pool, slot in sorted(pools.items())
@@ -189,6 +197,7 @@ def render(
                 if entry.via
             ),
             no_editors="".join(f"{name} {no}\n" for name, no in no_editors_of(nodes).items()),
+            certificates=shown.files,
         )
     except TemplateError as error:
         remedy = (
@@ -272,7 +281,9 @@ def ca_file_of(settings: Settings) -> str:
     return SYSTEM_CA if settings.node_ca_file is None else str(settings.node_ca_file.absolute())
 
 
-def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> dict[str, Any]:
+def _edge(
+    settings: Settings, places: ConfigFiles, ticket_key: bytes | None, shown: EdgeCertificates
+) -> dict[str, Any]:
     if settings.console_port == settings.port:
         raise ConfigError(
             f"FLEET_CONSOLE_PORT and FLEET_PORT are both {settings.port}: the console needs a port of its own"
@@ -286,6 +297,13 @@ def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> 
         "monitor": f"unix@{places.edge_monitor}",
         "public_bind": join(settings.host, settings.port),
         "console_bind": join(settings.host, settings.console_port),
+        "plain_bind": join(settings.host, settings.plain_port) if settings.plain_port else "",
+        "certificates": {
+            origin: str(places.folder / one.file_name) for origin, one in shown.by_origin.items()
+        },
+        "hsts_s": settings.hsts_s,
+        "public_port": settings.port,
+        "public_url": (settings.public_url or "").rstrip("/"),
         "api_address": join(settings.api_host, settings.api_port),
         "direct_address": join(_reached_at(settings.broker_bind), settings.direct_port),
         "segment": SEGMENT,
@@ -316,6 +334,11 @@ def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> 
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "tls_required": envelope(
+            "tls_required",
+            "Ask with https: this port only sends browsers there. Whatever was sent here, a key, too, went "
+            "over the network unencrypted.",
+        ),
         "no_worker": envelope("forbidden", "No service worker can be registered here."),
         "node_away": envelope("node_away", "The editor's node does not answer: load the page again."),
         "node_strange": envelope("node_error", "The editor's node gave an answer that is not passed on."),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from comfy_fleet.adapters.haproxy.agent_preflight import WINDOW_S, Preflight
+from comfy_fleet.adapters.haproxy.certificate_watch import LOOK_S, CertificateWatch
 from comfy_fleet.adapters.haproxy.config_apply import apply
 from comfy_fleet.adapters.haproxy.config_render import ca_file_of, files, read_templates, render
 from comfy_fleet.adapters.haproxy.follow_api_dns import follow_api
@@ -93,6 +94,7 @@ class Controller:
         ready: Set while both processes answer.
         broker: The lease broker.
         edge: The public port and the console's.
+        certificates: What the edge shows to those who speak TLS.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Controller:
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
         first_answer_s: float = WINDOW_S,
+        certificate_look_s: float = LOOK_S,
     ) -> None:
         """Set up; nothing starts before :meth:`run`.
 
@@ -121,6 +124,7 @@ class Controller:
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no more leases.
             first_answer_s: How long a new node's agent is asked directly and its ``ready`` passed on.
+            certificate_look_s: How often the certificates' files are looked at.
         """
         self.ready = asyncio.Event()
         self._settings = settings
@@ -152,6 +156,7 @@ class Controller:
             on_start=lambda: None,
             prefix=self._prefix,
         )
+        self.certificates = CertificateWatch(settings, look_s=certificate_look_s)
         self._nodes: Sequence[Node] = ()
         self._pools: dict[str, int] = {}
         self._kept_pools: dict[str, int] | None = None  # as they are in the store
@@ -181,11 +186,12 @@ class Controller:
         """Run until ``stop`` is set, then stop both processes.
 
         Raises:
-            ConfigError: Another controller runs on the folder, a configuration is refused, or HAProxy is
-                missing or could not start (a port is taken).
+            ConfigError: Another controller runs on the folder, a configuration is refused, a certificate
+                can't be used, or HAProxy is missing or could not start (a port is taken).
         """
         with only_one(self._files.folder):
             self._templates = read_templates(self._settings.haproxy_dir)
+            self.certificates.read()
             for process in (self.broker, self.edge):
                 await process.stop_stray()
             await self._first_files(stop)
@@ -206,6 +212,9 @@ class Controller:
                     asyncio.create_task(self._watch(), name="watch registry"),
                     asyncio.create_task(self._steer(), name="steer broker"),
                     asyncio.create_task(self._follow_with_files(), name="write files"),
+                    asyncio.create_task(
+                        self.certificates.follow(self._write_and_renew), name="follow certificates"
+                    ),
                     asyncio.create_task(stop.wait(), name="stop"),
                 ]
                 if self._settings.editor and self._ticket_key() is None:
@@ -236,15 +245,16 @@ class Controller:
                 await self.broker.stop()
 
     async def reload_edge(self) -> bool:
-        """Render both files from the present templates; reload the edge if its file changed.
+        """Render both files from the present templates and certificates; reload the edge if its file changed.
 
         Returns:
             True if it did.
 
         Raises:
-            ConfigError: The new file is refused, or no worker came up with it; the edge goes on with the old
-                one.
+            ConfigError: The new file is refused, or no worker came up with it, or a certificate can't be
+                used; the edge goes on with the old one.
         """
+        self.certificates.read()
         before, self._templates = self._templates, read_templates(self._settings.haproxy_dir)
         try:
             changed = await self._write_files()
@@ -260,6 +270,10 @@ class Controller:
         self._edge_behind = True  # until it has taken its file, the next order tries again
         await self.edge.renew()
         self._edge_behind = False
+
+    async def _write_and_renew(self) -> None:
+        if self._files.edge.name in await self._write_files() or self._edge_behind:
+            await self._renew_edge()
 
     async def _open_editor(self) -> NoReturn:
         """Wait for the key of editor tickets, which the API may have to make first; then let files pass."""
@@ -304,7 +318,7 @@ class Controller:
             await self._unwritten.wait()
             self._unwritten.clear()
             try:
-                await self._write_files()
+                await self._write_and_renew()  # of the last run, if the registry was away at the start
             except ConfigError:
                 pass  # already logged and kept as .rejected; the running HAProxy follows the registry
             except Exception as error:  # e.g. a full disk: tried again, and this process goes on
@@ -331,6 +345,7 @@ class Controller:
                     credentials=self._credentials,
                     templates=self._templates,
                     ticket_key=self._ticket_key() if self._settings.editor else None,
+                    certificates=self.certificates.shown,
                 )
             except ConfigError as error:
                 logger.error("configuration not rendered", extra={"reason": error.message})

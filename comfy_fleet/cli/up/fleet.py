@@ -73,6 +73,7 @@ class Fleet:
             {
                 "url": self.plan.url,
                 "console_url": self.plan.console_url,
+                "certificate": str(self.plan.console_certificate) if self.plan.console_certificate else None,
                 "instead": self.plan.port.number if self.plan.port.why else None,
                 "console": self.plan.settings.console_port,
                 "ports": list(self.plan.ports),
@@ -214,7 +215,10 @@ class Fleet:
         why = "nothing answers yet"
         url = self.plan.console_url
         async with httpx.AsyncClient(
-            base_url=url, timeout=5, trust_env=False, verify=authorities(url)
+            base_url=url,
+            timeout=5,
+            trust_env=False,
+            verify=authorities(url, own=self.plan.console_certificate),
         ) as client:
             while True:
                 try:

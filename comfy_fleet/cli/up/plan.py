@@ -8,6 +8,7 @@ from typing import Any
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.haproxy.certificates import edge_certificates
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.agent.supervisor import host_name
 from comfy_fleet.api.auth import Keys
@@ -70,12 +71,18 @@ class Plan:
     @property
     def url(self) -> str:
         """Where the fleet answers, as seen from this machine."""
-        return public_url(self.settings.host, self.settings.port)
+        return public_url(self.settings.host, self.settings.port, tls=self.settings.tls)
 
     @property
     def console_url(self) -> str:
         """Where its console answers, as seen from this machine."""
-        return public_url(self.settings.host, self.settings.console_port)
+        return public_url(self.settings.host, self.settings.console_port, tls=self.settings.tls)
+
+    @property
+    def console_certificate(self) -> Path | None:
+        """The file of the certificate that the console shows, if it speaks TLS."""
+        file = self.settings.console_tls_cert_file or self.settings.tls_cert_file
+        return None if file is None else file.absolute()
 
     @property
     def found_by(self) -> dict[str, Any]:
@@ -98,10 +105,11 @@ class Plan:
         }
 
 
-def public_url(host: str, port: int) -> str:
+def public_url(host: str, port: int, *, tls: bool = False) -> str:
     """Return the base URL for clients on this machine."""
     name = ports.asked(host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
 
 
 def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | None) -> Plan:
@@ -116,7 +124,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     Raises:
         Fail: The port is taken, or HAProxy is missing.
         ConfigError: No Redis-compatible server is installed, a GPU is not there, API keys are wrong or
-            missing where they are needed, or the folder of stored workflows can't be read.
+            missing where they are needed, a certificate can't be used, or the folder of stored workflows
+            can't be read.
         BadInput: A node's name or URL can't be used.
     """
     # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
@@ -140,6 +149,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         kept=note.get("console"),
     )
     keys = Keys.load(settings)  # the API would refuse to start, again and again; so below
+    edge_certificates(settings)  # HAProxy would not start
     WorkflowCatalog(settings.workflows_dir).check()
     haproxy = find_haproxy(settings.haproxy_bin)
     build.require(haproxy)

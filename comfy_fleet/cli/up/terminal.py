@@ -17,7 +17,7 @@ from rich.text import Text
 
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.cli.console import SIMULATED, span, table
-from comfy_fleet.cli.up.plan import Plan
+from comfy_fleet.cli.up.plan import Plan, public_url
 from comfy_fleet.cli.up.public_port import USUAL_CONSOLE_URL
 from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.nodes.node import Node
@@ -112,7 +112,7 @@ class Terminal:
             shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
         usual = settings.data == Path(".fleet").absolute()
         there = "" if usual else f" --data {shlex.quote(str(settings.data))}"
-        elsewhere = settings.public_url or f"http://{socket.gethostname()}:{settings.port}"
+        elsewhere = settings.public_url or public_url(socket.gethostname(), settings.port, tls=settings.tls)
         for name, value in (
             ("try", example(planned)),
             ("from", "" if is_loopback(settings.host) else f"other machines: {elsewhere}"),
@@ -164,4 +164,6 @@ def example(planned: Plan) -> str:
     url = planned.console_url
     if url != USUAL_CONSOLE_URL or os.environ.get("FLEET_API_URL", url) != url:
         line = f"export FLEET_API_URL={url}; {line}"
+    if settings.tls and settings.data != Path(".fleet").absolute():  # the folder tells its certificate
+        line = f"export FLEET_DATA={shlex.quote(str(settings.data))}; {line}"
     return line
