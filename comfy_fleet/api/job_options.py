@@ -203,7 +203,7 @@ def options(
             403,
             "forbidden",
             f"priority {priority} is more than {most} (FLEET_MAX_PRIORITY): send at most {most}, or "
-            "an `Authorization` header with a key that has the role admin",
+            "use a key that has the role admin",
             details={"field": "priority", "limit": most},
         )
     if body.finish_by is not None:

@@ -41,6 +41,38 @@ _HINTS = {
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API); `fleet workflow add` converts it "
     "if comfy-cli is installed",
 }
+OPTIONS = {
+    "Idempotency-Key": "--idempotency-key",
+    "agent": "--agent",
+    "cursor": "--cursor",
+    "editor": "--editor",
+    "finish_by": "--finish-by",
+    "free_idle_s": "--free-idle-s",
+    "free_on_oom": "--free-on-oom",
+    "labels": "--label",
+    "limit": "--limit",
+    "metadata": "--metadata",
+    "most": "--most",
+    "node": "--node",
+    "note": "--note",
+    "patience_s": "--patience-s",
+    "pool": "--pool",
+    "prefer_pool": "--prefer-pool",
+    "priority": "--priority",
+    "reason": "--reason",
+    "spill_to": "--spill-to",
+    "status": "--status",
+    "timeout_s": "--run-timeout",
+    "ttl_s": "--ttl",
+    "wait_s": "--wait",
+    "weight": "--weight",
+    "workflow": "--workflow",
+    "workflows": "--workflow",
+    "zone": "--zone",
+}
+"""What a request's fields are called on the command line, whatever the command."""
+_FIELD = "|".join(sorted(OPTIONS, key=len, reverse=True))
+_FIELDS_FIRST = re.compile(rf"({_FIELD})\b(?: (and|needs) ({_FIELD})\b)?")
 NO_UNICODE = "the request contains text that is not valid Unicode"
 _ID_LENGTH = 36
 _API_PATH = re.compile(r"(?<=[^/])/api(/v[0-9]{1,2})?/*$")
@@ -409,6 +441,7 @@ def failure(answer: httpx.Response, path: str) -> Fail:
             continue  # already in the message
         message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
     passing = answer.status_code in (429, 502, 503)
+    message = in_options(message, details.get("field") if isinstance(details, dict) else None)
     return Fail(
         message or f"{answer.status_code}",
         hint=hint,
@@ -416,6 +449,20 @@ def failure(answer: httpx.Response, path: str) -> Fail:
         passing=passing,
         answer=error if isinstance(error, dict) else None,
     )
+
+
+def in_options(message: str, field: object) -> str:
+    """Return an error's message with a field at its beginning called as the command's option.
+
+    Args:
+        message: The API's.
+        field: The field that it says is wrong, if it names one.
+    """
+    found = _FIELDS_FIRST.match(message)
+    if found is None or not isinstance(field, str) or re.split(r"[.[]", field)[0] not in OPTIONS:
+        return message
+    words = [OPTIONS[found[1]], *((found[2], OPTIONS[found[3]]) if found[2] else ())]
+    return " ".join(words) + message[found.end() :]
 
 
 def _node_errors(details: object) -> Iterator[tuple[str, str]]:
