@@ -46,8 +46,10 @@ from comfy_fleet.services.collector import OutputLimits
 from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
 from comfy_fleet.services.failure_policy import FailureLimits
 from comfy_fleet.services.memory_prediction import MemoryPrediction
+from comfy_fleet.services.store_retry import BACKOFF, Reminder
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import forever
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -144,13 +146,32 @@ async def run(
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
         try:
-            await dispatcher.run(order.given)
+            await _run_once_store_answers(dispatcher, order.given)
         finally:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             with contextlib.suppress(StoreDown):
                 await worker.leave()
+
+
+async def _run_once_store_answers(dispatcher: Dispatcher, stop: asyncio.Event) -> None:
+    """Run it as soon as Redis answers: a start in any order must do."""
+    reminder = Reminder()
+    failures = 0
+    while not stop.is_set():
+        try:
+            return await dispatcher.run(stop)
+        except StoreDown as error:  # it can't begin; once it has begun, it waits by itself
+            failures += 1
+            if reminder.due():
+                logger.warning(
+                    "dispatcher waits for Redis: start it, or correct FLEET_REDIS_URL",
+                    extra={"dispatcher": dispatcher.name, "error": str(error)},
+                )
+        with contextlib.suppress(TimeoutError):
+            async with Timeout(BACKOFF.pause_s(failures)):
+                await stop.wait()
 
 
 async def _beat_worker(worker: RqWorker, dispatcher: Dispatcher) -> None:

@@ -41,7 +41,7 @@ REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("job", "ls", "--metadata", "k k=v"), "--metadata[k k] can't be"),
     (("job", "ls", "--cursor", "nope"), "--cursor"),
     (("workflow", "rollback", "image_card", "--note", LONG * 10), "--note: String should have"),
-    (("workflow", "label", "image_card", "production", "x", "--note", LONG * 10), "--note: String should have"),
+    (("workflow", "label", "image_card", "production", "x", "--note", LONG * 10), "--note: String"),
 )
 
 
