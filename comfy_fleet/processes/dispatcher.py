@@ -161,7 +161,7 @@ async def _run_once_store_answers(dispatcher: Dispatcher, stop: asyncio.Event) -
     failures = 0
     while not stop.is_set():
         try:
-            return await dispatcher.run(stop)
+            await dispatcher.run(stop)
         except StoreDown as error:  # it can't begin; once it has begun, it waits by itself
             failures += 1
             if reminder.due():
@@ -169,6 +169,8 @@ async def _run_once_store_answers(dispatcher: Dispatcher, stop: asyncio.Event) -
                     "dispatcher waits for Redis: start it, or correct FLEET_REDIS_URL",
                     extra={"dispatcher": dispatcher.name, "error": str(error)},
                 )
+        else:
+            return
         with contextlib.suppress(TimeoutError):
             async with Timeout(BACKOFF.pause_s(failures)):
                 await stop.wait()

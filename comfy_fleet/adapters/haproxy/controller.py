@@ -429,11 +429,12 @@ class Controller:
             self._stale = False
             try:
                 await self._read_registry()
-            except Exception:
+            except Exception as error:
                 self._stale = True
                 if not self._known:
                     raise  # an empty list would remove every server
-                logger.warning("registry can't be read", exc_info=True)
+                unexpected = not isinstance(error, FleetError)
+                logger.warning("registry can't be read", extra={"reason": str(error)}, exc_info=unexpected)
         entries = {entry.name: entry for entry in self._entries()}
         runtime = self.broker.runtime
         if self._map_stale:
