@@ -52,12 +52,14 @@ class Waits:
         results_s: For how many seconds it waits for that node at most.
         place: Where it stands in its queue; None if it stands in none.
         standing: The same in numbers; None if it stands in none, or nothing is known of how long jobs take.
+        gathers_s: For how many seconds it waits at most for others to share a prompt with; 0: it does not.
     """
 
     results_on: str = ""
     results_s: float = 0.0
     place: QueuePlace | None = None
     standing: Standing | None = None
+    gathers_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

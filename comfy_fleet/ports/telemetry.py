@@ -18,6 +18,7 @@ class EndedJob:
         workflow: Its stored workflow; None: it was submitted as a graph.
         total_s: Seconds from its submit.
         error: Why, unless it was canceled.
+        followed: Whether it waited for an equal job's run, and shares its end.
     """
 
     job_id: str
@@ -25,6 +26,7 @@ class EndedJob:
     workflow: str | None
     total_s: float
     error: JobError | None = None
+    followed: bool = False
 
 
 class Telemetry(Protocol):
@@ -84,6 +86,14 @@ class Telemetry(Protocol):
                 (:attr:`Refused.why`).
             node: The node that the store refused.
             detail: The reason in words.
+        """
+
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        """Files were put onto a busy node for the job that will probably be next there, or such a job began.
+
+        Args:
+            sent: How many files are there now.
+            used: How many of those that were sent the run reads that begins.
         """
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:

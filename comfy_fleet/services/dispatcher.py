@@ -155,6 +155,7 @@ class Dispatcher:
             waiting=lambda: self._seekers.known,
             patience=self._patience_of,
             spawn=self._spawn,
+            telemetry=telemetry,
             now=now,
         )
         self._tools = RunDeps(

@@ -367,6 +367,8 @@ class NodeInventories:
             return why
         if why is None and waits.results_on:
             return waiting_reason.for_results(waits.results_on, waits.results_s)
+        if why is None and waits.gathers_s:
+            return waiting_reason.for_others(waits.gathers_s)
         return why if waits.place is None else waiting_words.words(waits.place, usable=usable, busy=why)
 
     async def usable(self, placement: Placement | None) -> Sequence[NodeState]:

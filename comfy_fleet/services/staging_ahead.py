@@ -19,6 +19,7 @@ from comfy_fleet.ports.ahead import AheadStore, Peek
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import NodeApi
 from comfy_fleet.ports.runs import MAX_PLACEMENTS, Claim, StagedInput
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.staging import StagingError, send
 from comfy_fleet.timeouts import Timeout
@@ -71,6 +72,7 @@ class StagingAhead:
         waiting: Returns the placement classes with waiting jobs.
         patience: Returns for how many seconds a job may be passed over on a pool's nodes.
         spawn: Starts a task that ends with the dispatcher.
+        telemetry: Is told which files were sent and used.
         now: Monotonic seconds.
     """
 
@@ -85,6 +87,7 @@ class StagingAhead:
         waiting: Callable[[], Iterable[Placement]],
         patience: Callable[[str], float],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        telemetry: Telemetry,
         now: Callable[[], float],
     ) -> None:
         self._store = store
@@ -95,10 +98,14 @@ class StagingAhead:
         self._waiting = waiting
         self._patience = patience
         self._spawn = spawn
+        self._telemetry = telemetry
         self._now = now
         self._busy: dict[str, _Busy] = {}
         self._staged: dict[str, str] = {}  # node -> the job for which something is there
         self._sending: dict[str, _Sending] = {}
+        self._sent: dict[
+            str, set[str]
+        ] = {}  # node -> files that were sent there and are still kept for a job
         self._senders = asyncio.Semaphore(SENDERS)
         self._gap_s = GAPS_S[0]
         self._look = asyncio.Event()
@@ -131,14 +138,17 @@ class StagingAhead:
     async def arrived(self, claim: Claim) -> None:
         """Wait until a run's files that are on their way to its node are there; any others are not sent."""
         sending = self._sending.get(claim.node)
-        if sending is None:
-            return
-        if sending.begun and not sending.asset_ids.isdisjoint(claim.job.uploads.values()):
-            await sending.done.wait()
-        else:  # the run does not wait for what other nodes are sent
-            sending.wanted = False
-            if sending.task is not None:
-                sending.task.cancel()
+        if sending is not None:
+            if sending.begun and not sending.asset_ids.isdisjoint(claim.job.uploads.values()):
+                await sending.done.wait()
+            else:  # the run does not wait for what other nodes are sent
+                sending.wanted = False
+                if sending.task is not None:
+                    sending.task.cancel()
+        sent = self._sent.get(claim.node, set())
+        if used := sent.intersection(claim.job.uploads.values()):
+            sent -= used  # the run's own from now on
+            self._telemetry.staged_ahead(used=len(used))
 
     def _hasten(self, node: str) -> None:
         if busy := self._busy.get(node):
@@ -182,6 +192,8 @@ class StagingAhead:
             self._most_bytes = 0
             self._busy.clear()
             return False
+        if sent := self._sent.pop(node, set()).intersection(files):
+            self._sent[node] = sent
         if job is not None and files:
             self._staged[node] = job.id
             busy.due = busy.looked_at + RENEW_S
@@ -220,6 +232,8 @@ class StagingAhead:
                 for one in files if sending.wanted else ():
                     await send(one, node, nodes=self._nodes, assets=self._assets)
                     await self._store.staged_ahead(node, one, keep_s=KEEP_S)
+                    self._sent.setdefault(node, set()).add(one.asset.id)
+                    self._telemetry.staged_ahead(sent=1)
         except (StagingError, FleetError, TimeoutError) as error:  # then the run sends them
             logger.info("not staged ahead", extra={"node": node, "error": str(error)})
         finally:

@@ -143,6 +143,26 @@ async def test_a_job_waits_for_others_only_while_they_come(redis_port: int) -> N
         assert ends[0].completed_at < ends[1].started_at
 
 
+async def test_a_job_says_that_it_waits_for_others(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", dispatch=False) as fleet:
+        known = await fleet.refresher()
+
+        async def said(job: Job) -> str | None:
+            now = await fleet.job(job.id)
+            return await known.waiting_for(now, await fleet.stores.jobs.waits(now))
+
+        (first,) = await pictures(fleet, 1, window_s=600.0)
+        assert await said(first) is None, "no other one has come before it"
+        late = await fleet.submit(picture(50), merge=key_of(picture(50), window_s=600.0))
+        words = await said(late)
+        assert words is not None
+        assert words.startswith("others of its workflow may share its prompt: at most ")
+        assert words.endswith(" s more")
+        for color in (51, 52):
+            await fleet.submit(picture(color), merge=key_of(picture(color), window_s=600.0))
+        assert "share its prompt" not in str(await said(late)), "enough are there"
+
+
 async def test_a_job_waits_no_longer_once_enough_are_there(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1") as fleet:
         (first,) = await pictures(fleet, 1, window_s=10.0)

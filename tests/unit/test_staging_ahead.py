@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import NodeError, Outdated
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.node import Node
@@ -58,7 +59,11 @@ class FakeAhead(Fake):
             raise Outdated("a newer version has come")
         self.ahead[node] = job.id if job is not None else ""
         new = node not in self.sent
-        return {"a1": StagedInput(asset=PICTURE, folders=f"f/{node}", new=new)} if job is not None else {}
+        return (
+            {"a1": StagedInput(asset=replace(PICTURE, id="a1"), folders=f"f/{node}", new=new)}
+            if job is not None
+            else {}
+        )
 
     async def staged_ahead(self, node: str, staged: StagedInput, *, keep_s: float) -> bool:
         self.answer("staged_ahead")
@@ -96,6 +101,17 @@ class Bytes:
         return content()
 
 
+class Told(NullTelemetry):
+    """Counts files that were sent and used."""
+
+    def __init__(self) -> None:
+        self.sent = self.used = 0
+
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        self.sent += sent
+        self.used += used
+
+
 class World:
     """Nodes n0 to n5, all of which can run what waits."""
 
@@ -105,6 +121,7 @@ class World:
         self.directory = NodeDirectory(registry, FakeInventoryStore(registry))
         self.waiting = [Placement()]
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.told = Told()
         self.ahead = StagingAhead(
             self.store,
             self.nodes,
@@ -114,6 +131,7 @@ class World:
             waiting=lambda: self.waiting,
             patience=lambda _: 60.0,
             spawn=self.spawn,
+            telemetry=self.told,
             now=time.monotonic,
         )
 
@@ -194,6 +212,33 @@ async def test_what_was_staged_is_given_up_if_the_job_went_elsewhere(world: Worl
     world.store.next = None
     world.begin("n2", id="next")
     await until(lambda: world.store.ahead["n1"] == "", what="it was given up")
+
+
+async def test_files_that_were_sent_and_those_that_were_used_are_told(world: World) -> None:
+    world.store.next = JOB
+    world.begin("n1")
+    await until(lambda: world.told.sent, what="the file is there")
+    other = world.begin("n1", id="other", uploads={"1/image": "another"})
+    await world.ahead.arrived(other)
+    assert (world.told.sent, world.told.used) == (1, 0), "it may still be of use"
+    elsewhere = world.begin("n2", id="elsewhere", uploads={"1/image": "a1"})
+    await world.ahead.arrived(replace(elsewhere, node="n3"))
+    assert world.told.used == 0, "that node has not got it"
+    claim = world.begin("n1", id="next", uploads={"1/image": "a1", "2/image": "a1", "3/image": "more"})
+    for _ in range(2):
+        await world.ahead.arrived(claim)
+    assert world.told.used == 1, "each once"
+
+
+async def test_a_file_that_was_given_up_counts_as_sent_in_vain(world: World) -> None:
+    world.store.next = JOB
+    world.begin("n1")
+    await until(lambda: world.told.sent, what="the file is there")
+    world.store.next = None
+    await world.look_again()
+    await until(lambda: world.store.ahead["n1"] == "", what="it was given up")
+    await world.ahead.arrived(world.begin("n1", id="next", uploads={"1/image": "a1"}))
+    assert (world.told.sent, world.told.used) == (1, 0)
 
 
 async def test_a_few_nodes_get_files_at_a_time(world: World) -> None:

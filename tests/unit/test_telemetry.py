@@ -17,6 +17,7 @@ from comfy_fleet.adapters.telemetry import (
 )
 from comfy_fleet.adapters.telemetry.prometheus import MOST_VALUES
 from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
@@ -48,6 +49,8 @@ def tell_all(telemetry: Telemetry) -> None:
     telemetry.ended(CLAIM, JobStatus.SUCCEEDED, error=None, duration_s=3.0, outputs=2)
     telemetry.given_back(CLAIM, JobStatus.QUEUED, error=OOM, counts=True)
     telemetry.ended_without_run(EXPIRED)
+    telemetry.staged_ahead(sent=3)
+    telemetry.staged_ahead(used=2)
     telemetry.lease_refused("error", detail="odd")
     telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
 
@@ -56,7 +59,7 @@ EVENTS = [name for name, _ in inspect.getmembers(Telemetry, inspect.isfunction) 
 
 
 def test_every_observer_takes_every_event() -> None:
-    assert len(EVENTS) == 9
+    assert len(EVENTS) == 10
     for one in (NullTelemetry(), LoggingTelemetry(), PrometheusTelemetry(CollectorRegistry())):
         tell_all(one)
         tell_all(Observers(one))
@@ -102,6 +105,31 @@ def test_events_are_counted_and_measured() -> None:
     assert value("fleet_node_busy_seconds_total", node="g1") == 4.0
     assert value("fleet_leases_refused_total", reason="error") == 1
     assert value("fleet_store_retries_total") == 1
+    assert value("fleet_files_staged_ahead_total") == 3
+    assert value("fleet_files_staged_ahead_used_total") == 2
+
+
+def test_jobs_that_share_a_result_or_a_prompt_are_counted() -> None:
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry)
+    for followed in (True, True, False):
+        telemetry.ended_without_run(
+            EndedJob(job_id="k", status=JobStatus.SUCCEEDED, workflow="card", total_s=1.0, followed=followed)
+        )
+    telemetry.ended_without_run(
+        EndedJob(job_id="k", status=JobStatus.FAILED, workflow="card", total_s=1.0, error=OOM, followed=True)
+    )
+    telemetry.claimed(CLAIM)
+    for mode in (MergeMode.EXACT, MergeMode.BATCH, MergeMode.BATCH):
+        telemetry.claimed(replace(CLAIM, merged=mode))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"workflow": "card", **labels})
+
+    assert value("fleet_results_shared_total", how="run") == 2
+    assert value("fleet_results_shared_total", how="earlier") == 1
+    assert value("fleet_jobs_merged_total", mode="exact") == 1
+    assert value("fleet_jobs_merged_total", mode="batch") == 2
 
 
 def test_a_job_counts_once_however_often_it_ran() -> None:

@@ -212,11 +212,18 @@ def dump_progress(progress: Progress | None) -> str:
     return orjson.dumps(progress).decode() if progress else ""
 
 
-def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = None) -> EndedJob:
+def ended_job(
+    row: Sequence[bytes], status: JobStatus, error: JobError | None = None, *, followed: bool = False
+) -> EndedJob:
     """Read a script's answer about a job that it has ended."""
     job_id, workflow, seconds = (raw.decode(errors="replace") for raw in row)
     return EndedJob(
-        job_id=job_id, status=status, workflow=workflow or None, total_s=float(seconds), error=error
+        job_id=job_id,
+        status=status,
+        workflow=workflow or None,
+        total_s=float(seconds),
+        error=error,
+        followed=followed,
     )
 
 

@@ -357,6 +357,7 @@ class RedisJobStore:
             results_s=float(left_s),
             place=_queue_place(*place[:5]) if place else None,
             standing=load_standing(place[5]) if place else None,
+            gathers_s=float(place[6] or 0) if place else 0.0,
         )
 
     async def depth(self) -> int:

@@ -439,7 +439,8 @@ class RedisRunStore:
         first, *rows = answer
         for *row, status in rows:
             ended = JobStatus(status.decode())
-            self._tell(job_records.ended_job(row, ended, error if ended is JobStatus.FAILED else None))
+            why = error if ended is JobStatus.FAILED else None
+            self._tell(job_records.ended_job(row, ended, why, followed=True))
         return first
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:

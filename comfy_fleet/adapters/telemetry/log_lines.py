@@ -29,6 +29,8 @@ class LoggingTelemetry:
         facts: dict[str, Any] = {"attempt": claim.attempt}
         if claim.rule:
             facts |= {"rule": claim.rule, "load_s": round(claim.load_s, 3)}
+        if claim.merged is not None:
+            facts["merged"] = str(claim.merged)
         logger.info("job claimed", extra={**claim.log_fields, **facts})
 
     def posted(self, claim: Claim) -> None:
@@ -68,6 +70,9 @@ class LoggingTelemetry:
             logger.info("node refused", extra={"node": node, "why": reason})
         else:
             logger.warning("no lease", extra={"why": reason, "detail": detail})
+
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        """Do nothing: who searches for a file finds its job's lines."""
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Log now and then that Redis is asked again."""

@@ -42,6 +42,9 @@ class NullTelemetry:
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """See the port."""
 
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        """See the port."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """See the port."""
 
@@ -61,6 +64,7 @@ class Observers:
         self.given_back = _contained([one.given_back for one in observers])
         self.ended_without_run = _contained([one.ended_without_run for one in observers])
         self.lease_refused = _contained([one.lease_refused for one in observers])
+        self.staged_ahead = _contained([one.staged_ahead for one in observers])
         self.store_retried = _contained([one.store_retried for one in observers])
 
 

@@ -84,8 +84,20 @@ class PrometheusTelemetry:
         self._total_s = cache(histogram("fleet_job_total_seconds", "From submit to the end.").labels)
         self._shared = cache(
             counter(
-                "fleet_results_shared_total", "Jobs that got the result of an equal one.", "workflow"
+                "fleet_results_shared_total",
+                "Jobs that got the result of an equal one: an earlier one, or that of a run they followed.",
+                "workflow",
+                "how",
             ).labels
+        )
+        self._merged = cache(
+            counter(
+                "fleet_jobs_merged_total", "Jobs claimed to share a prompt with others.", "workflow", "mode"
+            ).labels
+        )
+        self._staged = counter("fleet_files_staged_ahead_total", "Files put onto busy nodes for later runs.")
+        self._staged_used = counter(
+            "fleet_files_staged_ahead_used_total", "Those of them that a run there has read."
         )
         self._refused = cache(
             counter("fleet_leases_refused_total", "Nodes that were not granted.", "reason").labels
@@ -112,6 +124,8 @@ class PrometheusTelemetry:
         job = claim.job
         self._claims(self._code[claim.rule or OTHER]).inc()
         self._loads_s.inc(max(0.0, claim.load_s))
+        if claim.merged is not None:
+            self._merged(self._workflow[job.workflow or GRAPH], str(claim.merged)).inc()
         if not job.attempts and job.started_at is not None:
             self._queue_s(*self._labels(claim)).observe(max(0.0, job.started_at - job.created_at))
 
@@ -141,13 +155,18 @@ class PrometheusTelemetry:
         """Count a job, and measure its time."""
         labels = self._where[self._workflow[job.workflow or GRAPH], OTHER]  # no node, so no pool
         if job.status is JobStatus.SUCCEEDED:
-            self._shared(labels[0]).inc()
+            self._shared(labels[0], "run" if job.followed else "earlier").inc()
         self._jobs(str(job.status), *labels).inc()
         self._total_s(*labels).observe(max(0.0, job.total_s))
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """Count a node that was not granted."""
         self._refused(self._code[reason]).inc()
+
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        """Count files; those that are sent and never used were sent in vain."""
+        self._staged.inc(sent)
+        self._staged_used.inc(used)
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Count a call that is repeated."""

@@ -41,6 +41,11 @@ def for_results(node: str, left_s: float) -> str:
     return f"{node} has this graph's results: at most {math.ceil(left_s)} s more"
 
 
+def for_others(left_s: float) -> str:
+    """Say that a job waits for others of its workflow, with which it could share a prompt."""
+    return f"others of its workflow may share its prompt: at most {math.ceil(left_s)} s more"
+
+
 def lacking(reasons: Mapping[str, Sequence[str]]) -> str:
     """Say why no node can run a job, node by node."""
     if not reasons:

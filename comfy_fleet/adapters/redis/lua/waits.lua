@@ -2,9 +2,10 @@
 -- Returns {node with its graph's results or '', seconds for which it waits for that at most}, and if it stands in a queue:
 -- its place among its owner's jobs there (from 0), seconds until it is overdue or '' if nobody has passed it over, a node that
 -- has its models or '', seconds until that is free (0: it is; one that is late takes as long again), 1 if its owner has used
--- its share; where it stands as JSON, '' if nothing is known of how long jobs take.
+-- its share; where it stands as JSON, '' if nothing is known of how long jobs take; for how many seconds it still waits for
+-- others to be merged with, '' if it does not.
 local at, id = now(), led_by(args.job)
-local f = fields(job_key(id), 'editor', 'patience', 'created', 'status')
+local f = fields(job_key(id), 'editor', 'patience', 'created', 'status', 'merge', 'merge_most', 'merge_until')
 if f[4] ~= 'queued' then return { '', '0' } end
 local there, till = awaited(f[1], f[2], f[3])
 local found = { '', '0' }
@@ -20,4 +21,6 @@ found[7] = place[5]
 local held_in_s = place[3] ~= '' and math.abs((free and free >= 0 and free or at) - at) or nil
 local standing = sched_standing(id, place[1], first, held_in_s, args.node)
 found[8] = standing and cjson.encode(standing) or ''
+local gathers_s = merge_gathers_s({ merge = f[5], merge_most = f[6], merge_until = f[7] }, at)
+found[9] = gathers_s and num(gathers_s) or ''
 return found
