@@ -29,6 +29,7 @@ from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
 from comfy_fleet.memory import COLLECT_AFTER
@@ -184,6 +185,11 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
 def open_disk(settings: Settings) -> Disk:
     """Return the disk of this fleet's data folder, which :func:`open_assets` has created."""
     return Disk(settings.files_dir, floor_bytes=settings.disk_floor_bytes, shown=str(settings.data))
+
+
+def open_keys_file(settings: Settings) -> KeysOnDisk | None:
+    """Return the operator's file of keys, if there is one."""
+    return None if settings.keys_file is None else KeysOnDisk(settings.keys_file)
 
 
 def open_secrets(settings: Settings) -> SecretBox:

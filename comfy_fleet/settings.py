@@ -234,8 +234,14 @@ class Settings(BaseSettings):
 
     keys_file: FilePath | None = Field(
         None,
-        description="File of API keys, one per line: `NAME KEY`, `NAME KEY artist`, or `NAME KEY admin` for "
-        "operators. Without it, only loopback is served.",
+        description="File of API keys, one per line: `NAME KEY` or `NAME KEY ROLE`, with the roles `submit`, "
+        "`artist`, `operator` and `metrics`. Only the fleet's user may read it. A change counts within a "
+        "second. They count beside those of `fleet key create`.",
+    )
+    require_keys: bool = Field(
+        False,
+        description="1: every caller needs a key, also without a keys file; `fleet key create` makes them. "
+        "If it is 0 and there is no keys file, nobody needs one, and only loopback is served.",
     )
     session_s: Seconds = Field(
         14 * 86400.0, ge=60, description="How long somebody who has signed in with a browser stays so."
@@ -290,7 +296,7 @@ class Settings(BaseSettings):
         1000,
         ge=0,
         le=MAX_PRIORITY,
-        description="Highest priority of a job, unless its caller's key has the role admin.",
+        description="Highest priority of a job, unless its caller's key has the role operator.",
     )
     shares: str = Field(
         "",

@@ -119,6 +119,7 @@ class JobFields(TypedDict):
 
     id: str
     status: JobStatus
+    user: Annotated[str, Field(description="Whose it is.")]
     created_at: Time
     started_at: Time | None
     completed_at: Time | None

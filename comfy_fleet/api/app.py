@@ -30,6 +30,7 @@ from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
+from comfy_fleet.api.wrong_keys import address_of
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.tasks import forever
 
@@ -128,7 +129,12 @@ class Front:
 
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
         shown = Credentials.of(headers, scope["origin"], path_key)
-        found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
+        try:
+            found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
+        except HttpError as error:
+            if error.status == 401 and (shown.key or shown.basic):
+                await self.deps.wrong_keys.seen(address_of(scope, headers), scope["path"])
+            raise
         scope["principal"], scope["session"] = found.principal, found.session
         scope["by_header"], scope["more_elsewhere"] = found.by_header, found.more_elsewhere
 

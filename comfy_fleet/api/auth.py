@@ -1,33 +1,29 @@
-"""Identifies callers: by API keys from a file, or everybody on this machine."""
+"""Identifies callers: by their keys, or everybody on this machine."""
 
 import hashlib
 import hmac
-import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.machine_token import is_machine_token
 from comfy_fleet.domain.principal import Principal, PrincipalLimits, Role
+from comfy_fleet.ports.people import KeysFile, PeopleStore
 from comfy_fleet.ports.sessions import Sessions
+from comfy_fleet.services.key_ring import KeyRing
 from comfy_fleet.settings import Settings
 
 LOCAL = "local"
+"""The user without a key: whoever is on the fleet's machine."""
 HANDED_OVER = "handed over"
 """The purpose of a code that brings a sign-in from the console's origin to the editor's."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ROLES = {"admin": Role.ADMIN, "artist": Role.ARTIST}
-_KEY_CHARS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Key:
-    principal: Principal
-    digest: bytes
+_BY = "~"
+"""In a session's token, between the id of its key and what was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,50 +45,73 @@ class Identity:
 
 
 class Keys:
-    """The API keys; only their hashes are kept in memory.
+    """Who shows what.
 
     Args:
         limits: How much each caller may use at once.
-        keys: Hashes of keys; without any, every caller is :data:`LOCAL` and may do everything.
+        ring: The keys that count; None: no key is needed, and every caller is :data:`LOCAL`, an operator.
         agent_token: The token that agents show instead.
+        machine: The secret of tokens that show that somebody may read this machine's secrets.
+        clock: Unix seconds.
     """
 
     def __init__(
-        self, limits: PrincipalLimits, keys: Sequence[_Key] = (), *, agent_token: str | None = None
+        self,
+        limits: PrincipalLimits,
+        ring: KeyRing | None = None,
+        *,
+        agent_token: str | None = None,
+        machine: bytes = b"",
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys = tuple(keys)
-        self._agent_digest = _digest(agent_token) if agent_token else None
-        roles = frozenset({Role.AGENT, Role.ADMIN} if not keys else {Role.AGENT})
-        self._agent = Principal(owner="agent", limits=limits, roles=roles)
-        self._local = Principal(owner=LOCAL, limits=limits, roles=frozenset({Role.ADMIN}))
-
-    @property
-    def open(self) -> bool:
+        self.ring = ring or KeyRing(limits)
+        self.open = ring is None
         """Whether no key is needed."""
-        return not self._keys
+        self._agent_digest = _digest(agent_token) if agent_token else None
+        self._machine = machine
+        self._clock = clock
+        roles = frozenset({Role.AGENT, Role.OPERATOR} if self.open else {Role.AGENT})
+        self._agent = Principal(owner="agent", limits=limits, roles=roles)
+        self._local = Principal(owner=LOCAL, limits=limits, roles=frozenset({Role.OPERATOR}))
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """The names with a key, in the order of the file."""
-        return tuple(key.principal.owner for key in self._keys)
+        """The keys file's names, in its order."""
+        return self.ring.file_owners
 
     @classmethod
-    def load(cls, settings: Settings) -> "Keys":
-        """Read ``keys_file``: lines ``NAME KEY`` or ``NAME KEY ROLE``, ``#`` begins a comment.
+    def load(
+        cls,
+        settings: Settings,
+        file: KeysFile | None = None,
+        store: PeopleStore | None = None,
+        *,
+        machine: bytes = b"",
+    ) -> "Keys":
+        """Return what the settings ask for.
+
+        Args:
+            settings: The settings.
+            file: Their ``keys_file``; it is read at once.
+            store: Where the other keys are.
+            machine: As for the class.
 
         Raises:
-            ConfigError: A line is wrong, or there are no keys and the fleet is not on loopback.
+            ConfigError: The file can't be used, or no key is needed and the fleet is not on loopback.
         """
         limits = PrincipalLimits(streams=settings.max_streams, sockets=settings.max_sockets)
-        if settings.keys_file is None:
+        if settings.keys_file is None and not settings.require_keys:
             for name, host in (("host", settings.host), ("api_host", settings.api_host)):
                 if not is_loopback(host):
                     raise ConfigError(
-                        f"{name} {host} can be reached from outside, so API keys are needed: "
-                        "set FLEET_KEYS_FILE to a file of lines `NAME KEY`"
+                        f"{name} {host} can be reached from outside, so API keys are needed: set "
+                        "FLEET_REQUIRE_KEYS=1 and make keys with `fleet key create`, or set FLEET_KEYS_FILE "
+                        "to a file of lines `NAME KEY`"
                     )
             return cls(limits, agent_token=settings.agent_token)
-        return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
+        ring = KeyRing(limits, store=store, file=file)
+        ring.read_file()
+        return cls(limits, ring, agent_token=settings.agent_token, machine=machine)
 
     async def identify(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
         """Return who shows these credentials at an origin.
@@ -101,12 +120,12 @@ class Keys:
 
         Raises:
             HttpError: 401 if keys are set and none of them was shown.
-            StoreDown: A session can't be looked up.
+            StoreDown: A session can't be looked up, or the keys were not read yet.
         """
         found = await self._found(shown, sessions, origin)
         if origin is Origin.EDITOR and not found.by_header:
-            less = found.principal.without(Role.ADMIN)
-            return replace(found, principal=less, more_elsewhere=found.principal.admin)
+            less = found.principal.without(Role.OPERATOR)
+            return replace(found, principal=less, more_elsewhere=found.principal.operator)
         return found
 
     async def _found(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
@@ -114,9 +133,12 @@ class Keys:
             return Identity(principal=self._agent, by_header=shown.in_header)
         if self.open:  # whatever else was shown is no key
             return Identity(principal=self._local)
+        await self.ring.ready()
         if shown.key:
             if (owner := self.find(shown.key)) is not None:
                 return Identity(principal=owner, by_header=shown.in_header)
+            if shown.in_header and is_machine_token(shown.key, self._machine, self._clock()):
+                return Identity(principal=self._local, by_header=True)
         elif (owner := next(filter(None, map(self.find, shown.basic)), None)) is not None:
             return Identity(principal=owner)
         elif shown.session:
@@ -133,17 +155,26 @@ class Keys:
 
     def find(self, shown: str) -> Principal | None:
         """Return whose key this is."""
-        digest = _digest(shown)
-        found: Principal | None = None
-        for key in self._keys:  # compare all of them, so that the time reveals nothing
-            if hmac.compare_digest(digest, key.digest):
-                found = key.principal
-        return found
+        return self.ring.find(shown)
+
+    def token(self, who: Principal, drawn: str) -> str:
+        """Return the token of something that begins with somebody's key: it says which key, for a quick look.
+
+        Args:
+            who: As :meth:`find` has returned it.
+            drawn: What was drawn for it.
+        """
+        return f"{who.key}{_BY}{drawn}"
 
     def proven(self, token: str, proof: str, purpose: str) -> Principal | None:
         """Return whose key a proof is made of; None if that key is no more."""
-        same = (key for key in self._keys if hmac.compare_digest(_proof(token, key.digest, purpose), proof))
-        return next((key.principal for key in same), None)
+        id_, named, _ = token.partition(_BY)
+        # Tokens of earlier versions name no key, and can only be of the file's.
+        for one in [id_] if named else self.ring.file_ids():
+            digest = self.ring.digest(one)
+            if digest is not None and hmac.compare_digest(_proof(token, digest, purpose), proof):
+                return self.ring.by_id(one)
+        return None
 
     def session_proof(self, token: str, owner: Principal, purpose: str) -> str:
         """Return the proof that something began with an owner's key, such as a session.
@@ -154,8 +185,12 @@ class Keys:
             token: What the owner's browser will show.
             owner: As :meth:`find` has returned it.
             purpose: The origin of a session, or :data:`HANDED_OVER`. A proof for one is none for another.
+
+        Raises:
+            HttpError: 401: the key was revoked a moment ago.
         """
-        digest = next(key.digest for key in self._keys if key.principal is owner)
+        if (digest := self.ring.digest(owner.key)) is None:
+            raise HttpError(401, "unauthorized", "this key was revoked")
         return _proof(token, digest, purpose)
 
 
@@ -167,26 +202,3 @@ def _proof(token: str, digest: bytes, purpose: str) -> str:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _read(path: Path, limits: PrincipalLimits) -> list[_Key]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"keys_file {path} can't be read: {error}") from error
-    keys: list[_Key] = []
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        where = f"keys_file {path}, line {number}"
-        if len(words) not in (2, 3) or not _NAME.fullmatch(words[0]) or not _ROLES.keys() >= set(words[2:]):
-            raise ConfigError(f"{where}: must be `NAME KEY`, `NAME KEY artist` or `NAME KEY admin`")
-        if len(words[1]) < _KEY_CHARS:
-            raise ConfigError(f"{where}: a key must have at least {_KEY_CHARS} characters")
-        roles = frozenset(_ROLES[word] for word in words[2:])
-        principal = Principal(owner=words[0], limits=limits, roles=roles)
-        keys.append(_Key(principal=principal, digest=_digest(words[1])))
-    if not keys:
-        raise ConfigError(f"keys_file {path} holds no key: add a line `NAME KEY`")
-    return keys

@@ -12,10 +12,11 @@ from starlette.requests import Request
 from comfy_fleet.api.admission import Ticket
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.body_pace import BodyPace
-from comfy_fleet.api.endpoint import console_only
+from comfy_fleet.api.endpoint import ONLY_FIGURES, console_only
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin, console_base
+from comfy_fleet.api.wrong_keys import WrongKeys
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
@@ -123,6 +124,7 @@ class ApiDeps:
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
         large_bodies: Turns of those that stay in memory until all of them has come.
+        wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
     """
 
@@ -176,6 +178,7 @@ class ApiDeps:
     sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
     large_bodies: FairTurns = field(default_factory=lambda: FairTurns(4, each=1, line=8, wait_s=30.0))
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def split(self, url: str) -> dict[str, str]:
@@ -214,22 +217,24 @@ def owner_of(who: Principal) -> str:
     """Return a principal as an owner of jobs and assets.
 
     Raises:
-        HttpError: 403 for agents, which have none.
+        HttpError: 403 for agents, and for keys with the role metrics alone, which have none.
     """
-    if who.agent and not who.admin:
+    if who.agent and not who.operator:
         raise HttpError(403, "forbidden", "the agents' token is for agents only")
+    if who.only_figures:
+        raise HttpError(403, "forbidden", ONLY_FIGURES)
     return who.owner
 
 
-def admin(request: Request) -> Principal:
+def operator(request: Request) -> Principal:
     """Return the caller if it may change the fleet.
 
     Raises:
         HttpError: 403.
     """
     who = principal(request)
-    if not who.admin:
-        raise HttpError(403, "forbidden", "this needs a key with the role admin")
+    if not who.operator:
+        raise HttpError(403, "forbidden", "this needs a key with the role operator")
     return who
 
 
@@ -240,10 +245,10 @@ def artist(request: Request) -> str:
         HttpError: 403; ``console_only`` to an operator who is none at the editor's origin.
     """
     who = principal(request)
-    if not who.admin and Role.ARTIST not in who.roles:
+    if not who.operator and Role.ARTIST not in who.roles:
         if request.scope.get("more_elsewhere"):
             raise console_only(console_base(request, deps(request).settings))
-        raise HttpError(403, "forbidden", "this needs a key with the role artist or admin")
+        raise HttpError(403, "forbidden", "this needs a key with the role artist or operator")
     return who.owner
 
 

@@ -22,6 +22,9 @@ EVENTS = "text/event-stream"
 BINARY = "application/octet-stream"
 
 
+ONLY_FIGURES = "a key with the role metrics reads figures, and nothing else"
+
+
 class ServedRoute(Route):
     """A route, and what the entrance needs to know about its requests.
 
@@ -34,6 +37,7 @@ class ServedRoute(Route):
             refused to whoever does not show a key in a header.
         editor: Whether its answer holds what a node made for the editor: it is never given on the console's
             origin.
+        figures: Whether it answers figures of the whole fleet, all that a key with the role metrics may read.
         refusal: Makes the answer for an error, in the form of this surface.
     """
 
@@ -49,6 +53,7 @@ class ServedRoute(Route):
         streams: bool = False,
         console: bool = False,
         editor: bool = False,
+        figures: bool = False,
         refusal: Callable[[FleetError], Response] = fleet_error,
     ) -> None:
         super().__init__(path, handler, methods=[method], name=name)
@@ -57,14 +62,18 @@ class ServedRoute(Route):
         self.streams = streams
         self.console = console
         self.editor = editor
+        self.figures = figures
         self.refusal = refusal
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request whose path is this route's.
 
         Raises:
-            HttpError: 403 ``console_only``; 404.
+            HttpError: 403 ``console_only`` or ``forbidden``; 404.
         """
+        who = scope.get("principal")
+        if who is not None and who.only_figures and not (self.figures or self.open):
+            raise HttpError(403, "forbidden", ONLY_FIGURES)
         origin = scope["origin"]
         if self.console and origin is Origin.EDITOR and not scope["by_header"]:
             request = Request(scope)
@@ -95,7 +104,7 @@ class Endpoint:
         open: Whether it needs no key.
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
-        console: As in :class:`ServedRoute`.
+        console: As in :class:`ServedRoute`, as is ``figures``.
     """
 
     method: str
@@ -116,6 +125,7 @@ class Endpoint:
     open: bool = False
     at_once: bool = False
     console: bool = False
+    figures: bool = False
 
     @property
     def route(self) -> ServedRoute:
@@ -129,6 +139,7 @@ class Endpoint:
             at_once=self.at_once,
             streams=bool(self.events),
             console=self.console,
+            figures=self.figures,
         )
 
 

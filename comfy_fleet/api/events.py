@@ -14,9 +14,9 @@ from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import StatusEventAnswer
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.jobs import read_job
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.job import Job, Output, Progress
-from comfy_fleet.services.job_queries import owned
 from comfy_fleet.services.job_watch import Alive, Preview, Seen, Status, watch
 from comfy_fleet.timeouts import Timeout
 
@@ -39,7 +39,7 @@ async def open_stream(request: Request, job_id: str) -> Response:
     """
     d, who = deps(request), owner(request)
     most = principal(request).limits.streams
-    job = await owned(d.jobs, who, job_id)
+    job = await read_job(request, job_id)
     if request.method == "HEAD":  # nothing to keep open
         answer = Response()
         answer.raw_headers = [*_HEADERS]
@@ -51,25 +51,28 @@ async def open_stream(request: Request, job_id: str) -> Response:
             f"{most} event streams are open already: close one, or poll the job",
             headers={"Retry-After": "5"},
         )
-    return EventStream(d, who, job, links(request), session=request.scope["session"])
+    return EventStream(
+        d, who, job, links(request), session=request.scope["session"], key=principal(request).key
+    )
 
 
 class EventStream(Response):
     """Streams until the job's last status, the client's disconnect or sign-out, or the server's end."""
 
-    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links, *, session: str) -> None:
+    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links, *, session: str, key: str) -> None:
         super().__init__()
         self._deps = d
         self._who = who
         self._job = job
         self._links = to
         self._session = session
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames; a client that goes away ends it at once."""
         streams = self._deps.streams
         streams[self._who] += 1
-        with self._deps.session_watch.follow(self._session) as signed_out:
+        with self._deps.session_watch.follow(self._session, self._key) as signed_out:
             telling = asyncio.ensure_future(self._tell(send))
             others = [asyncio.ensure_future(one) for one in (_left(receive), signed_out.wait())]
             try:

@@ -229,7 +229,7 @@ def options(
 def most_priority(request: Request) -> int:
     """Return the highest priority that the caller's jobs may have; without keys there is no limit."""
     d = deps(request)
-    return MAX_PRIORITY if d.keys.open or principal(request).admin else d.settings.max_priority
+    return MAX_PRIORITY if d.keys.open or principal(request).operator else d.settings.max_priority
 
 
 def traceparent_in(request: Request) -> str | None:

@@ -3,18 +3,19 @@
 import logging
 import re
 from dataclasses import replace
+from typing import Any
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
-from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
-from comfy_fleet.services.job_queries import owned, settled
+from comfy_fleet.services.job_queries import owned, seen, settled
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +35,55 @@ async def find_job(request: Request, job_id: str) -> Job:
     return await owned(deps(request).jobs, owner(request), job_id)
 
 
-async def poll_job(request: Request, job_id: str) -> Job:
-    """Return the caller's job; wait up to 0.2 s if it is about to end.
+async def read_job(request: Request, job_id: str, *, by_operator: bool = False) -> Job:
+    """Return a job that the caller may read: theirs, or of somebody in their tenant, if that is shared.
+
+    Args:
+        request: The request.
+        job_id: The job.
+        by_operator: Whether an operator may read everybody's.
 
     Raises:
-        NotFound: There is none of theirs.
+        NotFound: There is no such job.
+    """
+    owner(request)
+    d, who = deps(request), principal(request)
+    owners = None if by_operator and who.operator else d.keys.ring.seen_by(who)
+    return await seen(d.jobs, owners, job_id)
+
+
+async def poll_job(request: Request, job_id: str, *, by_operator: bool = False) -> Job:
+    """Return a job as :func:`read_job` does; wait up to 0.2 s if it is about to end.
+
+    Raises:
+        NotFound: There is no such job.
     """
     d = deps(request)
-    job = await owned(d.jobs, owner(request), job_id)
+    job = await read_job(request, job_id, by_operator=by_operator)
     return await settled(job, jobs=d.jobs, events=d.events, estimator=d.estimator, now=d.clock())
 
 
-async def cancel_job(request: Request, job_id: str) -> Job:
+async def cancel_job(request: Request, job_id: str, *, by_operator: bool = False) -> Job:
     """Cancel the caller's job, and return its present state.
+
+    Args:
+        request: The request.
+        job_id: The job.
+        by_operator: Whether an operator may cancel everybody's.
 
     Raises:
         NotFound: There is none of theirs.
     """
-    job = await find_job(request, job_id)
+    if by_operator and principal(request).operator:
+        job = await read_job(request, job_id, by_operator=True)
+    else:
+        job = await find_job(request, job_id)
     if job.status.terminal:
         return job
     now = await deps(request).jobs.request_cancel(job.id) or job
-    logger.info("job cancel requested", extra={"job_id": job.id, "status": now.status.value})
+    logger.info(
+        "job cancel requested", extra={"job_id": job.id, "status": now.status.value, "by": owner(request)}
+    )
     return now
 
 
@@ -88,13 +116,28 @@ class JobsQuery(BaseModel):
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
 
 
-async def page(request: Request) -> JobPageAnswer:
-    """Return the page of the caller's jobs for a query.
+class AllJobsQuery(JobsQuery):
+    """The same, of more jobs than one's own."""
+
+    all: bool = Field(
+        False, description="All jobs that the caller may see: operators everybody's, others their tenant's."
+    )
+    user: str | None = Field(None, description="Only this user's, of those.")
+
+
+async def page(request: Request, *, wide: bool = False) -> JobPageAnswer:
+    """Return the page of jobs for a query.
+
+    Args:
+        request: The request.
+        wide: Whether ``all`` and ``user`` are fields of the query; without them, the jobs are the caller's.
 
     Raises:
         HttpError: 400 ``invalid_cursor``, ``invalid_metadata_filter`` or ``invalid_request``.
     """
     query, d = _filter(request), deps(request)
+    if wide:
+        query = replace(query, **_whose(request))
     try:
         found = await d.jobs.find(query)
     except BadInput as error:
@@ -110,6 +153,25 @@ async def page(request: Request) -> JobPageAnswer:
         ],
         "next_cursor": found.next_cursor,
     }
+
+
+def _whose(request: Request) -> dict[str, Any]:
+    """Read ``all`` and ``user``."""
+    params, who = request.query_params, principal(request)
+    if params.get("all", "false") not in ("true", "false"):
+        raise _bad_query("all", "must be true or false")
+    seen_by = deps(request).keys.ring.seen_by(who)
+    if (user := params.get("user")) is not None:
+        if user not in seen_by and not who.operator:
+            raise HttpError(
+                403, "forbidden", "this needs a key with the role operator", details={"field": "user"}
+            )
+        return {"owner": user}
+    if params.get("all") != "true":
+        return {}
+    if who.operator:
+        return {"owner": None}
+    return {"owner": seen_by[0]} if len(seen_by) == 1 else {"owner": None, "owners": frozenset(seen_by)}
 
 
 def _filter(request: Request) -> JobFilter:

@@ -29,6 +29,7 @@ from comfy_fleet.api.endpoint import ServedRoute, console_only
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin, console_base, editor_base, page_origin
 from comfy_fleet.api.page import page
+from comfy_fleet.api.wrong_keys import address_of
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports.sessions import HandOver
@@ -106,11 +107,13 @@ async def sign_in(request: Request) -> Response:
     workflow = reference(fields.get(OPEN, [""])[0])
     if "key" not in fields and browser and (who := await _signed_in(request)) is not None:
         return await _hand_over(request, who, _token(request), browser, workflow)
+    await d.keys.ring.ready()
     who = d.keys.find(fields.get("key", [""])[0].strip())
     then = _then(fields.get("then", [""])[0])
     if who is None:
+        await d.wrong_keys.seen(address_of(request.scope, request.headers), "/login")
         return _form(request, browser, then, workflow, wrong=True)
-    token = secrets.token_urlsafe(32)
+    token = d.keys.token(who, secrets.token_urlsafe(32))
     await d.sessions.begin(
         token, d.keys.session_proof(token, who, Origin.CONSOLE), ttl_s=d.settings.session_s
     )
@@ -137,7 +140,7 @@ async def enter(request: Request) -> Response:
     who = None if offer is None else d.keys.proven(code, offer.proof, HANDED_OVER)
     if offer is None or who is None or not secrets.compare_digest(offer.browser, _hash(nonce)):
         return page("Sign in", _TOO_LATE.format(head=_HEAD), status=403)
-    token = f"{secrets.token_urlsafe(32)}.{offer.session}"
+    token = d.keys.token(who, f"{secrets.token_urlsafe(32)}.{offer.session}")
     await d.sessions.begin(token, d.keys.session_proof(token, who, Origin.EDITOR), ttl_s=d.settings.session_s)
     # A page leads on, and no redirect: a cookie that is `Strict` goes with what one's own page asks for.
     then = address("./", opened(request))
@@ -186,7 +189,8 @@ async def _hand_over(
         browser: Which browser may use the code.
         workflow: What the editor is to open then.
     """
-    d, code = deps(request), secrets.token_urlsafe(32)
+    d = deps(request)
+    code = d.keys.token(who, secrets.token_urlsafe(32))
     offer = HandOver(
         proof=d.keys.session_proof(code, who, HANDED_OVER),
         browser=browser,

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
+from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
@@ -41,12 +42,14 @@ from comfy_fleet.bootstrap import (
     check_schema,
     open_assets,
     open_disk,
+    open_keys_file,
     open_nodes,
     open_secrets,
     open_stores,
 )
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.machine_token import PURPOSE
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.client_files import ClientFiles
@@ -108,8 +111,10 @@ def build(
     Raises:
         ConfigError: The keys are wrong, or missing although they are needed; there are no stored workflows.
     """
-    keys = Keys.load(settings)
-    _tell_unknown_shares(settings, keys)
+    sealer = open_secrets(settings)
+    keys = Keys.load(
+        settings, open_keys_file(settings), RedisPeople(stores.redis), machine=sealer.derive(PURPOSE)
+    )
     assets = open_assets(settings, stores)
     files = ClientFiles(assets, stores.jobs)
     folder = WorkflowCatalog(settings.workflows_dir)
@@ -131,7 +136,6 @@ def build(
     telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
     estimator = Estimator(stores.estimates, stores.jobs, inventories)
-    sealer = open_secrets(settings)
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
@@ -160,7 +164,7 @@ def build(
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
-    session_watch = SessionWatch(sessions)
+    session_watch = SessionWatch(sessions, keys.ring.holds)
     pictures = PictureWork(assets, most_pixels=settings.max_picture_pixels)
     checks = DraftChecks(
         submitter=submitter,
@@ -249,7 +253,9 @@ def build(
         background=(
             inventories.run,
             model_sizes.run,
+            keys.ring.run,
             session_watch.run,
+            lambda: _tell_unknown_shares(settings, keys),
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),
         ),
@@ -321,11 +327,13 @@ def _ending(count: int) -> str:
     )
 
 
-def _tell_unknown_shares(settings: Settings, keys: Keys) -> None:
+async def _tell_unknown_shares(settings: Settings, keys: Keys) -> None:
     """Warn of shares for owners that have no jobs: a misspelled name would change nothing unsaid."""
-    unknown = sorted(settings.weights.keys() - ({LOCAL} if keys.open else {*keys.owners}))
+    await keys.ring.ready()
+    unknown = sorted(settings.weights.keys() - ({LOCAL} if keys.open else {*keys.ring.people.users}))
     if unknown:
         logger.warning("shares of owners without a key", extra={"owners": unknown})
+    await asyncio.Event().wait()
 
 
 async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:

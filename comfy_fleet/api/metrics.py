@@ -7,8 +7,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import deps
+from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.errors import HttpError
+
+KIND = "text/plain"
 
 
 class Metrics:
@@ -57,6 +60,13 @@ async def show(request: Request) -> Response:
     metrics.streams.set(sum(d.streams.values()))
     metrics.sockets.set(sum(d.sockets.values()))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def fleet_metrics(request: Request) -> Response:
+    """What this process counts, as Prometheus reads it; for the roles `metrics` and `operator`."""
+    if not principal(request).reads_figures:
+        raise HttpError(403, "forbidden", "this needs a key with the role metrics or operator")
+    return await show(request)
 
 
 routes = [ServedRoute("/metrics", show, name="show", open=True)]

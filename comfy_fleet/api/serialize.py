@@ -75,6 +75,7 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
     fields: JobFields = {
         "id": value.id,
         "status": value.status,
+        "user": value.owner,
         "created_at": time(value.created_at),
         "started_at": _time(started),
         "completed_at": _time(completed),

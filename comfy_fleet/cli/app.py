@@ -28,11 +28,15 @@ _COMMANDS = {
     "simulate": ("simulate",),
     "health": ("health",),
 }
-# For each group its heading, the module that has it, and those that add to it.
+# For each group its heading, the module that has it (as `app`, or what stands behind a colon), and those that
+# add to it.
 _GROUPS = {
     "node": ("Fleet", "nodes"),
     "pool": ("Fleet", "pools"),
     "host": ("Fleet", "hosts"),
+    "tenant": ("Fleet", "people:tenants"),
+    "user": ("Fleet", "people:users"),
+    "key": ("Fleet", "people:keys"),
     "job": ("Jobs", "jobs", "job_changes"),
     "workflow": (
         "Jobs",
@@ -131,7 +135,8 @@ def _part(module: str) -> Any:
 
 def _group(module: str, more: Sequence[str]) -> typer.Typer:
     """Return a group of its own: what others add must not be in it twice, if this is called twice."""
-    group: typer.Typer = copy.copy(_part(module).app)
+    name, _, attribute = module.partition(":")
+    group: typer.Typer = copy.copy(getattr(_part(name), attribute or "app"))
     group.registered_commands = list(group.registered_commands)
     for part in more:
         _part(part).register(group)

@@ -19,6 +19,7 @@ from comfy_fleet.adapters.system.disk import FULL, Disk
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.api.auth import Keys
+from comfy_fleet.bootstrap import open_keys_file
 from comfy_fleet.cli import doctor_fleet
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
@@ -329,10 +330,12 @@ def data_folder(settings: Settings) -> list[Finding]:
 def keys(settings: Settings) -> Finding:
     """Check who may ask the fleet."""
     try:
-        owners = Keys.load(settings).owners
+        owners = Keys.load(settings, open_keys_file(settings)).owners
     except FleetError as error:
         return _fail("Keys", error.message)
     if settings.keys_file is None:
+        if settings.require_keys:
+            return _ok("Keys", "everybody needs one; `fleet key ls` lists them")
         return _ok("Keys", "none: anybody on this machine may use the fleet")
     return _ok("Keys", f"{', '.join(owners)} in {settings.keys_file}: others are refused")
 

@@ -40,6 +40,11 @@ def list_(
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
     ] = None,
     kept: Annotated[bool, typer.Option("--kept", help="Only jobs that are kept beyond retention.")] = False,
+    all_: Annotated[
+        bool,
+        typer.Option("--all", help="Everybody's jobs, for operators; in a shared tenant, those of its users."),
+    ] = False,
+    user: Annotated[str | None, typer.Option(help="Only this user's jobs, as with --all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many jobs.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Continue after the last page.")] = None,
     json_: Json = False,
@@ -57,6 +62,8 @@ def list_(
             status=",".join(status) if status else None,
             workflow=workflow,
             kept="true" if kept else None,
+            all="true" if all_ else None,
+            user=user,
             limit=limit,
             cursor=cursor,
             **labels,
@@ -69,9 +76,11 @@ def list_(
     console = stdout()
     # Programs get complete ids; on a terminal, 36 characters would leave no room for the rest.
     short = _short([job["id"] for job in jobs]) if console.is_terminal else {}
+    whose = all_ or user is not None
     rows = [
         (
             short.get(job["id"], job["id"]),
+            *([job.get("user")] if whose else []),
             job["status"],
             _how_far(job),
             ago(job.get("created_at"), now),
@@ -81,9 +90,10 @@ def list_(
         )
         for job in jobs
     ]
+    columns = [JOB_COLUMNS[0], "<User", *JOB_COLUMNS[1:]] if whose else JOB_COLUMNS
     if console.is_terminal:
-        rows = _fitted(rows, console.width)
-    console.print(table(JOB_COLUMNS, rows))
+        rows = _fitted(rows, columns, console.width)
+    console.print(table(columns, rows))
     if not jobs:
         stderr().print("[dim]no jobs[/]")
     if following := page.get("next_cursor"):
@@ -112,6 +122,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
         facts(
             {
                 "job": record["id"],
+                "user": record.get("user"),
                 "status": record["status"],
                 "waiting for": record.get("waiting_for"),
                 "queue position": record.get("queue_position"),
@@ -216,7 +227,7 @@ def logs_(
 
 @app.command()
 def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Cancel a job: a queued one ends at once, a running one is interrupted."""
+    """Cancel a job: a queued one ends at once, a running one is interrupted. Operators cancel everybody's."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer, styled
 
@@ -266,7 +277,7 @@ def _how_far(job: dict[str, Any]) -> str:
     return span(run_seconds(job))
 
 
-def _fitted(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+def _fitted(rows: list[tuple[Any, ...]], columns: list[str], width: int) -> list[tuple[Any, ...]]:
     """Shorten prompts, and workflows' names if need be, so that each job takes one line of a terminal."""
     from rich.cells import cell_len, set_cell_size
 
@@ -278,7 +289,7 @@ def _fitted(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
     def room() -> int:
         widths = [
             max(cell_len(text) for text in (title.lstrip("<>"), *(one_line(row[at]) for row in rows)))
-            for at, title in enumerate(JOB_COLUMNS[:-1])
+            for at, title in enumerate(columns[:-1])
         ]
         return width - sum(widths) - 2 * len(widths)
 

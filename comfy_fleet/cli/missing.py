@@ -26,7 +26,7 @@ def missing(
     """List the classes and files that workflows needed and no node has.
 
     Each is listed with its package or its folder and URL, as the workflow itself says: look before you load
-    anything from there. Needs a key with the role artist or admin.
+    anything from there. Needs a key with the role artist or operator.
     """
     from datetime import UTC
 

@@ -5,14 +5,17 @@ import re
 from comfy_fleet.cli.exits import Exit, Fail
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # the API is stricter
+_PERSON = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,200}")
 _REFERENCE = re.compile(r"(?!\.{1,2}@)[A-Za-z0-9_.-]{1,200}@[A-Za-z0-9_.:-]{1,100}")
+
+_ALSO = {"workflow": _REFERENCE, "tenant": _PERSON, "user": _PERSON}
 
 
 def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str:
-    """Return the path of a job, node, pool or workflow, such as ``/api/v1/jobs/ID/cancel``.
+    """Return the path of a job, node, user or the like, such as ``/api/v1/jobs/ID/cancel``.
 
     Args:
-        kind: ``job``, ``node``, ``pool`` or ``workflow``.
+        kind: ``job``, ``node``, ``pool``, ``workflow``, ``tenant``, ``user`` or ``key``.
         name: Its id or name, as typed; of a workflow also ``NAME@VERSION`` and the like.
         rest: The rest of the path, such as ``/cancel``.
         surface: ``v1`` or ``v2``.
@@ -20,7 +23,8 @@ def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str
     Raises:
         Fail: No such name is possible, and in a path it could mean something else.
     """
-    if not _NAME.fullmatch(name) and not (kind == "workflow" and _REFERENCE.fullmatch(name)):
+    also = _ALSO.get(kind)
+    if not _NAME.fullmatch(name) and not (also and also.fullmatch(name)):
         raise Fail(
             f"no {kind} {name[:80]!r}",
             hint=_id_of(name) if kind == "workflow" else None,

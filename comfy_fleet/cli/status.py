@@ -25,9 +25,7 @@ def status(
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Show whether a job could run, the queue, and every node. It is for operators.
-
-    Where the fleet has keys, it needs one with the role admin; `GET /api/v1/ready` is open to all.
+    """Show whether a job could run, and the queue; to operators every node, to others their own jobs.
 
     Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if the time for --wait is up.
     """
@@ -38,11 +36,14 @@ def status(
         why, notes = wait_until_ready(client, timeout if wait else 0)
         places = client.get("/api/v1/health")
         fleet, console_url = places.get("url") or client.url, places.get("console_url")
-        nodes = nodes_of(client.get("/api/v1/nodes"))
-        counts = {
-            "queued": client.get("/api/v1/queue")["queued"],
-            "running": sum(bool(node.get("run")) for node in nodes),
-        }
+        me = _me(client)
+        operator = bool({"operator", "agent"} & {*me["roles"]})
+        nodes = nodes_of(client.get("/api/v1/nodes")) if operator else []
+        counts: dict[str, Any] = {"queued": client.get("/api/v1/queue")["queued"]}
+        if operator:
+            counts["running"] = sum(bool(node.get("run")) for node in nodes)
+        else:
+            counts["live_of_mine"] = me["live_jobs"]
     if json_:
         print_json(
             {
@@ -51,6 +52,7 @@ def status(
                 "ready": why is None,
                 "why": why,
                 "notes": notes,
+                "me": me,
                 "jobs": counts,
                 "nodes": nodes,
             }
@@ -65,9 +67,14 @@ def status(
             "console": console_url,
             "asked at": client.url if client.url not in (fleet, console_url) else None,
             "ready": "yes" if why is None else f"no: {why}",
-            "queue": f"{counts['queued']} queued, {counts['running']} running",
-            "nodes": words or "none; add one: fleet node add NAME URL",
+            "queue": f"{counts['queued']} queued",
         }
+        if operator:
+            pairs["queue"] += f", {counts['running']} running"
+            pairs["nodes"] = words or "none; add one: fleet node add NAME URL"
+        else:
+            pairs["you"] = f"{me['user']} ({', '.join(me['roles'])})"
+            pairs["your jobs"] = f"{counts['live_of_mine']} waiting or running; fleet job ls"
         if notes:
             pairs["note"] = "; ".join(notes)
         if simulated:
@@ -77,6 +84,16 @@ def status(
             console.print()
             console.print(table(COLUMNS, [row(node) for node in nodes]))
     raise typer.Exit(Exit.OK if why is None else Exit.FAILED)
+
+
+def _me(client: Any) -> dict[str, Any]:
+    """Return who asks; an earlier version of the fleet does not say it, and shows nodes to operators alone."""
+    try:
+        return dict(client.get("/api/v1/me"))
+    except Fail as error:
+        if error.exit is not Exit.NOT_FOUND:
+            raise
+        return {"user": "", "roles": ["operator"], "live_jobs": 0}
 
 
 def wait_until_ready(client: Any, timeout_s: float) -> tuple[str | None, list[str]]:

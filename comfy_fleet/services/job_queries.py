@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Collection
 from typing import TypeGuard
 
 from comfy_fleet.domain.errors import NotFound
@@ -20,8 +21,17 @@ async def owned(jobs: JobStore, owner: str, job_id: str) -> Job:
     Raises:
         NotFound: There is none; somebody else's job looks the same.
     """
+    return await seen(jobs, [owner], job_id)
+
+
+async def seen(jobs: JobStore, owners: Collection[str] | None, job_id: str) -> Job:
+    """Return a job of any of these owners (None: of everybody's).
+
+    Raises:
+        NotFound: There is none; somebody else's job looks the same.
+    """
     job = await jobs.get(job_id) if _ID.fullmatch(job_id) else None
-    if job is None or job.owner != owner or job.removed:
+    if job is None or (owners is not None and job.owner not in owners) or job.removed:
         raise NotFound(f"no job {job_id[:80]}", details={"job_id": job_id[:80]})
     return job
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, bearer
+from tests.key_files import write_keys
 
 pytestmark = pytest.mark.timeout(240)
 COLOR = (200, 30, 90)
@@ -21,7 +22,7 @@ COLOR = (200, 30, 90)
 def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("native-files")
     keys = folder / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     nodes: tuple[str, ...] = ("--nodes", "1", "--job-seconds", "0.05")
     if request.param == "real":
         nodes = ("--node", f"real={request.getfixturevalue('comfyui_server').url}")

@@ -19,6 +19,7 @@ from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, OPS, bearer
 from tests.comfyui_server import ComfyServer, comfyui_of
 from tests.integration.up_kit import until
+from tests.key_files import write_keys
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
 
@@ -38,7 +39,7 @@ def bare(comfyui_server: ComfyServer) -> ComfyServer:
 
 def started(folder: Path, *nodes: str) -> Up:
     keys = folder / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n")
     keys.chmod(0o600)
     env = {"FLEET_KEYS_FILE": str(keys), "FLEET_AGENT_TOKEN": AGENT}
     options = [word for node in nodes for word in ("--node", node)]

@@ -18,6 +18,7 @@ from comfy_fleet.domain.graphs.file_access import declared_inputs, uses
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, bearer, ends
 from tests.comfyui_server import ComfyServer
+from tests.key_files import write_keys
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -36,7 +37,7 @@ def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) ->
     """A fleet of two users whose only node is a real ComfyUI."""
     folder = tmp_path_factory.mktemp("files")
     keys = folder / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     keys.chmod(0o600)
     shared = comfyui_server.folder / "input" / "shared-set" / "deep"
     shared.mkdir(parents=True)

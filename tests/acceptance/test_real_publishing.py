@@ -16,6 +16,7 @@ import pytest
 
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.comfyui_server import ComfyServer
+from tests.key_files import write_keys
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -30,7 +31,7 @@ PATIENCE_S = 60.0
 def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet of several people whose only node is a real ComfyUI."""
     folder = tmp_path_factory.mktemp("publishing")
-    (folder / "keys").write_text(f"ann {ANN} artist\nben {BEN} artist\nprog {PROG}\n")
+    write_keys((folder / "keys"), f"ann {ANN} artist\nben {BEN} artist\nprog {PROG}\n")
     fleet = start_fleet(
         folder / "data",
         "--node",

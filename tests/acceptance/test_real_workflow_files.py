@@ -16,6 +16,7 @@ from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, OPS, bearer
 from tests.comfyui_server import ComfyServer
 from tests.integration.up_kit import until
+from tests.key_files import write_keys
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
 
@@ -57,7 +58,7 @@ def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) ->
     """A fleet whose only node is the real ComfyUI."""
     folder = tmp_path_factory.mktemp("files")
     keys = folder / "keys"
-    keys.write_text(f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
+    write_keys(keys, f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
     keys.chmod(0o600)
     env = {"FLEET_KEYS_FILE": str(keys), "FLEET_AGENT_TOKEN": AGENT}
     fleet = start_fleet(folder / "data", "--node", f"real={comfyui_server.url}", env=env)

@@ -14,6 +14,7 @@ import httpx
 
 from tests.children import mortal
 from tests.conftest import free_port
+from tests.key_files import write_keys
 
 START_S = 60.0
 
@@ -77,7 +78,7 @@ def stop_fleet(up: Up) -> None:
 def keyed_fleet(folder: Path, keys: str, agents: str, *arguments: str, **env: str) -> Iterator[Up]:
     """Run a node for the users in ``keys``, whose agents show the token ``agents``."""
     named = folder / "keys"
-    named.write_text(keys)
+    write_keys(named, keys)
     wanted = {"FLEET_KEYS_FILE": str(named), "FLEET_AGENT_TOKEN": agents, **env}
     up = start_fleet(folder / "data", "--nodes", "1", *arguments, env=wanted)
     yield up

@@ -10,6 +10,7 @@ from tests.acceptance.up import Up
 from tests.browser.conftest import fleet_of_real, no_tour, wait_until_known
 from tests.browser.page import Page
 from tests.comfyui_server import ComfyServer
+from tests.key_files import write_keys
 
 ANN, EVE, OPS = "ann-key-0123456789abcdef", "eve-key-0123456789abcdef", "ops-key-0123456789abcdef"
 _KEYS = f"ann {ANN} artist\neve {EVE}\nops {OPS} admin\n"
@@ -20,7 +21,7 @@ _AGENTS = "agent-token-0123456789abcdef"
 def fleet_of_people(nodes: list[ComfyServer], folder: Path) -> Iterator[Up]:
     """Run a fleet for Ann, an artist, Eve, who only runs things, and an operator."""
     keys = folder / "keys"
-    keys.write_text(_KEYS)
+    write_keys(keys, _KEYS)
     with fleet_of_real(nodes, folder / "data", FLEET_KEYS_FILE=str(keys), FLEET_AGENT_TOKEN=_AGENTS) as up:
         wait_until_known(up.url, **{"X-API-Key": ANN})
         no_tour(up.url, **{"X-API-Key": ANN})

@@ -12,13 +12,14 @@ from redis.asyncio import Redis
 
 from comfy_fleet.api.body_pace import BodyPace
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 PACE = BodyPace(window_s=1.0, window_bytes=1000, linger_s=0.3)
 
 
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
-    (tmp_path / "keys").write_text("ann ann-key-0123456789\n")
+    write_keys((tmp_path / "keys"), "ann ann-key-0123456789\n")
     async with running(redis_port, tmp_path, pace=PACE, keys_file=tmp_path / "keys") as api:
         yield api
 
@@ -80,7 +81,7 @@ async def test_a_slow_body_that_keeps_its_pace_is_read_to_its_end(api: Api) -> N
 
 
 async def test_a_refused_body_is_not_waited_for(redis_port: int, redis: Redis, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("ann ann-key-0123456789\n")
+    write_keys((tmp_path / "keys"), "ann ann-key-0123456789\n")
     patient = replace(PACE, window_s=3600.0)  # only because it is refused does it end before the client tires
     async with running(redis_port, tmp_path, pace=patient, keys_file=tmp_path / "keys") as api:
         said, _ = await ask(api, "Content-Length: 100000", piece=b" ", every_s=0.02)
@@ -92,7 +93,7 @@ async def test_a_refused_body_that_comes_whole_is_taken(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     """Closing while it is on its way would reset the connection, and could cost the client the answer."""
-    (tmp_path / "keys").write_text("ann ann-key-0123456789\n")
+    write_keys((tmp_path / "keys"), "ann ann-key-0123456789\n")
     patient = replace(PACE, linger_s=3600.0)
     async with running(redis_port, tmp_path, pace=patient, keys_file=tmp_path / "keys") as api:
         said, _ = await ask(

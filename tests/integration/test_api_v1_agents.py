@@ -15,6 +15,7 @@ from comfy_fleet.adapters.redis.hosts import MAX_HOSTS
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import claim, submit
+from tests.key_files import write_keys
 
 TOKEN = "agents-token-0123456789"
 BEAT: dict[str, Any] = {"instance": "i1", "version": "1"}
@@ -25,7 +26,7 @@ REPORT = {"name": "h1-gpu0", "word": "drain", "why": "other programs hold 20 GiB
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text("ada ada-0123456789abcdef\nroot root-0123456789abcdef admin\n")
+    write_keys(path, "ada ada-0123456789abcdef\nroot root-0123456789abcdef admin\n")
     return path
 
 

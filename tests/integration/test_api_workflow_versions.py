@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.workflows.catalog import load_whole
 from comfy_fleet.api.v1.routes import TABLE
 from tests.integration.api_kit import Api, code, running
+from tests.key_files import write_keys
 
 W = "/api/v1/workflows/w"
 PLAIN = "openapi-user-key-0001"
@@ -36,7 +37,7 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
 @pytest.fixture
 async def keyed(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"pam {PLAIN}\nann {ARTIST} artist\nben {OTHER} artist\nada {ADMIN} admin\n")
+    write_keys(keys, f"pam {PLAIN}\nann {ARTIST} artist\nben {OTHER} artist\nada {ADMIN} admin\n")
     made = running(redis_port, tmp_path / "data", workflows=folder_of(tmp_path), keys_file=keys)
     async with made as started:
         await started.add_node(info=False)

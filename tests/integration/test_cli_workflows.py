@@ -22,6 +22,7 @@ from comfy_fleet.cli.client import Client
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.domain.graphs.stored import NewVersion, WorkflowContent
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 ARTIST, OTHER = "ann-key-0123456789", "bob-key-0123456789"
 MANIFEST = '[parameters.width]\nmin = 16\nmax = 512\nrole = "prompt"\n'
@@ -47,7 +48,7 @@ EDITOR = {
 
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
-    (keys := tmp_path / "keys").write_text(f"ann {ARTIST} artist\nbob {OTHER} artist\n")
+    write_keys(keys := tmp_path / "keys", f"ann {ARTIST} artist\nbob {OTHER} artist\n")
     (tmp_path / "kept").mkdir()
     settings: dict[str, Any] = {"keys_file": keys, "workflows": tmp_path / "kept"}
     async with running(redis_port, tmp_path / "data", **settings) as started:

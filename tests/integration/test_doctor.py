@@ -15,6 +15,7 @@ from comfy_fleet.cli.doctor import listing
 from comfy_fleet.cli.doctor_checks import Finding, Severity
 from comfy_fleet.cli.up.programs import find_haproxy
 from tests.conftest import free_port
+from tests.key_files import write_keys
 
 
 def doctor(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +80,7 @@ def test_a_keys_file_that_no_fleet_would_start_with_is_found(
     path = tmp_path / "keys"
     if keys is not None:
         path.write_bytes(keys)
+        path.chmod(0o600)
     told = doctor("--data", str(tmp_path), "--json", FLEET_KEYS_FILE=str(path))
     finding = findings(told)["Keys"]
     assert (told.returncode, finding["verdict"]) == (1, "FAIL")
@@ -87,7 +89,7 @@ def test_a_keys_file_that_no_fleet_would_start_with_is_found(
 
 def test_who_may_ask_is_told_without_the_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text("ada geheim-geheim-geheim-1\nop geheim-geheim-geheim-2 admin\n")
+    write_keys(path, "ada geheim-geheim-geheim-1\nop geheim-geheim-geheim-2 admin\n")
     told = doctor("--data", str(tmp_path), "--json", FLEET_KEYS_FILE=str(path))
     assert "ada, op" in findings(told)["Keys"]["found"]
     assert "geheim" not in told.stdout

@@ -16,6 +16,7 @@ from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.schedule.waiting_job import BATCH
 from tests.factories import GRAPH, picture, sampled
 from tests.integration.api_kit import Api, code, running, upload
+from tests.key_files import write_keys
 from tests.older_version import older
 
 YEAR_S = 365 * 86400
@@ -105,7 +106,7 @@ async def test_a_job_that_is_not_over_is_removed_only_with_its_cancellation(api:
 async def test_nobody_removes_keeps_or_repeats_somebody_elses_job(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
-    (keys_file := tmp_path / "keys").write_text("ann ann-key-0123456789\nbob bob-key-0123456789\n")
+    write_keys((keys_file := tmp_path / "keys"), "ann ann-key-0123456789\nbob bob-key-0123456789\n")
     async with running(redis_port, tmp_path / "data", keys_file=keys_file) as api:
         await api.add_node(info=False)
         api.client.headers["Authorization"] = "Bearer ann-key-0123456789"
@@ -273,7 +274,7 @@ async def test_a_retry_is_a_new_job_with_the_same_content(api: Api) -> None:
 async def test_a_retry_by_somebody_who_may_not_go_first_goes_as_early_as_they_may(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
-    (keys_file := tmp_path / "keys").write_text("ann ann-key-0123456789 admin\n")
+    write_keys((keys_file := tmp_path / "keys"), "ann ann-key-0123456789 admin\n")
     async with running(redis_port, tmp_path / "data", keys_file=keys_file, max_priority=5) as api:
         await api.add_node(info=False)
         api.client.headers["Authorization"] = "Bearer ann-key-0123456789"

@@ -25,6 +25,7 @@ from comfy_fleet.domain.graphs.stored import NewVersion, WorkflowContent
 from comfy_fleet.ports.missing import MOST_OF_OWNER
 from tests.factories import picture, sampled
 from tests.integration.api_kit import Api, object_info, running
+from tests.key_files import write_keys
 
 ANN, BOB, OPS = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789", "ops-key-0123456789-012"
 AGENT = "agent-0123456789abc"
@@ -50,7 +51,7 @@ MODEL = told(
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
+    write_keys(keys, f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
     async with running(redis_port, tmp_path, keys_file=keys, agent_token=AGENT) as started:
         for name in ("gpu1", "gpu2"):
             await started.add_node(name)

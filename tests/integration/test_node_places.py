@@ -18,6 +18,7 @@ from comfy_fleet.domain.nodes.node import Node
 from tests.conftest import free_port
 from tests.integration.api_kit import Api, running
 from tests.integration.haproxy_kit import why_held
+from tests.key_files import write_keys
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ async def test_a_resolver_that_does_not_answer_holds_nobody_up(
 @pytest.mark.parametrize("keys", [False, True])
 async def test_the_fleet_itself_is_no_node(redis: Redis, redis_port: int, tmp_path: Path, keys: bool) -> None:
     path = tmp_path / "keys"
-    path.write_text("root root-0123456789abcdef admin\n")
+    write_keys(path, "root root-0123456789abcdef admin\n")
     async with running(redis_port, tmp_path, keys_file=path if keys else None) as api:
         headers = {"X-API-Key": "root-0123456789abcdef"} if keys else {}
         body = {"name": "g9", "url": api.url}

@@ -18,6 +18,7 @@ from comfy_fleet.domain.graphs.stored import MAX_THUMBNAIL_BYTES, Draft, NewVers
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference, slug
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.integration.api_kit import Api, code, running
+from tests.key_files import write_keys
 
 KEYS = """root root-key-0123456789 admin
 ann ann-key-0123456789 artist
@@ -38,7 +39,7 @@ GRAPH: dict[str, Any] = {
 @pytest.fixture
 async def api(redis_port: int, redis: object, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(KEYS)
+    write_keys(keys, KEYS)
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         await api.add_node()
         yield api

@@ -16,17 +16,20 @@ from redis.asyncio import Redis
 from comfy_fleet.api.app import Front
 from comfy_fleet.api.endpoint import ServedRoute
 from tests.integration.api_kit import Api, code, running
+from tests.key_files import write_keys
 
 ANN, OPS, AGENT = "ann-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
 EDITOR, CONSOLE = {"X-Fleet-Origin": "editor"}, {"X-Fleet-Origin": "console"}
 UUID = "5e1b5a7e-0000-4000-8000-000000000000"
-_NEEDS_AN_OPERATOR = re.compile(r"\b(admin\(request\)|_agents_only\(request\)|\.admin\b|Role\.ADMIN)")
+_NEEDS_AN_OPERATOR = re.compile(
+    r"\b(operator\(request\)|_agents_only\(request\)|\.operator\b|Role\.OPERATOR)"
+)
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text(f"ann {ANN} artist\nops {OPS} admin\n")
+    write_keys(path, f"ann {ANN} artist\nops {OPS} admin\n")
     return path
 
 

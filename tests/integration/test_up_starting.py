@@ -21,6 +21,7 @@ from tests.children import mortal
 from tests.conftest import free_port
 from tests.integration.agent_kit import checkout
 from tests.integration.up_kit import command, environment, fleet, processes_of, until, up
+from tests.key_files import write_keys
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,7 +81,7 @@ def test_down_stops_it(tmp_path: Path) -> None:
 
 def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("only-a-name\n")
+    write_keys(keys, "only-a-name\n")
     told = fleet(
         *("up", "--nodes", "0", "--port", str(free_port()), "--data", str(tmp_path / "data")),
         FLEET_KEYS_FILE=str(keys),
@@ -130,7 +131,7 @@ def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: P
 
 def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("ann ann-0123456789abcdef\nroot root-0123456789abcdef admin\n")
+    write_keys(keys, "ann ann-0123456789abcdef\nroot root-0123456789abcdef admin\n")
     data = tmp_path / "data"
     ann = ("--key", "ann-0123456789abcdef")
     with up(data, "--nodes", "1", "--job-seconds", "0.1", FLEET_KEYS_FILE=str(keys)) as started:
@@ -146,7 +147,7 @@ def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> No
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
     keys = tmp_path / "my keys"
-    keys.write_text("# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
+    write_keys(keys, "# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
     argv = ("--nodes", "1", "--job-seconds", "0.1")
     with up(tmp_path / "data", *argv, FLEET_HOST=host, FLEET_KEYS_FILE=str(keys)) as started:
         until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")

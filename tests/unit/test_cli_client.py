@@ -312,6 +312,7 @@ def test_every_listing_has_json(canned: Canned, argv: tuple[str, ...]) -> None:
 def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
     canned.on("GET", "/api/v1/ready", error("not_ready", "nodes: no node is up"), 503)
     canned.on("GET", "/api/v1/queue", {"queued": 3})
+    canned.on("GET", "/api/v1/me", {"user": "ops", "roles": ["operator"], "live_jobs": 0})
     canned.on(
         "GET", "/api/v1/nodes", {"nodes": [{"name": "a", "verdict": "down", "why": "no answer", "run": None}]}
     )
@@ -327,6 +328,17 @@ def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
     assert "asked" not in run(canned, "status").stdout
     canned.on("GET", "/api/v1/health", {})  # of an earlier version
     assert run(canned, "status").stdout.splitlines()[0].split() == ["fleet", canned.url]
+
+
+def test_status_shows_who_is_no_operator_what_is_theirs(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/ready", {"ready": True})
+    canned.on("GET", "/api/v1/queue", {"queued": 3})
+    canned.on("GET", "/api/v1/health", {})
+    canned.on("GET", "/api/v1/me", {"user": "ada", "roles": ["artist"], "live_jobs": 2})
+    result = run(canned, "status")
+    assert result.exit_code == 0, result.output
+    assert "ada (artist)" in result.stdout and "2 waiting or running" in result.stdout
+    assert "nodes" not in result.stdout
 
 
 def test_app_is_a_typer() -> None:
@@ -507,7 +519,7 @@ def test_an_address_with_the_api_s_path_is_told_without_it(canned: Canned, path:
 
 
 def test_what_status_needs_is_in_its_help(canned: Canned) -> None:
-    assert "role admin" in " ".join(run(canned, "status", "--help").output.split())
+    assert "to operators every node" in " ".join(run(canned, "status", "--help").output.split())
 
 
 def test_an_empty_name_of_a_workflow_is_not_the_default_one(canned: Canned) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.system.secret_box import SecretBox
-from comfy_fleet.api.auth import Keys
 from comfy_fleet.settings import Settings
 from tests.container_files import (
     COMPOSE,
@@ -29,6 +28,7 @@ from tests.container_files import (
     stages,
     variables_in,
 )
+from tests.key_files import keys_of
 
 FILES = [COMPOSE, FLEET, STACK]
 IN_DOCKER = [DOCKER / "make-secrets", DOCKER / "comfyui" / "entrypoint"]
@@ -415,8 +415,9 @@ def test_secrets_are_made_once_and_are_what_the_processes_take(tmp_path: Path) -
     assert make() == made
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
+    (folder / "keys").chmod(0o400)  # as it is mounted, for its reader alone
     settings = Settings(keys_file=folder / "keys", agent_token_file=folder / "agent_token")
-    assert not Keys.load(settings).open
+    assert not keys_of(settings.keys_file).open
     assert len(settings.agent_token or "") >= 40
     key = tmp_path / "mounted"  # Swarm mounts it for its reader alone
     shutil.copy(folder / "secret_key", key)

@@ -47,7 +47,7 @@ async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
         estimator=SimpleNamespace(outlook=None),
     )
     deps = cast(ApiDeps, parts)
-    stream = events.EventStream(deps, "me", job, cast(Links, None), session="")
+    stream = events.EventStream(deps, "me", job, cast(Links, None), session="", key="")
     await stream({"type": "http"}, receive, send)
     assert not deps.streams
     return sent
@@ -91,7 +91,7 @@ async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_th
 
     class SignedOut(SessionWatch):
         @contextmanager
-        def follow(self, token: str) -> Iterator[asyncio.Event]:
+        def follow(self, token: str, key: str) -> Iterator[asyncio.Event]:
             yield stuck
 
     monkeypatch.setattr(events, "watch", watch)
@@ -104,7 +104,7 @@ async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_th
         estimator=SimpleNamespace(outlook=None),
     )
     job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
-    stream = events.EventStream(cast(ApiDeps, parts), "me", job, cast(Links, None), session="s")
+    stream = events.EventStream(cast(ApiDeps, parts), "me", job, cast(Links, None), session="s", key="")
     async with asyncio.timeout(20):
         await stream({"type": "http"}, receive, send)
     assert counts == [1, 1] and not parts.streams

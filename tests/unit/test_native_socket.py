@@ -17,7 +17,7 @@ class SignedOut(SessionWatch):
     """Every session is over."""
 
     @contextmanager
-    def follow(self, token: str) -> Iterator[asyncio.Event]:
+    def follow(self, token: str, key: str) -> Iterator[asyncio.Event]:
         over = asyncio.Event()
         over.set()
         yield over
@@ -51,7 +51,7 @@ async def test_a_client_that_goes_just_before_it_is_let_go_is_no_error() -> None
         "query_string": b"",
         "headers": [],
         "deps": deps,
-        "principal": SimpleNamespace(owner="me"),
+        "principal": SimpleNamespace(owner="me", key=""),
         "session": "s",
     }
     await socket.serve(scope, receive, send)

@@ -219,7 +219,7 @@ class RedisJobStore:
         """
         key = self._newest(wanted.owner)
         filtered = (
-            bool(wanted.statuses or wanted.metadata or wanted.kept or not wanted.hidden)
+            bool(wanted.owners or wanted.statuses or wanted.metadata or wanted.kept or not wanted.hidden)
             or wanted.workflow is not None
         )
         after = (float("inf"), "") if wanted.cursor is None else _read_cursor(wanted.cursor)
@@ -253,6 +253,7 @@ class RedisJobStore:
         found = await self._scripts.call(
             "matching",
             ids=ids,
+            owners=sorted(wanted.owners) or None,
             states=list(wanted.statuses) or None,
             workflow=wanted.workflow or None,
             labels=dict(wanted.metadata) or None,

@@ -234,6 +234,12 @@ class Keyspace:
     editor_runs = _Each("editor:runs:OWNER")  # hash: SIGNATURE -> when, and the newest job of it: as JSON
     publish_test = _Each("publish:test:OWNER:NAME")  # string: VERSION JOB: which job tested a draft
 
+    # -- who may use the fleet: docs/adr/0050
+    people_version = _One("people:version")  # string: drawn anew for each change of these
+    tenants = _One("tenants")  # hash: NAME -> its record as JSON
+    users = _One("users")  # hash: NAME -> their record as JSON
+    access_keys = _One("keys")  # hash: ID -> the key's record as JSON, with its SHA-256 and not the key
+
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
     # string: a sign-in on its way from the console's origin to the editor's; HASH is that of its code

@@ -52,7 +52,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     # Of several, the first counts, as in ComfyUI.
     client_id = next(iter(socket.query_params.getlist("clientId")), "") or uuid4().hex
     outgoing = Outgoing(d.settings.socket_bytes)
-    with d.session_watch.follow(scope["session"]) as signed_out:
+    with d.session_watch.follow(scope["session"], who.key) as signed_out:
         detach = await d.clients.attach(who.owner, client_id, outgoing)
         try:
             await socket.accept()

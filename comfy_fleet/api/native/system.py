@@ -7,7 +7,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import admin, deps, owner
+from comfy_fleet.api.deps import deps, operator, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_params
@@ -53,7 +53,7 @@ async def node_replacements(request: Request) -> Response:
 
 async def free(request: Request) -> Response:
     """Have all nodes unload their models: a node at work does so behind its job, as ComfyUI does."""
-    admin(request)
+    operator(request)
     d = deps(request)
     body = await read_params(request)
     orders = {name: bool(body.get(name)) for name in ("unload_models", "free_memory")}

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.body import graph_limits
-from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
+from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.json import json_response
@@ -163,7 +163,7 @@ async def heartbeat(request: Request) -> Response:
 
 async def list_hosts(request: Request) -> Response:
     """All hosts whose agents reported lately, with GPUs and nodes as they saw them."""
-    admin(request)
+    operator(request)
     d = deps(request)
     found = await d.hosts.hosts()
     return json_response(
@@ -235,7 +235,7 @@ def _agents_only(request: Request) -> None:
         raise HttpError(403, "forbidden", "this needs the agents' token: `Authorization: Bearer TOKEN`")
     peers = [request.client.host if request.client else ""]
     peers += [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
-    if not (who.admin and all(is_loopback(peer) for peer in peers)):
+    if not (who.operator and all(is_loopback(peer) for peer in peers)):
         raise HttpError(
             403,
             "forbidden",

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import events, jobs, serialize
-from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.api.v1.answers import JobDetailAnswer
@@ -17,7 +17,7 @@ from comfy_fleet.domain.jobs.job import Job
 
 async def list_jobs(request: Request) -> Response:
     """Newest first, page by page. `metadata[KEY]=VALUE` in the query asks for jobs with that label."""
-    return json_response(await jobs.page(request))
+    return json_response(await jobs.page(request, wide=True))
 
 
 async def queue(request: Request) -> Response:
@@ -32,24 +32,30 @@ class JobIdsQuery(BaseModel):
 
 
 async def job_ids(request: Request) -> Response:
-    """The ids that begin so, of the newest 10,000 jobs; at most 20."""
+    """The ids that begin so, of the newest 10,000 jobs; at most 20. To operators, of everybody's."""
     prefix = read_query(request, JobIdsQuery).prefix
-    return json_response({"ids": (await deps(request).jobs.ids(owner(request), prefix))[:20]})
+    whose = None if principal(request).operator else owner(request)
+    return json_response({"ids": (await deps(request).jobs.ids(whose, prefix))[:20]})
 
 
 async def get_job(request: Request) -> Response:
-    """The same job as in Comfy API v2, with its parameters and an estimate."""
-    return json_response(await shown(request, await jobs.poll_job(request, request.path_params["job_id"])))
+    """The same job as in Comfy API v2, with its parameters and an estimate. Operators see everybody's."""
+    job = await jobs.poll_job(request, request.path_params["job_id"], by_operator=True)
+    return json_response(await shown(request, job))
 
 
 async def cancel_job(request: Request) -> Response:
-    """Queued jobs end at once, running ones at the next step; a finished job stays what it is."""
-    return json_response(await shown(request, await jobs.cancel_job(request, request.path_params["job_id"])))
+    """Queued jobs end at once, running ones at the next step; a finished job stays what it is.
+
+    Operators cancel everybody's.
+    """
+    job = await jobs.cancel_job(request, request.path_params["job_id"], by_operator=True)
+    return json_response(await shown(request, job))
 
 
 async def job_outputs(request: Request) -> Response:
     """What it has made so far."""
-    found = await jobs.find_job(request, request.path_params["job_id"])
+    found = await jobs.read_job(request, request.path_params["job_id"])
     to = links(request)
     outputs = [serialize.output(o, found.id, found.expires_at, to) for o in found.outputs]
     return json_response({"status": found.status.value, "outputs": outputs})
@@ -57,7 +63,7 @@ async def job_outputs(request: Request) -> Response:
 
 async def job_workflow(request: Request) -> Response:
     """The graph in API format, as submitted."""
-    graph = await deps(request).jobs.graph(await jobs.find_job(request, request.path_params["job_id"]))
+    graph = await deps(request).jobs.graph(await jobs.read_job(request, request.path_params["job_id"]))
     return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
 
 

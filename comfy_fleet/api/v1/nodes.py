@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
+from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read, read_optional, read_query
@@ -77,7 +77,7 @@ async def list_nodes(request: Request) -> Response:
     Query: `sealed=true` adds their passwords as they are kept, encrypted, for the central agent.
     """
     if not principal(request).agent:
-        admin(request)
+        operator(request)
     sealed = read_query(request, NodesQuery).sealed
     states = await deps(request).nodes.states()
     idle = await idle_by_pool(deps(request))
@@ -98,7 +98,7 @@ async def list_nodes(request: Request) -> Response:
 
 async def add_node(request: Request) -> Response:
     """It gets jobs as soon as HAProxy finds it healthy."""
-    admin(request)
+    operator(request)
     d, body = deps(request), await read(request, NodeBody)
     fields = body.model_dump(exclude_none=True) | d.split(body.url)
     node = Node(**fields, weight_by_gpu=body.weight is None, added_at=await d.store_time())
@@ -115,7 +115,7 @@ class DiffQuery(BaseModel):
 
 async def diff_nodes(request: Request) -> Response:
     """Versions, classes and files that not all nodes have. Query: `names`, with commas; else all."""
-    admin(request)
+    operator(request)
     d = deps(request)
     wanted = frozenset(filter(None, read_query(request, DiffQuery).names.split(",")))
     states = {s.node.name: s for s in await d.nodes.states()}
@@ -139,14 +139,14 @@ async def diff_nodes(request: Request) -> Response:
 
 async def get_node(request: Request) -> Response:
     """One node with its state, what works on it, its last errors, and what its agent saw."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     return json_response(await detail(request, await _state(request, name)))
 
 
 async def drain_node(request: Request) -> Response:
     """No new jobs; the one that runs goes on, or back to the queue with `requeue`."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     body = await read_optional(request, DrainBody)
     await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
@@ -155,7 +155,7 @@ async def drain_node(request: Request) -> Response:
 
 async def resume_node(request: Request) -> Response:
     """Jobs may come again; ends a quarantine, too."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     await _life(request).resume(_name(name))
     return json_response(state(await _state(request, name)))
@@ -163,7 +163,7 @@ async def resume_node(request: Request) -> Response:
 
 async def restart_node(request: Request) -> Response:
     """The agent that runs it restarts it once no job needs it; 409 if none does."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     await _life(request).restart(_name(name))
     return json_response(state(await _state(request, name)), 202)
@@ -171,7 +171,7 @@ async def restart_node(request: Request) -> Response:
 
 async def refresh_node(request: Request) -> Response:
     """Ask it for classes, files and versions now; 504 if it does not answer, 502 if it can't be read."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     if not await _life(request).refresh(_name(name)):
         trouble = (await _state(request, name)).reading.trouble
@@ -189,7 +189,7 @@ class RemoveQuery(BaseModel):
 
 async def remove_node(request: Request) -> Response:
     """Forget it; 409 while it works. With `force` its jobs go back to the queue first."""
-    admin(request)
+    operator(request)
     name = request.path_params["node"]
     await _life(request).remove(_name(name), force=read_query(request, RemoveQuery).force)
     return Response(status_code=204)

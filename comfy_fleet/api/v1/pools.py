@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import admin, deps
+from comfy_fleet.api.deps import deps, operator
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read
 from comfy_fleet.domain.errors import NotFound
@@ -53,7 +53,7 @@ class PoolChangeBody(PoolBody):
 
 async def list_pools(request: Request) -> Response:
     """Every pool that has nodes, a slot in HAProxy, or something set."""
-    admin(request)
+    operator(request)
     d = deps(request)
     states = await d.nodes.states()
     known = {pool.name: pool for pool in await d.pools.pools()}
@@ -63,7 +63,7 @@ async def list_pools(request: Request) -> Response:
 
 async def get_pool(request: Request) -> Response:
     """One pool; 404 if it has no nodes, no slot, and nothing is set."""
-    admin(request)
+    operator(request)
     d = deps(request)
     states = await d.nodes.states()
     name = check_name("pool", request.path_params["pool"])
@@ -78,7 +78,7 @@ async def set_pool(request: Request) -> Response:
 
     Every process goes by it within seconds. Jobs that wait for the pool are not touched.
     """
-    admin(request)
+    operator(request)
     d = deps(request)
     name, body = request.path_params["pool"], await read(request, PoolBody)
     await d.pools.set(Pool(name=name, **body.model_dump()))
@@ -87,7 +87,7 @@ async def set_pool(request: Request) -> Response:
 
 async def change_pool(request: Request) -> Response:
     """Changes only what the body names: the rest stays, even what somebody else sets at the same time."""
-    admin(request)
+    operator(request)
     d = deps(request)
     name, body = request.path_params["pool"], await read(request, PoolChangeBody)
     await d.pools.change(name, body.model_dump(exclude_unset=True))

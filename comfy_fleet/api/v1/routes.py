@@ -1,6 +1,6 @@
 """The table of ``/api/v1``, and of the two short routes beside it."""
 
-from comfy_fleet.api import endpoint, jobs
+from comfy_fleet.api import endpoint, jobs, metrics
 from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer
 from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
 from comfy_fleet.api.v1 import (
@@ -12,6 +12,7 @@ from comfy_fleet.api.v1 import (
     job_changes,
     missing,
     nodes,
+    people_routes,
     pools,
     publish_routes,
     warm,
@@ -138,6 +139,7 @@ TABLE = (
     ),
     *workflow_routes.TABLE,
     *publish_routes.TABLE,
+    *people_routes.TABLE,
     Endpoint(
         method="GET",
         path="/api/v1/jobs",
@@ -145,7 +147,7 @@ TABLE = (
         handler=v1_jobs.list_jobs,
         summary="List jobs",
         tag="jobs",
-        query=jobs.JobsQuery,
+        query=jobs.AllJobsQuery,
         answers={200: JobPageAnswer},
     ),
     Endpoint(
@@ -259,6 +261,7 @@ TABLE = (
         summary="How many jobs wait",
         tag="jobs",
         answers={200: answers.QueueAnswer},
+        figures=True,
     ),
     Endpoint(
         method="GET",
@@ -426,6 +429,18 @@ TABLE = (
         body=pools.PoolChangeBody,
         answers={200: answers.PoolAnswer},
         console=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/metrics",
+        operation="fleet_metrics",
+        handler=metrics.fleet_metrics,
+        summary="Metrics for Prometheus",
+        tag="health",
+        answers={200: None},
+        kind=metrics.KIND,
+        console=True,
+        figures=True,
     ),
     Endpoint(
         method="GET",

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from comfy_fleet.api.deps import admin, deps
+from comfy_fleet.api.deps import deps, operator
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read_optional
 from comfy_fleet.services.warming import WarmRequest
@@ -73,7 +73,7 @@ async def warm_nodes(request: Request) -> Response:
     Such a job runs only where no other one waits, keeps no outputs, and shares no results. ComfyUI keeps
     what the last prompt loaded, so each node gets one, by the workflows' parts of the last jobs' time.
     """
-    who = admin(request).owner
+    who = operator(request).owner
     body = await read_optional(request, WarmBody)
     done = await deps(request).warming.warm(
         who,

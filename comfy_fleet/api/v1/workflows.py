@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import job_options
-from comfy_fleet.api.deps import NodeFacts, admin, deps, owner
+from comfy_fleet.api.deps import NodeFacts, deps, operator, owner
 from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
@@ -89,7 +89,7 @@ class CheckQuery(BaseModel):
 
 async def check_workflow_on_nodes(request: Request) -> Response:
     """Ask each node for its classes and files, and list what keeps it from running the workflow."""
-    who, d = admin(request).owner, deps(request)
+    who, d = operator(request).owner, deps(request)
     workflow = await d.catalog.get(request.path_params["workflow"], who)
     node = read_query(request, CheckQuery).node
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]

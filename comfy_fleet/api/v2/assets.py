@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api import asset_response, serialize
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
-from comfy_fleet.api.deps import ApiDeps, deps, links, owner
+from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.multipart import UploadedForm
@@ -108,13 +108,13 @@ async def head_asset_by_hash(request: Request) -> Response:
 
 async def get_asset(request: Request) -> Response:
     """A file: its name, type, size and hash."""
-    asset = await _owned(request)
+    asset = await _readable(request)
     return json_response(serialize.asset(asset, links(request), now=deps(request).clock()))
 
 
 async def get_asset_content(request: Request) -> Response:
     """The bytes; one range at a time."""
-    asset = await _owned(request)
+    asset = await _readable(request)
     return await asset_response.respond(request, asset, deps(request).assets)
 
 
@@ -126,11 +126,27 @@ async def delete_asset(request: Request) -> Response:
 
 
 async def _owned(request: Request) -> Asset:
+    asset = await _readable(request)
+    if asset.owner != owner(request):
+        raise _none(asset.id)
+    return asset
+
+
+async def _readable(request: Request) -> Asset:
+    """Return a file of the caller's, or of a job that they may read because their tenant is shared."""
     asset_id, who = request.path_params["asset_id"], owner(request)
     asset = await deps(request).assets.get(asset_id) if is_id(asset_id) else None
-    if asset is None or asset.owner != who:
-        raise NotFound(f"no asset {asset_id[:80]}")
+    if asset is None:
+        raise _none(asset_id)
+    if asset.owner != who:
+        shared = deps(request).keys.ring.seen_by(principal(request))
+        if asset.job_id is None or asset.owner not in shared:
+            raise _none(asset_id)
     return asset
+
+
+def _none(asset_id: str) -> NotFound:
+    return NotFound(f"no asset {asset_id[:80]}")
 
 
 def _made(request: Request, d: ApiDeps, asset: Asset, fresh: bool) -> Response:

@@ -73,7 +73,7 @@ async def get_job(request: Request) -> Response:
 
 async def get_job_workflow(request: Request) -> Response:
     """The graph as submitted; never `extra_data`."""
-    job = await jobs.find_job(request, request.path_params["job_id"])
+    job = await jobs.read_job(request, request.path_params["job_id"])
     graph = await deps(request).jobs.graph(job)
     return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
 

@@ -12,7 +12,7 @@ from comfy_fleet.adapters.haproxy.certificates import edge_certificates
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.agent.supervisor import host_name
 from comfy_fleet.api.auth import Keys
-from comfy_fleet.bootstrap import open_secrets
+from comfy_fleet.bootstrap import open_keys_file, open_secrets
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports, public_port
@@ -148,7 +148,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         nodes=made.nodes,
         kept=note.get("console"),
     )
-    keys = Keys.load(settings)  # the API would refuse to start, again and again; so below
+    # The API would refuse to start, again and again; so below.
+    keys = Keys.load(settings, open_keys_file(settings))
     edge_certificates(settings)  # HAProxy would not start
     WorkflowCatalog(settings.workflows_dir).check()
     haproxy = find_haproxy(settings.haproxy_bin)

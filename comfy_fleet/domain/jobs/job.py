@@ -455,7 +455,8 @@ class JobFilter:
     """Which jobs a listing wants, newest first.
 
     Attributes:
-        owner: None lists the jobs of all owners (operators only).
+        owner: None lists the jobs of all owners (operators only), or of ``owners``.
+        owners: With ``owner`` None: only these owners' jobs; empty for everybody's.
         metadata: Labels that a job must have with exactly these values.
         hidden: Whether jobs that are deleted from ComfyUI's history are listed, too.
         kept: Whether only jobs that are exempt from retention are listed.
@@ -463,6 +464,7 @@ class JobFilter:
     """
 
     owner: str | None
+    owners: frozenset[str] = frozenset()
     statuses: frozenset[JobStatus] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     workflow: str | None = None

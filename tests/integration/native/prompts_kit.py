@@ -13,6 +13,7 @@ from comfy_fleet.domain.jobs.raw_ui import RawUi
 from comfy_fleet.ports.runs import Claim
 from tests.factories import picture
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 KEYS = {"ada": "key-of-ada-0123456789", "bob": "key-of-bob-0123456789"}
 
@@ -23,7 +24,7 @@ async def two_people(
 ) -> AsyncIterator[tuple[Api, httpx.AsyncClient, httpx.AsyncClient]]:
     """Run an API with keys, and yield it with a client of each person's."""
     keys = folder / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     async with running(redis_port, folder, keys_file=keys, **settings) as api:
         await api.add_node()
         clients = [

@@ -15,6 +15,7 @@ from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.native.editor_kit import EDITOR, add_editor, answer, told
 from tests.integration.native.prompts_kit import KEYS
+from tests.key_files import write_keys
 
 FLEETS = "Many GPUs, one ComfyUI"
 
@@ -203,7 +204,7 @@ async def test_with_keys_the_editor_is_for_who_has_signed_in(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         await add_editor(api, "a", packages={"Pack": {"a.js": "1"}})
         page = await opened(api)
@@ -242,7 +243,7 @@ async def test_who_reloads_at_a_node_that_hangs_takes_no_places_from_others(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         for name in ("a", "b"):
             await add_editor(api, name)

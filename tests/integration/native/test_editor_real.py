@@ -20,6 +20,7 @@ from tests.fleet import until
 from tests.integration.native.editor_kit import EDITOR
 from tests.integration.native.prompts_kit import KEYS
 from tests.integration.native.socket_kit import Client, Faced, faced
+from tests.key_files import write_keys
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -132,7 +133,7 @@ async def test_two_people_choose_each_in_their_own_run(
     redis: Redis, redis_port: int, choosers: list[ComfyServer], tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     servers = dict(zip(("a", "b"), choosers, strict=True))
     async with fleet_of_real(redis_port, servers, keys_file=keys) as face:
         ada, bob = [

@@ -13,6 +13,7 @@ from comfy_fleet.services import extension_calls
 from tests.integration.api_kit import Api, running
 from tests.integration.native.editor_kit import EDITOR, add_editor, answer, told
 from tests.integration.native.prompts_kit import KEYS, claim_next, end, post
+from tests.key_files import write_keys
 
 PREFIXES = "/chooser,/api/etn/x.y"
 SECRET = "secret-0123456789"
@@ -21,7 +22,7 @@ SECRET = "secret-0123456789"
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     async with running(redis_port, tmp_path, keys_file=keys, extension_routes=PREFIXES) as started:
         for name in ("g1", "g2"):
             await add_editor(started, name)

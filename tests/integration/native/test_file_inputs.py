@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, object_info, running
+from tests.key_files import write_keys
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 
@@ -18,7 +19,7 @@ ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     card = tmp_path / "workflows" / "card"
     card.mkdir(parents=True)
     (card / "workflow.json").write_text(json.dumps(loading("")))

@@ -23,6 +23,7 @@ from comfy_fleet.services.picture_forms import PictureForm
 from comfy_fleet.services.picture_work import AT_ONCE_EACH, LINE_EACH
 from tests.integration.api_kit import Api, running
 from tests.integration.api_kit import upload as v2_upload
+from tests.key_files import write_keys
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 
@@ -478,7 +479,7 @@ async def test_nobody_waits_for_anybody_elses_pictures(
     redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     let_go = threading.Event()
     convert = picture_forms.formed
 
@@ -522,7 +523,7 @@ async def test_nobody_sees_or_replaces_anybody_elses_files(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         ann, bob = ({"Authorization": f"Bearer {key}"} for key in (ANN, BOB))
         form = {"image": ("a.png", picture(), "image/png")}

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.services import fleet_models
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 RECORDED = Path(__file__).parents[2] / "recordings-0.33"
 NEW, OLD = "0.33.0", "0.3.64"
@@ -164,7 +165,7 @@ async def test_nobody_waits_for_what_others_ask_about_models(
 ) -> None:
     keys = tmp_path / "keys"
     ann, bob = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
-    keys.write_text(f"ann {ann}\nbob {bob}\n")
+    write_keys(keys, f"ann {ann}\nbob {bob}\n")
     monkeypatch.setattr(fleet_models, "_WAIT_S", 60.0)
     async with running(redis_port, tmp_path, keys_file=keys, max_requests=4) as api:
         api.client.headers["Authorization"] = f"Bearer {ann}"
@@ -275,7 +276,7 @@ async def test_models_are_unloaded_on_all_nodes_for_operators_only(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("ann key-of-ann-0123456789\nops key-of-ops-0123456789 admin\n")
+    write_keys(keys, "ann key-of-ann-0123456789\nops key-of-ops-0123456789 admin\n")
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         await node(api, "gpu1", lists())
         await node(api, "gpu2", lists())

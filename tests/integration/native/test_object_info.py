@@ -14,6 +14,7 @@ from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from tests.fleet import until
 from tests.integration.api_kit import Api, object_info, running
+from tests.key_files import write_keys
 
 PATHS = ["/object_info", "/api/object_info"]
 
@@ -169,7 +170,7 @@ async def test_lists_of_uploads_hold_the_callers_own_files(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("ann key-of-ann-0123456789\nbob key-of-bob-0123456789\n")
+    write_keys(keys, "ann key-of-ann-0123456789\nbob key-of-bob-0123456789\n")
     async with running(redis_port, tmp_path, keys_file=keys) as api:
         await nodes(api, gpu1={"LoadImage": LOAD_IMAGE, "L": loader("a.pt")})
         ann, bob = ({"Authorization": f"Bearer key-of-{name}-0123456789"} for name in ("ann", "bob"))

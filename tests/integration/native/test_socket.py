@@ -17,6 +17,7 @@ from tests.factories import picture, sampled, with_model
 from tests.fleet import until
 from tests.integration.native.prompts_kit import KEYS
 from tests.integration.native.socket_kit import ENDS, client_of, faced, last, shapes
+from tests.key_files import write_keys
 
 WHOLE = [
     "execution_start",
@@ -192,7 +193,7 @@ async def test_each_of_many_short_prompts_shows_in_the_status(redis_port: int) -
 
 async def test_each_person_sees_what_is_theirs(redis_port: int, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
     async with faced(redis_port, "g1", keys_file=keys) as fleet:
         ada, bob = ({"Authorization": f"Bearer {key}"} for key in KEYS.values())
         hers = await fleet.client(client_id="same", headers=ada)

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 AGENT = "agent-0123456789abc"
@@ -24,7 +25,7 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
 @pytest.fixture
 async def keyed(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    write_keys(keys, f"ann {ANN}\nbob {BOB}\n")
     async with running(
         redis_port, tmp_path, keys_file=keys, agent_token=AGENT, userdata_bytes=1000
     ) as started:

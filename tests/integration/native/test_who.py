@@ -15,12 +15,11 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from comfy_fleet.api.auth import Keys
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.principal import Role
-from comfy_fleet.settings import Settings
 from tests.factories import picture
 from tests.integration.api_kit import Api, code, running
+from tests.key_files import keys_of, write_keys
 
 ANN, BOB = "ann-key/0123+456=789", "bob-key-0123456789"
 OPS, AGENT = "ops-key-0123456789", "agent-0123456789abc"
@@ -30,7 +29,7 @@ ANN_IN_PATH = "ann-key%2F0123+456=789"
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text(f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
+    write_keys(path, f"ann {ANN} artist\nbob {BOB}\nops {OPS} admin\n")
     return path
 
 
@@ -160,9 +159,9 @@ async def test_agents_have_no_websocket_and_no_session(api: Api) -> None:
 
 
 async def test_an_artist_may_do_what_everybody_may(api: Api, keys: Path) -> None:
-    known = Keys.load(Settings(keys_file=keys))
+    known = keys_of(keys)
     roles = [found.roles for key in (ANN, BOB, OPS) if (found := known.find(key))]
-    assert roles == [{Role.ARTIST}, set(), {Role.ADMIN}]
+    assert roles == [{Role.ARTIST}, set(), {Role.OPERATOR}]
     headers = {"Authorization": f"Bearer {ANN}"}
     assert (await api.client.get("/api/v2/jobs", headers=headers)).status_code == 200
     assert (await api.client.get("/api/v1/nodes", headers=headers)).status_code == 403
@@ -201,7 +200,7 @@ async def test_a_session_holds_in_every_process_and_over_restarts(
 
 async def test_a_session_ends_with_its_key(api: Api, redis_port: int, tmp_path: Path, keys: Path) -> None:
     session = await signed_in(api)
-    (changed := tmp_path / "changed").write_text(f"bob {BOB}\nann another-key-0123456789\n")
+    write_keys((changed := tmp_path / "changed"), f"bob {BOB}\nann another-key-0123456789\n")
     async with running(redis_port, tmp_path, keys_file=changed) as other:
         assert await whose(other, "", session) == 401
 

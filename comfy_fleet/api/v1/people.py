@@ -1,0 +1,447 @@
+"""REST: tenants, users and their keys, for operators; and who one is oneself."""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.serialize import time
+from comfy_fleet.api.typed_bodies import read, read_optional, read_query
+from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.people import (
+    KEY_LENGTH,
+    KEY_LETTERS,
+    KEY_PREFIX,
+    LONGEST_S,
+    MOST_NOTE,
+    AccessKey,
+    Tenant,
+    TenantSharing,
+    User,
+    digest_of,
+)
+from comfy_fleet.domain.principal import DEFAULT_TENANT, Principal, Role
+
+logger = logging.getLogger(__name__)
+
+Word = Annotated[str, Field(min_length=1, max_length=64)]
+RoleWord = Literal["submit", "artist", "operator", "metrics"]
+_OF_FILE = "it is a line of FLEET_KEYS_FILE: change that file, which is read within a second"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TenantBody(_Body):
+    """A tenant."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "studio", "sharing": "shared"}})
+
+    name: Word = Field(description="A-Z a-z 0-9 _ . @ + and -, at most 64.")
+    sharing: TenantSharing = Field(
+        TenantSharing.PRIVATE,
+        description="What its users see of each other: `private`: nothing; `shared`: jobs.",
+    )
+
+
+class TenantChangeBody(_Body):
+    """What changes. What is left out stays."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"sharing": "private"}})
+
+    sharing: TenantSharing | None = Field(None, description="As for a new one.")
+
+
+class UserBody(_Body):
+    """A user."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "ada", "tenant": "studio"}})
+
+    name: Word = Field(description="A-Z a-z 0-9 _ . @ + and -, at most 64. Jobs and files are kept under it.")
+    tenant: Word = Field(DEFAULT_TENANT, description="Their tenant, which stays.")
+
+
+class KeyBody(_Body):
+    """A key that is to be made."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"user": "ada", "roles": ["artist"]}})
+
+    user: Word = Field(description="Whose it is.")
+    roles: list[RoleWord] = Field(
+        default_factory=list, max_length=4, description="What it may do; without any, `submit`."
+    )
+    expires_in_s: float | None = Field(
+        None, gt=0, le=LONGEST_S, allow_inf_nan=False, description="How long it is good for; null: always."
+    )
+    note: str = Field("", max_length=MOST_NOTE, description="What it is for.")
+
+
+class RotateBody(_Body):
+    """How a key is replaced."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"grace_s": 3600}})
+
+    grace_s: float = Field(
+        0.0, ge=0, le=LONGEST_S, allow_inf_nan=False, description="How long the old one is good for yet."
+    )
+
+
+class KeysQuery(BaseModel):
+    """Which keys."""
+
+    user: str | None = Field(None, description="Only this user's.")
+
+
+class TenantAnswer(TypedDict):
+    """A tenant."""
+
+    name: str
+    sharing: TenantSharing
+    created_at: str | None
+    users: Annotated[list[str], Field(description="Their names.")]
+
+
+class TenantListAnswer(TypedDict):
+    """The tenants."""
+
+    tenants: list[TenantAnswer]
+
+
+class UserAnswer(TypedDict):
+    """A user."""
+
+    name: str
+    tenant: str
+    created_at: str | None
+    stored: Annotated[bool, Field(description="False: only a name in the keys file.")]
+    keys: Annotated[int, Field(description="How many keys they have.")]
+
+
+class UserListAnswer(TypedDict):
+    """The users."""
+
+    users: list[UserAnswer]
+
+
+class KeyAnswer(TypedDict):
+    """A key, without what opens anything."""
+
+    id: str
+    user: str
+    tenant: str
+    roles: list[RoleWord]
+    note: str
+    created_at: str | None
+    expires_at: str | None
+    expired: bool
+    from_file: Annotated[bool, Field(description="Whether it is a line of the keys file.")]
+
+
+class KeyListAnswer(TypedDict):
+    """The keys."""
+
+    keys: list[KeyAnswer]
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A key that was just made."""
+
+    key: Annotated[str, Field(description="What is shown to the fleet. It is told this once.")]
+
+
+class MeAnswer(TypedDict):
+    """Who asks."""
+
+    user: str
+    tenant: str
+    roles: list[str]
+    key: Annotated[str | None, Field(description="The id of the key; null without one.")]
+    live_jobs: Annotated[int, Field(description="Jobs of theirs that wait or run.")]
+
+
+# -- oneself -------------------------------------------------------------------
+
+
+async def me(request: Request) -> Response:
+    """The caller: user, tenant, roles, and how many of their jobs wait or run."""
+    who = principal(request)
+    answer: MeAnswer = {
+        "user": who.owner,
+        "tenant": who.tenant,
+        "roles": _role_words(who.roles),
+        "key": who.key or None,
+        "live_jobs": 0 if who.only_figures else await deps(request).jobs.live_count(who.owner),
+    }
+    return json_response(answer)
+
+
+# -- tenants -------------------------------------------------------------------
+
+
+async def list_tenants(request: Request) -> Response:
+    """Every tenant, by name."""
+    operator(request)
+    d = deps(request)
+    await d.keys.ring.ready()
+    names = sorted({DEFAULT_TENANT, *d.keys.ring.people.tenants})
+    return json_response({"tenants": [_tenant(d, name) for name in names]})
+
+
+async def add_tenant(request: Request) -> Response:
+    """Adds a tenant; 409 if there is one of this name."""
+    who = _changer(request)
+    d, body = deps(request), await read(request, TenantBody)
+    tenant = Tenant(name=body.name, sharing=body.sharing, created_at=await d.store_time())
+    await d.keys.ring.change(lambda people: people.add_tenant(tenant))
+    _note("tenant added", who, tenant=tenant.name)
+    return json_response(_tenant(d, tenant.name), 201)
+
+
+async def get_tenant(request: Request) -> Response:
+    """One tenant, with the names of its users."""
+    operator(request)
+    d = deps(request)
+    await d.keys.ring.ready()
+    return json_response(_tenant(d, request.path_params["tenant"]))
+
+
+async def change_tenant(request: Request) -> Response:
+    """Changes what the body names. It counts for the jobs that are there already."""
+    who = _changer(request)
+    d, body = deps(request), await read(request, TenantChangeBody)
+    name = request.path_params["tenant"]
+    changes = body.model_dump(exclude_none=True)
+
+    await d.keys.ring.change(lambda people: people.change_tenant(_replaced(people.tenant(name), changes)))
+    _note("tenant changed", who, tenant=name, changes=changes)
+    return json_response(_tenant(d, name))
+
+
+async def remove_tenant(request: Request) -> Response:
+    """Removes a tenant; 409 if it has users."""
+    who = _changer(request)
+    name = request.path_params["tenant"]
+    await deps(request).keys.ring.change(lambda people: people.drop_tenant(name))
+    _note("tenant removed", who, tenant=name)
+    return Response(status_code=204)
+
+
+# -- users ---------------------------------------------------------------------
+
+
+async def list_users(request: Request) -> Response:
+    """Every user, by name: those who are stored, and the names of the keys file."""
+    operator(request)
+    d = deps(request)
+    await d.keys.ring.ready()
+    return json_response({"users": [_user(d, name) for name in sorted(d.keys.ring.people.users)]})
+
+
+async def add_user(request: Request) -> Response:
+    """Adds a user, with what jobs and files there are of this name; 409 if there is one already.
+
+    A name of the keys file can be added, too, which puts it into a tenant.
+    """
+    who = _changer(request)
+    d, body = deps(request), await read(request, UserBody)
+    user = User(name=body.name, tenant=body.tenant, created_at=await d.store_time())
+    await d.keys.ring.change(lambda people: people.add_user(user))
+    _note("user added", who, user=user.name, tenant=user.tenant)
+    return json_response(_user(d, user.name), 201)
+
+
+async def get_user(request: Request) -> Response:
+    """One user."""
+    operator(request)
+    d = deps(request)
+    await d.keys.ring.ready()
+    return json_response(_user(d, request.path_params["user"]))
+
+
+async def remove_user(request: Request) -> Response:
+    """Removes a user and revokes all of their keys; 409 while jobs of theirs are kept.
+
+    Whoever gets the name next would find them. To keep somebody out, revoke their keys.
+    """
+    who = _changer(request)
+    d, name = deps(request), request.path_params["user"]
+    await d.keys.ring.ready()
+    d.keys.ring.people.user(name)
+    if await d.jobs.ids(name, ""):
+        raise Conflict(
+            f"{name} has jobs, which another {name} would find: revoke their keys, and remove the user "
+            "when the jobs are gone",
+            details={"field": "user", "user": name},
+        )
+    await d.keys.ring.change(lambda people: people.drop_user(name))
+    _note("user removed", who, user=name)
+    return Response(status_code=204)
+
+
+# -- keys ----------------------------------------------------------------------
+
+
+async def list_keys(request: Request) -> Response:
+    """Every key by user, without what opens anything."""
+    operator(request)
+    d, wanted = deps(request), read_query(request, KeysQuery).user
+    await d.keys.ring.ready()
+    people = d.keys.ring.people
+    users = sorted({key.user for key in people.keys.values()}) if wanted is None else [wanted]
+    if wanted is not None:
+        people.user(wanted)
+    now = d.clock()
+    return json_response({"keys": [_key(d, key, now) for user in users for key in people.keys_of(user)]})
+
+
+async def add_key(request: Request) -> Response:
+    """Makes a key and tells it once: only its hash is kept."""
+    who = _changer(request)
+    d, body = deps(request), await read(request, KeyBody)
+    now = await d.store_time()
+    text, made = _drawn(
+        AccessKey(
+            id="",
+            digest="",
+            user=body.user,
+            roles=frozenset(map(Role, body.roles)),
+            created_at=now,
+            expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
+            note=body.note,
+        )
+    )
+    await d.keys.ring.change(lambda people: people.add_key(made))
+    _note("key added", who, key=made.id, user=made.user, roles=_role_words(made.roles))
+    return _told(d, made, text)
+
+
+async def get_key(request: Request) -> Response:
+    """One key by its id, without what opens anything."""
+    operator(request)
+    d = deps(request)
+    await d.keys.ring.ready()
+    return json_response(_key(d, d.keys.ring.people.key(request.path_params["key"]), d.clock()))
+
+
+async def revoke_key(request: Request) -> Response:
+    """Revokes a key: within a second or two nobody gets in by it, and what it has opened is closed."""
+    who = _changer(request)
+    d, id_ = deps(request), request.path_params["key"]
+    await _stored(d, id_)
+    await d.keys.ring.change(lambda people: people.drop_key(id_))
+    _note("key revoked", who, key=id_)
+    return Response(status_code=204)
+
+
+async def rotate_key(request: Request) -> Response:
+    """Makes another key in a key's place, for its user, roles and end; the old one ends `grace_s` later."""
+    who = _changer(request)
+    d, id_ = deps(request), request.path_params["key"]
+    body = await read_optional(request, RotateBody)
+    old = await _stored(d, id_)
+    now = await d.store_time()
+    text, made = _drawn(_replaced(old, {"created_at": now}))
+    await d.keys.ring.change(lambda people: people.rotate_key(id_, made, now=now, grace_s=body.grace_s))
+    _note("key rotated", who, key=id_, new_key=made.id, user=old.user, grace_s=body.grace_s)
+    return _told(d, d.keys.ring.people.key(made.id), text)
+
+
+# -- parts ---------------------------------------------------------------------
+
+
+def _changer(request: Request) -> Principal:
+    """Return the operator who changes something.
+
+    Raises:
+        HttpError: 403.
+        Conflict: The fleet asks nobody for a key.
+    """
+    who = operator(request)
+    if deps(request).keys.open:
+        raise Conflict(
+            "this fleet asks nobody for a key: start it with FLEET_REQUIRE_KEYS=1 (or a FLEET_KEYS_FILE), "
+            "then make the first key with `fleet key create NAME --role operator --here`",
+            details={"setting": "FLEET_REQUIRE_KEYS"},
+        )
+    return who
+
+
+async def _stored(d: ApiDeps, id_: str) -> AccessKey:
+    await d.keys.ring.ready()
+    key = d.keys.ring.people.key(id_)
+    if key.from_file:
+        raise Conflict(f"key {id_} can't be changed here: {_OF_FILE}", details={"key": id_})
+    return key
+
+
+def _drawn(key: AccessKey) -> tuple[str, AccessKey]:
+    """Draw a key and its id."""
+    text = KEY_PREFIX + "".join(secrets.choice(KEY_LETTERS) for _ in range(KEY_LENGTH))
+    return text, _replaced(key, {"id": secrets.token_hex(6), "digest": digest_of(text)})
+
+
+def _replaced(one: Any, changes: Mapping[str, Any]) -> Any:
+    return replace(one, **changes)
+
+
+def _told(d: ApiDeps, key: AccessKey, text: str) -> Response:
+    answer = {**_key(d, key, d.clock()), "key": text}
+    return json_response(answer, 201, {"Cache-Control": "no-store"})
+
+
+def _tenant(d: ApiDeps, name: str) -> TenantAnswer:
+    people = d.keys.ring.people
+    tenant = people.tenant(name)
+    return {
+        "name": tenant.name,
+        "sharing": tenant.sharing,
+        "created_at": _time(tenant.created_at),
+        "users": list(people.members(tenant.name)),
+    }
+
+
+def _user(d: ApiDeps, name: str) -> UserAnswer:
+    people = d.keys.ring.people
+    user = people.user(name)
+    return {
+        "name": user.name,
+        "tenant": user.tenant,
+        "created_at": _time(user.created_at),
+        "stored": bool(user.created_at),
+        "keys": len(people.keys_of(name)),
+    }
+
+
+def _key(d: ApiDeps, key: AccessKey, now: float) -> KeyAnswer:
+    return {
+        "id": key.id,
+        "user": key.user,
+        "tenant": d.keys.ring.people.tenant_of(key.user).name,
+        "roles": _role_words(key.roles),
+        "note": key.note,
+        "created_at": _time(key.created_at),
+        "expires_at": _time(key.expires_at),
+        "expired": not key.holds(now),
+        "from_file": key.from_file,
+    }
+
+
+def _time(seconds: float | None) -> str | None:
+    return time(seconds) if seconds else None
+
+
+def _role_words(roles: frozenset[Role]) -> list[Any]:
+    return sorted(role.value for role in roles) or [Role.SUBMIT.value]
+
+
+def _note(what: str, who: Principal, **about: Any) -> None:
+    logger.info(what, extra={"by": who.owner, "by_key": who.key, **about})
