@@ -42,7 +42,7 @@ def list_(
     kept: Annotated[bool, typer.Option("--kept", help="Only jobs that are kept beyond retention.")] = False,
     all_: Annotated[
         bool,
-        typer.Option("--all", help="Everybody's jobs, for operators; in a shared tenant, those of its users."),
+        typer.Option("--all", help="Everybody's jobs, for operators; of a shared tenant, its users'."),
     ] = False,
     user: Annotated[str | None, typer.Option(help="Only this user's jobs, as with --all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many jobs.")] = 20,
