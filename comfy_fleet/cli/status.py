@@ -87,7 +87,7 @@ def status(
 
 
 def _me(client: Any) -> dict[str, Any]:
-    """Return who asks; an earlier version of the fleet does not say it, and shows nodes to operators alone."""
+    """Return who asks; an earlier version does not say it, and shows nodes to operators alone."""
     try:
         return dict(client.get("/api/v1/me"))
     except Fail as error:
