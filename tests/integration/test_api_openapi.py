@@ -22,6 +22,7 @@ from comfy_fleet.settings import packaged
 from tests.contract.openapi import plain
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, running, upload
+from tests.key_files import write_keys
 
 V1, V2 = "/api/v1/openapi.json", "/api/v2/openapi.json"
 
@@ -275,6 +276,8 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/workflows/image_card",
         "/api/v1/workflows/image_card/check",
         "/api/v1/missing",
+        "/api/v1/me",
+        "/api/v1/metrics",
         "/api/v1/health",
     )
     for path in tasks:
@@ -330,8 +333,48 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         for path, methods in spec.spec["paths"].items()
         for operation in methods.values()
         if not re.fullmatch(r"/api/v1/workflows/[^{/]+/jobs", path)
+        and not path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
     }
     assert general - spec.seen == {"run_workflow"}
+
+
+async def test_answers_about_people_are_what_the_document_says(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    key = "ops-key-0123456789"
+    keys = write_keys(tmp_path / "keys", f"ops {key} operator\n")
+    async with running(redis_port, tmp_path / "data", keys_file=keys) as api:
+        api.client.headers["Authorization"] = f"Bearer {key}"
+        spec = Described(await document(api, V1))
+
+        async def call(method: str, path: str, status: int, body: Any = None) -> Any:
+            answer = await api.client.request(method, f"/api/v1/{path}", json=body)
+            assert answer.status_code == status, answer.text
+            return spec.check(method, f"/api/v1/{path}".partition("?")[0], answer)
+
+        await call("POST", "tenants", 201, {"name": "studio", "sharing": "shared"})
+        await call("POST", "tenants", 409, {"name": "studio"})
+        await call("POST", "tenants", 422, {"name": "a b", "sharing": "x"})
+        await call("PATCH", "tenants/studio", 200, {"sharing": "private"})
+        await call("POST", "users", 201, {"name": "ada", "tenant": "studio"})
+        await call("POST", "users", 404, {"name": "bob", "tenant": "none"})
+        body = {"user": "ada", "roles": ["artist"], "expires_in_s": 3600, "note": "n"}
+        made = await call("POST", "keys", 201, body)
+        for path in ("tenants", "tenants/studio", "users", "users/ada", "keys", f"keys/{made['id']}", "me"):
+            await call("GET", path, 200)
+        new = await call("POST", f"keys/{made['id']}/rotate", 201, {"grace_s": 60})
+        await call("GET", "keys?user=ada", 200)
+        await call("DELETE", f"keys/{new['id']}", 204)
+        await call("DELETE", f"keys/{new['id']}", 404)
+        await call("DELETE", "users/ada", 204)
+        await call("DELETE", "tenants/studio", 204)
+        described = {
+            operation["operationId"]
+            for path, methods in spec.spec["paths"].items()
+            for operation in methods.values()
+            if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
+        }
+        assert described <= spec.seen
 
 
 async def _versions(call: Callable[..., Awaitable[Any]]) -> None:

@@ -30,6 +30,7 @@ _TAGS = {
     "nodes": "ComfyUI servers, for operators.",
     "pools": "Nodes by name of their pool, for operators.",
     "hosts": "GPU hosts and their agents.",
+    "people": "Tenants, users and their keys; and who one is oneself.",
     "health": "Whether the fleet works.",
 }
 _PATH_NAMES = {
@@ -41,6 +42,9 @@ _PATH_NAMES = {
     "task_id": "What generate or submit answered.",
     "node": "The node's name.",
     "pool": "The pool's name.",
+    "tenant": "The tenant's name.",
+    "user": "The user's name.",
+    "key": "The key's id.",
     "host": "The GPU host's name.",
 }
 _DESCRIPTION = (

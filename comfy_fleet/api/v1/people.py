@@ -80,7 +80,11 @@ class KeyBody(_Body):
         default_factory=list, max_length=4, description="What it may do; without any, `submit`."
     )
     expires_in_s: float | None = Field(
-        None, gt=0, le=LONGEST_S, allow_inf_nan=False, description="How long it is good for; null: always."
+        None,
+        ge=0.001,
+        le=LONGEST_S,
+        allow_inf_nan=False,
+        description="How long it is good for; null: always.",
     )
     note: str = Field("", max_length=MOST_NOTE, description="What it is for.")
 

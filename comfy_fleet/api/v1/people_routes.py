@@ -7,7 +7,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/me",
-        operation="me",
+        operation="who_am_i",
         handler=people.me,
         summary="Who am I?",
         tag="people",
