@@ -36,6 +36,7 @@ class ReadyLeases:
 
     Attributes:
         may: Returns True if a node may be held, because no job waits for it; set by who seeks nodes for jobs.
+        on_wanted: Called when a lease is held of a node for which a job has come meanwhile; set likewise.
 
     Args:
         store: The record of all dispatchers' leases.
@@ -66,6 +67,7 @@ class ReadyLeases:
         self._most = most
         self._new_id = new_id
         self.may: Callable[[str], bool] = lambda _: False
+        self.on_wanted: Callable[[str], None] = lambda _: None
         self._held: dict[str, Held] = {}
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._dropped: dict[str, str] = {}  # given back, and not told yet
@@ -120,7 +122,7 @@ class ReadyLeases:
 
     @property
     def given_back(self) -> bool:
-        """Whether a lease was given back a moment ago, so that HAProxy may still count its slot."""
+        """Whether a node was given back a moment ago, so that HAProxy may still count its slot."""
         return asyncio.get_running_loop().time() < self._given_until
 
     def give_up(self, nodes: Iterable[str]) -> None:
@@ -138,6 +140,7 @@ class ReadyLeases:
 
     def freed(self, node: str) -> None:
         """Note that a node has become idle."""
+        self._given_until = asyncio.get_running_loop().time() + GIVEN_S
         if self._most and not self._over.is_set():
             self._freed.add(node)
             asyncio.get_running_loop().call_later(SOON_S, self._look.set)
@@ -218,10 +221,12 @@ class ReadyLeases:
         for node, (lease, run) in new.items():
             if node in beat.lost:
                 lease.release()
-            elif self._over.is_set() or not self.may(node):  # a job has come meanwhile
+            elif self._over.is_set():
                 self.drop((lease, run))
             else:
                 self._keep((lease, run))
+                if not self.may(node):  # whoever asked for it for that job meanwhile heard that it is busy
+                    self.on_wanted(node)
         return beat.holders
 
     async def _ask(self, pool: str, nodes: Sequence[str]) -> Held | None:

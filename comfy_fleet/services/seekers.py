@@ -106,7 +106,7 @@ class Seekers:
             resting=self._vain.resting,
             telemetry=telemetry,
         )
-        self.ready, ready.may = ready, self._may_be_ready
+        self.ready, ready.may, ready.on_wanted = ready, self._may_be_ready, self._use_ready
         self._called: set[str] = set()  # nodes that are asked for because they have the models of a new job
         self._turn = 0  # of more classes than fit into a claim, each gets its turn
         self._look = asyncio.Event()
@@ -281,6 +281,14 @@ class Seekers:
         """Whether no job waits for a node, nor somebody who edits there."""
         waited_for = any(self._able(placement, node) for placement in self._known)
         return self._claiming and not waited_for and not self._asker.is_edited(node)
+
+    def _use_ready(self, node: str) -> None:
+        """Claim for a node that was being taken when a job came; without one that can use it, let it go."""
+        placement = next((one for one in self._known if self._able(one, node)), None)
+        if placement is None or not self._claiming or self._asker.is_edited(node):
+            self.ready.give_up([node])
+        else:
+            self._spawn(self._seek_ready(placement, node))
 
     async def _seek_called(self, node: str, placement: Placement) -> None:
         """Take an idle node that has the models of a job that has just come."""

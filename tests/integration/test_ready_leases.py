@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
+from comfy_fleet.ports.comfyui import Lease, NoLease
 from comfy_fleet.ports.runs import Claim, Refused
 from comfy_fleet.processes.dispatcher import open_dispatcher
+from comfy_fleet.services import ready_leases, seekers
 from comfy_fleet.services.dispatcher import Dispatcher
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.factories import picture
@@ -159,6 +162,58 @@ async def test_a_job_begins_on_the_lease_that_was_held(redis_port: int) -> None:
             assert (holder, state.run, state.verdict) == ("d1", None, "up")  # it is idle for everybody
             ended = await fleet.ended((await fleet.submit(picture(color))).id)
             assert (ended.status, ended.run, ended.attempt) == ("succeeded", run, 0)
+
+
+async def test_a_job_that_comes_while_its_node_is_taken_begins_on_that_lease(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = LeaseClient.lease
+    granted: list[str] = []
+    jobs: list[Job] = []
+
+    async def slowly(self: LeaseClient, *, run: str, **asked: Any) -> Lease | NoLease:
+        got = await lease(self, run=run, **asked)
+        if not isinstance(got, NoLease):
+            granted.append(run)
+            if not jobs:
+                jobs.append(await fleet.submit(picture(1)))
+                await until(lambda: looked, what="it is asked for and busy")
+        elif jobs:
+            looked.append(got.why)
+        return got
+
+    looked: list[str] = []
+    monkeypatch.setattr(ready_leases, "ASK_S", 30.0)
+    async with fleet_of(redis_port, "g1", dispatch=False) as fleet:
+        monkeypatch.setattr(LeaseClient, "lease", slowly)
+        await fleet.dispatcher("d1")
+        await until(lambda: jobs, what="a lease is granted")
+        ended = await fleet.ended(jobs[0].id)
+        assert (ended.status, ended.run) == ("succeeded", granted[0])
+        assert looked[0] == "busy"
+
+
+async def test_a_slot_that_was_just_given_back_is_asked_for_again_at_once(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = LeaseClient.lease
+    busy: list[str] = []
+
+    async def late(self: LeaseClient, *, run: str, **asked: Any) -> Lease | NoLease:
+        if fleet.sims["g1"].stats.done == 1 and not busy:  # HAProxy has not noticed yet
+            busy.append(run)
+            return NoLease(why="busy")
+        return await lease(self, run=run, **asked)
+
+    monkeypatch.setattr(ready_leases, "GIVEN_S", 60.0)
+    monkeypatch.setattr(seekers, "IDLE_LOOK_S", 1000.0)
+    async with fleet_of(redis_port, "g1", ready_leases=0) as fleet:
+        assert (await fleet.ended((await fleet.submit(picture(1))).id)).status == "succeeded"
+        monkeypatch.setattr(LeaseClient, "lease", late)
+        monkeypatch.setattr(seekers, "LOOK_AGAIN_S", (1000.0, 1000.0))
+        monkeypatch.setattr(seekers.Seekers, "look_again", lambda _: None)  # no change of nodes helps
+        assert (await fleet.ended((await fleet.submit(picture(2))).id)).status == "succeeded"
+        assert busy
 
 
 async def test_idle_nodes_are_shared_and_given_back_at_the_end(redis_port: int) -> None:
