@@ -10,22 +10,19 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
 from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, sinks
-from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
 from comfy_fleet.domain.graphs.inventory import Inventory
-from comfy_fleet.domain.graphs.missing import LackingNodes, MissingPart, PartKind, missing_parts
-from comfy_fleet.domain.graphs.part_sources import PartSource
+from comfy_fleet.domain.graphs.missing import MissingPart, PartKind
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
-from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
+from comfy_fleet.domain.nodes import eligibility, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.memory_need import too_small
-from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.nodes.refusal import UnableNode, refusal
 from comfy_fleet.domain.schedule import waiting_words
 from comfy_fleet.domain.text import natural
 from comfy_fleet.ports.jobs import Waits
@@ -38,7 +35,6 @@ from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 20  # how many nodes a refusal explains
 MOST_PLACEMENTS = 1000  # placement classes kept for answers to "what does this job wait for?"
 MOST_ABLE = 8  # nodes that a submit names of those that can run the job
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
@@ -178,7 +174,7 @@ class NodeInventories:
             wanted = self._pools(request)
             needs, bad = await self._judged(graph, request, wanted)
             if bad and len(bad) == len(self._members(wanted)):
-                raise self._refusal(graph, needs, bad)
+                raise refusal(graph, needs, bad)
         # Problems that requirements can't express (an input's range, a missing input) are about these nodes.
         without = frozenset(
             name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
@@ -247,7 +243,7 @@ class NodeInventories:
 
     async def _judged(
         self, graph: Graph, request: PlacementRequest, wanted: Placement
-    ) -> tuple[Requirements, dict[str, "_Unable"]]:
+    ) -> tuple[Requirements, dict[str, UnableNode]]:
         """Check a graph; a large one in a thread, which is safe because inventories are replaced and never
         changed."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
@@ -255,7 +251,7 @@ class NodeInventories:
 
     def _unable(
         self, graph: Graph, request: PlacementRequest, wanted: Placement
-    ) -> tuple[Requirements, dict[str, "_Unable"]]:
+    ) -> tuple[Requirements, dict[str, UnableNode]]:
         """Return the requirements, and the nodes that can't run it; checked once for each inventory."""
         checked = {id(one): graph_problems.findings(graph, one) for one in self._directory.inventories}
         differ = any(checked.values())
@@ -267,13 +263,13 @@ class NodeInventories:
             near = {id(one): one for candidate in members if (one := candidate.inventory)}
             known = self._directory.inventories
             needs = eligibility.needs_of(graph, request, known, near=list(near.values()))
-        bad: dict[str, _Unable] = {}
+        bad: dict[str, UnableNode] = {}
         for candidate in members:
             found = checked.get(id(candidate.inventory), []) if candidate.inventory else []
             problems = [problem for problem in found if not problem.doubtful]
             reasons = eligibility.why_not(needs, candidate)
             if problems or reasons:
-                bad[candidate.node.name] = _Unable(candidate, problems, reasons)
+                bad[candidate.node.name] = UnableNode(candidate, problems, reasons)
         return needs, bad
 
     async def _settle(self, names: Collection[str]) -> None:
@@ -297,48 +293,6 @@ class NodeInventories:
             if len(self._kept) > 10_000:
                 self._kept.clear()
             self._kept[needs.key] = now
-
-    def _refusal(self, graph: Graph, needs: Requirements, bad: Mapping[str, "_Unable"]) -> LackingNodes:
-        """Explain node by node; problems in the graph are those of the node that comes closest.
-
-        If each of its parts is fine on some node, the problems are the parts that no node has together.
-        """
-        lacking = no_common_node.with_inputs(
-            {
-                name: eligibility.lacking(graph, needs, found.candidate, found.problems)
-                for name, found in bad.items()
-            }
-        )
-        best = min(bad, key=lambda name: bad[name].distance)
-        errors: dict[str, list[dict[str, Any]]] = {}
-        together = ""
-        if chosen := no_common_node.apart(lacking):
-            together = no_common_node.told(lacking, chosen)
-            for part in dict.fromkeys(part for parts in lacking.values() for part in parts):
-                if part.node_id and part.what in chosen:
-                    errors.setdefault(part.node_id, []).append(_apart(part, together))
-        else:
-            for problem in bad[best].problems:
-                if problem.node_id:  # else it is about the whole graph
-                    errors.setdefault(problem.node_id, []).append(_defect(problem))
-        reasons = {name: found.sentences() for name, found in sorted(bad.items())}
-        of_graph = {problem.message for problem in bad[best].problems}.issuperset
-        alike = len({tuple(found) for found in reasons.values()}) == 1
-        words = waiting_reason.told(reasons)
-        if alike and (len(reasons) > 1 or of_graph(reasons[best])):
-            # Problems of the graph itself are reported for the graph, not for the nodes.
-            of_nodes = (eligibility.of_every_node(text) for text in reasons[best][:3])
-            words = ", ".join(reasons[best][:3] if of_graph(reasons[best][:1]) else of_nodes)
-        return LackingNodes(
-            f"no node can run this workflow: {words}",
-            details={
-                "field": "workflow",
-                "node_errors": errors,
-                "nodes": {name: found[:5] for name, found in list(reasons.items())[:_SHOWN]},
-                **({"together": together} if together else {}),
-            },
-            parts=_parts(bad, errors),
-        )
 
     # -- what it waits for ----------------------------------------------------------------------------
 
@@ -499,56 +453,3 @@ def _with_part(part: MissingPart, nodes: Iterable[tuple[str, Candidate]]) -> tup
             has = offered
         (having if has else lacking).append(name)
     return having, lacking
-
-
-def _parts(
-    bad: Mapping[str, "_Unable"], errors: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[MissingPart]:
-    """Return what is missing where a refusal says that something is wrong, with the folders of files."""
-    places = {(node_id, defect["field"]) for node_id, defects in errors.items() for defect in defects}
-    return [
-        replace(part, source=PartSource(folder=eligibility.model_folder(part.class_type, part.input)))
-        if part.kind is PartKind.FILE
-        else part
-        for part in missing_parts({name: found.problems for name, found in bad.items()}, places)
-    ]
-
-
-def _defect(problem: Problem) -> dict[str, Any]:
-    told = {
-        "field": problem.field or "class_type",
-        "reason": problem.kind.value,
-        "message": problem.message,
-        "class_type": problem.class_type,
-    }
-    if problem.kind is ProblemKind.TYPE_MISMATCH:
-        told["received_type"], told["wanted_type"] = problem.value
-    return told
-
-
-def _apart(part: GraphPart, together: str) -> dict[str, Any]:
-    return {
-        "field": part.field or "class_type",
-        "reason": "no_common_node",
-        "message": together,
-        "class_type": part.class_type,
-    }
-
-
-class _Unable:
-    """A node that can't run a graph, and why."""
-
-    def __init__(self, candidate: Candidate, problems: list[Problem], reasons: list[str]) -> None:
-        self.candidate = candidate
-        self.problems = problems
-        self.reasons = reasons
-
-    @property
-    def distance(self) -> tuple[bool, int, int]:
-        """How far it is from running the graph, by the graph: a class that it lacks weighs most."""
-        lacks = sum(problem.kind is ProblemKind.UNKNOWN_CLASS for problem in self.problems)
-        return not self.problems, lacks, len(self.problems)
-
-    def sentences(self) -> list[str]:
-        """Return each reason once."""
-        return list(dict.fromkeys([*self.reasons, *eligibility.sentences(self.problems)]))

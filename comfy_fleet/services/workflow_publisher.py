@@ -25,12 +25,10 @@ from comfy_fleet.domain.graphs.stored import (
     WorkflowAction,
     WorkflowChanged,
     WorkflowContent,
-    no_such_base,
 )
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference, differences
 from comfy_fleet.domain.graphs.workflow_names import (
-    NAME,
     PRODUCTION,
     WorkflowReference,
     kept_in_folder,
@@ -39,8 +37,9 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
-from comfy_fleet.services.absent_versions import in_history, no_version, unknown_to_history
+from comfy_fleet.services.absent_versions import no_version
 from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_inputs, worked
+from comfy_fleet.services.version_names import VersionNames
 
 MOST_SHOWN = 100
 """Differences that a conflict's details list."""
@@ -105,6 +104,7 @@ class WorkflowPublisher:
     def __init__(self, catalog: Catalog, store: WorkflowStore) -> None:
         self._catalog = catalog
         self._store = store
+        self._names = VersionNames(store)
 
     async def prepare(self, name: str, wanted: Publication) -> Prepared:
         """Check what somebody wants to publish, and compare it with what is in production.
@@ -150,7 +150,7 @@ class WorkflowPublisher:
             FleetError: Everything that :meth:`prepare` and the store's ``publish`` raise.
         """
         made = await self.prepare(name, wanted)
-        expected = await self._base(name, wanted.base_version, known=not wanted.force)
+        expected = await self._names.base(name, wanted.base_version, known=not wanted.force)
         new = NewVersion(
             content=made.content,
             ui=wanted.ui,
@@ -197,7 +197,7 @@ class WorkflowPublisher:
         reference = WorkflowReference(name=name, label=PRODUCTION)
         if (whole := await self._store.version(reference)) is None:
             raise self._missing(name)
-        expected = whole.facts.version if base_version is None else await self._base(name, base_version)
+        expected = whole.facts.version if base_version is None else await self._names.base(name, base_version)
         manifest = merged(whole.content.manifest, patch)
         content = replace(whole.content, manifest=manifest)
         made = await self._prepared(name, content, whole.content, large=_is_large(content.graph))
@@ -239,7 +239,7 @@ class WorkflowPublisher:
         if to is None:
             expected, to = await self._before(name, base_version)
         else:
-            expected = await self._base(name, base_version, known=False)
+            expected = await self._names.base(name, base_version, known=False)
         return await self._labeled(name, PRODUCTION, to, author=author, note=note, expected=expected)
 
     async def _before(self, name: str, base_version: str | None) -> tuple[str, str]:
@@ -253,7 +253,7 @@ class WorkflowPublisher:
                 f"{short(record.production)} of {name} is in production",
                 details={"field": "base_version", "production": record.production},
             )
-        base = await self._base(name, base_version) or ""
+        base = await self._names.base(name, base_version) or ""
         there = {one.version for one in record.versions}
         history = await self._store.history(name)
         latest = next((one for one in history if one.label == PRODUCTION and one.version == base), None)
@@ -301,13 +301,13 @@ class WorkflowPublisher:
             WorkflowChanged: The label names another version.
         """
         self._check_free(name)
-        expected = "" if new else await self._base(name, base_version, known=False)
+        expected = "" if new else await self._names.base(name, base_version, known=False)
         return await self._labeled(name, label, to, author=author, note=note, expected=expected)
 
     async def _labeled(
         self, name: str, label: str, to: str, *, author: str, note: str, expected: str | None
     ) -> HistoryEntry:
-        reference = self._reference(name, to)
+        reference = self._names.reference(name, to)
         try:
             return await self._store.label(
                 name, label, reference, author=author, note=note, expected=expected
@@ -344,20 +344,8 @@ class WorkflowPublisher:
             raise
 
     async def base(self, name: str, text: str | None) -> str | None:
-        """Return the whole version that a draft is said to be based on; it need not be kept any more.
-
-        Raises:
-            NotFound: The workflow never had it.
-            BadInput: It is no version.
-        """
-        if text is None:
-            return None
-        reference = self._reference(name, text, field="base_version")
-        if found := await self._store.find(reference) or await in_history(self._store, reference):
-            return found
-        error = await no_version(self._store, reference, field="base_version")
-        error.details["field"] = "base_version"  # also if there is no such workflow
-        raise error
+        """Return the whole version that a draft is based on; see :meth:`VersionNames.began_with`."""
+        return await self._names.began_with(name, text)
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -420,47 +408,6 @@ class WorkflowPublisher:
                 details={"field": "manifest"},
             )
         return found
-
-    async def _base(self, name: str, text: str | None, *, known: bool = True) -> str | None:
-        """Return the whole version that a base names; one that is no more stays as it was written.
-
-        Args:
-            name: The workflow.
-            text: What its caller calls it.
-            known: Refuse one that the workflow never had: nothing can have been made from it.
-        """
-        if text is None:
-            return None
-        reference = self._reference(name, text, field="base_version")
-        if found := await self._store.find(reference):
-            return found
-        if not reference.version:
-            raise NotFound(f"no version of {name} has the label {text!r}", details={"field": "base_version"})
-        if known and await unknown_to_history(self._store, reference):
-            await self._refuse_base(name, reference)
-        return await in_history(self._store, reference) or f"sha256:{reference.version}"
-
-    async def _refuse_base(self, name: str, reference: WorkflowReference) -> None:
-        if (record := await self._store.record(name)) is None:
-            return  # removed, which is told as that
-        raise no_such_base(
-            name, record.production, by=record.changed_by, at=record.changed_at, base=reference.version
-        )
-
-    def _reference(self, name: str, which: str, *, field: str = "version") -> WorkflowReference:
-        try:
-            reference = WorkflowReference.parse(f"{name}@{which}")
-        except BadInput as error:
-            message = error.message
-            if field == "base_version" and NAME.fullmatch(name):  # written without the name
-                message = (
-                    f"{field}: {which[:80]!r} is neither a version (at least 7 digits of it) nor a label; "
-                    "who started from none leaves it out"
-                )
-            raise BadInput(message, details={"field": field}) from None
-        if reference.draft:
-            raise BadInput("a draft is no version: publish it first", details={"field": field})
-        return reference
 
     def _check_free(self, name: str) -> None:
         if folder := self._catalog.folder_of(name):
