@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 import orjson
 
+from comfy_fleet.request_context import in_request
+
 TOGETHER_S = 0.05
 """How long a line may wait for others to be written with it."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -113,11 +115,12 @@ def json_line(fields: Mapping[str, Any]) -> str:
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields from ``extra``; values that look like secrets are masked."""
-    return {
+    found = {
         key: "***" if _is_secret(key) else value
         for key, value in vars(record).items()
         if key not in _STANDARD
     }
+    return {**found, **about} if (about := in_request.get()) else found
 
 
 @lru_cache(1000)

@@ -28,6 +28,7 @@ from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
+from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
@@ -49,6 +50,10 @@ _NEEDED_TLS = {
     "console_tls_cert_file": "tls_cert_file",
     "console_tls_key_file": "console_tls_cert_file",
 }
+_OWN_HEADERS = (
+    *("x-fleet-", "x-forwarded-", "forwarded", "sec-", "access-control-", "authorization", "x-api-key"),
+    *("cookie", "host", "origin", "content-", "transfer-encoding", "connection", "upgrade", "x-request-id"),
+)
 _ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo
 
 
@@ -179,6 +184,26 @@ class Settings(BaseSettings):
         validate_default=True,
         description="With TLS: for how many seconds browsers shall use nothing else for this host, on any "
         "port (`Strict-Transport-Security`); 0: not said.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Networks of the proxies in front, such as `127.0.0.1,10.0.0.0/8`: what they say of the "
+        "client in `X-Forwarded-For` (or `Forwarded`), `-Proto`, `-Host` and `-Prefix`, and their "
+        "`X-Request-Id`, counts. From everybody else it is dropped.",
+    )
+    trusted_user_header: str = Field(
+        "",
+        description="Header in which trusted proxies say who asks, such as `Remote-User`. From everybody "
+        "else it is dropped.",
+    )
+    trusted_groups_header: str = Field(
+        "", description="Header in which they say of which groups that person is, such as `Remote-Groups`."
+    )
+    allow_from: str = Field(
+        "", description="Networks whose clients are served, by their own addresses; if unset, all are."
+    )
+    console_allow_from: str = Field(
+        "", description="Networks whose clients the console serves; if unset, those of `FLEET_ALLOW_FROM`."
     )
     api_ca_file: FilePath | None = Field(
         None,
@@ -576,6 +601,26 @@ class Settings(BaseSettings):
             raise ValueError(f"set FLEET_{needed.upper()}, too")
         return value
 
+    @field_validator("trusted_proxies", "allow_from", "console_allow_from")
+    @classmethod
+    def _check_networks(cls, value: str) -> str:
+        """Refuse what :func:`parse_networks` can't read."""
+        try:
+            parse_networks(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("trusted_user_header", "trusted_groups_header")
+    @classmethod
+    def _check_trusted_header(cls, value: str) -> str:
+        """Refuse what is no header's name, or one that means something else."""
+        if value and not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,63}", value):
+            raise ValueError(f"{value!r} is no name of a header, such as Remote-User")
+        if value.lower().startswith(_OWN_HEADERS):
+            raise ValueError(f"{value!r} has a meaning of its own; name another, such as Remote-User")
+        return value
+
     @field_validator("plain_port", "hsts_s")
     @classmethod
     def _check_with_tls(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -688,6 +733,12 @@ class Settings(BaseSettings):
             patience_s=self.patience_s,
             former=dict(self._former),
         )
+
+    @property
+    def trusted_headers(self) -> tuple[str, ...]:
+        """The headers that only a trusted proxy may send, in lower case."""
+        named = (self.trusted_user_header, self.trusted_groups_header)
+        return tuple(dict.fromkeys(name.lower() for name in named if name))
 
     @property
     def tls(self) -> bool:

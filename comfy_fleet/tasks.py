@@ -1,11 +1,13 @@
 """Background tasks: their exceptions are logged, and loops go on."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.request_context import in_request
 
 T = TypeVar("T")
 
@@ -23,7 +25,9 @@ def start(work: Coroutine[Any, Any, T], *, name: str = "") -> asyncio.Task[T]:
         work: The coroutine.
         name: For the log; the coroutine's own by default.
     """
-    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+    context = contextvars.copy_context()
+    context.run(in_request.set, {})  # it goes on after the request that needed it
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None), context=context)
     task.add_done_callback(_note)
     return task
 

@@ -25,13 +25,14 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
-from comfy_fleet.api.origins import Origin, marked, origin_of
+from comfy_fleet.api.origins import Origin, client_address, marked, origin_of
 from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.api.wrong_keys import address_of
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.request_context import in_request
 from comfy_fleet.tasks import forever
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,11 @@ class Front:
         scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
         scope["origin"] = origin_of(headers, editor=self.deps.settings.editor)
         scope["by_header"] = False
+        client, request_id = client_address(scope, headers), headers.get("x-request-id", "")
+        scope["client_address"] = client
+        # Only the edge draws an id, or takes one from a proxy that is trusted.
+        known = {"request_id": request_id} if request_id and marked(headers) is not None else {}
+        in_request.set({**known, "client": client})
         path_key = take_path_key(scope)
         scope["key_in_path"] = bool(path_key)
         return path_key

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import host_name
-from comfy_fleet.api.origins import Origin, marked
+from comfy_fleet.api.origins import Origin, forwarded_prefix, marked
 from comfy_fleet.settings import Settings
 
 
@@ -31,7 +31,8 @@ class Links:
         if host_name(host) is None:
             raise HttpError(400, "invalid_request", "the Host header is not a host name")
         scheme = headers.get("x-forwarded-proto") or request.scope["scheme"]
-        return cls(f"{'https' if scheme == 'https' else 'http'}://{host}")
+        prefix = forwarded_prefix(headers)
+        return cls(f"{'https' if scheme == 'https' else 'http'}://{host}{prefix}")
 
     def job(self, job_id: str) -> str:
         """Return a job's URL in Comfy API v2."""

@@ -6,11 +6,13 @@ origin, where no node's content is ever shown; or by a program that shows a key 
 of the editor's has.
 """
 
+import re
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Scope
 
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import host_name
@@ -18,6 +20,9 @@ from comfy_fleet.settings import Settings
 
 HEADER = "x-fleet-origin"
 """What the edge marks requests with. From outside it never comes: the edge removes it first."""
+
+
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}/?")
 
 
 class Origin(StrEnum):
@@ -70,6 +75,19 @@ def page_origin(base: str) -> str:
     """Return the origin of a base URL, for a Content-Security-Policy."""
     parts = urlsplit(base)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def forwarded_prefix(headers: Headers) -> str:
+    """Return the path below which a trusted proxy serves the origin, without a ``/`` at its end."""
+    found = headers.get("x-forwarded-prefix", "")
+    return found.rstrip("/") if _PREFIX.fullmatch(found) else ""
+
+
+def client_address(scope: Scope, headers: Headers) -> str:
+    """Return the address of a request's client: as the edge knows it, else the connection's own."""
+    told = headers.get("x-forwarded-for", "") if marked(headers) is not None else ""
+    peer = scope.get("client")
+    return told or (str(peer[0]) if peer else "")
 
 
 def _base(request: Request, configured: str | None, port: int) -> str:

@@ -26,6 +26,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
+from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.node import Node, check_name
 from comfy_fleet.settings import Settings
 
@@ -302,6 +303,12 @@ def _edge(
             origin: str(places.folder / one.file_name) for origin, one in shown.by_origin.items()
         },
         "hsts_s": settings.hsts_s,
+        "trusted_proxies": parse_networks(settings.trusted_proxies),
+        "trusted_headers": settings.trusted_headers,
+        "allow_from": {
+            "editor": parse_networks(settings.allow_from),
+            "console": parse_networks(settings.console_allow_from or settings.allow_from),
+        },
         "public_port": settings.port,
         "public_url": (settings.public_url or "").rstrip("/"),
         "api_address": join(settings.api_host, settings.api_port),
@@ -334,6 +341,8 @@ def _edge(
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "not_allowed_from": envelope("address_not_allowed", "Clients at your address are not served here."),
+        "two_users": envelope("invalid_request", "A header that says who asks came more than once."),
         "tls_required": envelope(
             "tls_required",
             "Ask with https: this port only sends browsers there. Whatever was sent here, a key, too, went "
