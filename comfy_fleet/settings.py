@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY
@@ -31,6 +31,7 @@ from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
+from comfy_fleet.domain.outbound import parse_allowed
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
@@ -503,6 +504,20 @@ class Settings(BaseSettings):
         "progress are dropped first; then the websocket is closed.",
     )
 
+    fetch: bool = Field(
+        True, description="Whether jobs may name inputs by URL, which the fleet fetches for them."
+    )
+    fetch_allow: str = Field(
+        "",
+        description="Comma-separated private hosts that such URLs may name, besides the public internet: "
+        "names (`nas.lan`, `*.shop.test`), addresses and networks (`10.1.0.0/16`), each with `:PORT` if it "
+        "is about one port.",
+    )
+    fetch_bytes: Count = Field(
+        100 * 1024 * 1024, gt=0, description="Largest file that is fetched, or sent as a data URI, in bytes."
+    )
+    fetch_s: Seconds = Field(60.0, gt=0, description="Longest time in which one file must be fetched.")
+
     deny_classes: str = Field(
         "",
         description="Comma-separated node classes that no job may use; `-NAME` allows one that is denied "
@@ -694,6 +709,16 @@ class Settings(BaseSettings):
         try:
             parse_weights(value)
         except BadInput as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _check_fetch_allow(cls, value: str) -> str:
+        """Refuse what :func:`parse_allowed` can't read."""
+        try:
+            parse_allowed("FLEET_FETCH_ALLOW", value)
+        except ConfigError as error:
             raise ValueError(error.message) from error
         return value
 

@@ -13,7 +13,9 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
+from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.fetches import RedisFetches
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
@@ -50,6 +52,7 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.machine_token import PURPOSE
+from comfy_fleet.domain.outbound import parse_allowed
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.client_files import ClientFiles
@@ -65,6 +68,8 @@ from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_model_sizes import FleetModelSizes
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
+from comfy_fleet.services.input_fetcher import FetchLimits, InputFetcher
+from comfy_fleet.services.input_files import InputFiles
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
@@ -136,6 +141,14 @@ def build(
     telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
     estimator = Estimator(stores.estimates, stores.jobs, inventories)
+    allowed = parse_allowed("FLEET_FETCH_ALLOW", settings.fetch_allow)
+    fetches = RedisFetches(stores.redis, new_token=lambda: str(uuid4()), telemetry=telemetry)
+    fetcher = InputFetcher(
+        fetches,
+        OutboundHttp(allowed=allowed, purpose="input"),
+        assets,
+        FetchLimits(most_bytes=settings.fetch_bytes, within_s=settings.fetch_s),
+    )
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
@@ -161,6 +174,13 @@ def build(
         telemetry=telemetry,
         missing=MissingParts(stores.missing, catalog, stores.workflows),
         results=ResultCache(inventories, model_sizes, jobs=settings.result_cache),
+        inputs=InputFiles(
+            assets,
+            fetches,
+            allowed=allowed if settings.fetch else None,
+            most_bytes=settings.fetch_bytes,
+            wake=fetcher.wake,
+        ),
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
@@ -256,6 +276,7 @@ def build(
             keys.ring.run,
             session_watch.run,
             lambda: _tell_unknown_shares(settings, keys),
+            fetcher.run,
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),
         ),

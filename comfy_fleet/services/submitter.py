@@ -31,6 +31,7 @@ from comfy_fleet.domain.graphs.pixels import sampled_pixels
 from comfy_fleet.domain.graphs.workflow import CacheMode, ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
+from comfy_fleet.domain.jobs.input_fetch import FetchedInput, is_url
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
 from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
 from comfy_fleet.domain.jobs.model_files import usable_files
@@ -42,6 +43,7 @@ from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.input_files import InputFiles, as_fetches
 from comfy_fleet.services.input_lists import KEPT_S, NEW_S
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
@@ -181,6 +183,7 @@ class Submitter:
         memory: Predicts how much memory jobs need.
         missing: Explains what nodes lack.
         results: Says which results of earlier jobs a job may get.
+        inputs: Takes files that a request carries itself, or names by URL.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class Submitter:
         telemetry: Telemetry,
         missing: MissingParts,
         results: ResultCache,
+        inputs: InputFiles,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -221,6 +225,7 @@ class Submitter:
         self._telemetry = telemetry
         self._missing = missing
         self._results = results
+        self._inputs = inputs
         self._large = FairTurns(
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
@@ -296,6 +301,7 @@ class Submitter:
             InvalidParameter: A parameter is out of its limits.
             FleetError: Everything that :meth:`graph` raises.
         """
+        params = await self._inputs.stored_params(owner, workflow, params)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
         for parameter_name, value in bound.assets.items():
             await self._check_file(owner, workflow, parameter_name, value)
@@ -340,6 +346,8 @@ class Submitter:
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
+        declared = self._inventories.declared()
+        checked = await self._inputs.stored_graph(owner, checked, declared)
         outputs = self._inventories.output_nodes(checked)
         targets = tuple(node_id for node_id in outputs if node_id in options.prompt.targets)
         if options.prompt.targets and not targets:
@@ -349,12 +357,14 @@ class Submitter:
             )
         runs = await worked(large, lambda: _part(checked, targets))
         await worked(large, lambda: self._check_count(runs))
-        declared = self._inventories.declared()
         # Also what is not to run: an earlier version that gets this job runs it nevertheless.
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         found, others = await self._named_assets(owner, read, declared, chosen=options.uploads, large=large)
+        awaited = await self._awaited(owner, read, others, found, options, workflow, params or {})
+        others = [one for one in others if not is_url(one.name)]
         assets = {place: asset.id for place, asset in found.items()}
-        await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
+        settled = assets.keys() | {place for inputs in awaited.values() for place, _ in inputs}
+        await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=settled))
         others = [one for one in others if one.node_id in runs]
         await self._check_known(read, others)
         uploads = graph.place_names(assets)
@@ -388,7 +398,7 @@ class Submitter:
         warming = options.tier == WARMING
         # Not what runs in part, reads files that are no owner's, is secret, or is there to run. An editor has
         # its results on its node.
-        alone = targets or others or secrets or editor or options.retry_of or warming
+        alone = targets or others or secrets or editor or options.retry_of or warming or awaited
         if mode is not CacheMode.OFF and not alone:
             computed = Computation(
                 graph=checked,
@@ -440,8 +450,9 @@ class Submitter:
             finish_by=options.finish_by,
             timeout_s=options.timeout_s,
             weight=self._limits.weights.get(owner, 1.0),
-            merge=None if editor or warming else merge,
+            merge=None if editor or warming or awaited else merge,
             results=results,
+            fetches=as_fetches({url: [takes for _, takes in inputs] for url, inputs in awaited.items()}),
         )
         return await self._write(new, options.idempotency)
 
@@ -463,7 +474,36 @@ class Submitter:
             },
         )
 
+    async def _awaited(
+        self,
+        owner: str,
+        read: Graph,
+        others: Sequence[NamedFile],
+        found: dict[Place, Asset],
+        options: JobOptions,
+        workflow: Workflow | None,
+        params: Mapping[str, Any],
+    ) -> dict[str, list[tuple[Place, FetchedInput]]]:
+        """Return the inputs that are URLs, by URL; those whose file is here already are found."""
+        awaited = {}
+        for url, inputs in self._inputs.named(read, others, workflow, params).items():
+            fresh = await self._inputs.fresh(owner, url)
+            waits = []
+            for place, takes in inputs:
+                asset = fresh
+                if earlier := options.uploads.get(graph.place_name(place)):  # of the job that this repeats
+                    asset = await self._assets.get(earlier) or fresh
+                if asset is None or asset.owner != owner or not takes.fits(asset):
+                    waits.append((place, takes))
+                else:
+                    found[place] = asset
+            if waits:
+                awaited[url] = waits
+        return awaited
+
     async def _check_file(self, owner: str, workflow: Workflow, name: str, value: str) -> None:
+        if is_url(value):
+            return
         asset = await self._assets.get(value) if is_id(value) else None
         if asset is None:
             file, folder = folders.named(value)
@@ -495,6 +535,8 @@ class Submitter:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             return done
+        if new.fetches:
+            self._inputs.wake()
         self._telemetry.submitted(new)
         if done.job.cached:
             self._telemetry.ended_without_run(

@@ -5,7 +5,7 @@ import gzip
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,41 +17,14 @@ from comfy_fleet.domain.outbound import parse_allowed
 from comfy_fleet.timeouts import Timeout
 from tests.stream_server import StreamServer
 from tests.tls_proxy import Authority
-
-Sends = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-def _plain(body: bytes = b"hello", head: str = "", status: str = "200 OK") -> Sends:
-    async def send(writer: asyncio.StreamWriter) -> None:
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
-        await writer.drain()
-
-    return send
-
-
-class Site:
-    """A server whose answers a test chooses by path; keeps the requests' heads."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, Sends] = {}
-        self.heads: list[str] = []
-        self.bodies: list[bytes] = []
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        self.heads.append(head)
-        length = next(
-            (int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0
-        )
-        self.bodies.append(await reader.readexactly(length))
-        await self.pages.get(head.split()[1], _plain(status="404 Not Found"))(writer)
+from tests.web_site import Sends, Site, page
+from tests.web_site import site as serving
 
 
 @pytest.fixture
 async def site() -> AsyncIterator[tuple[Site, int]]:
-    made = Site()
-    async with StreamServer(made.serve) as server:
-        yield made, server.port
+    async with serving() as made:
+        yield made, made.port
 
 
 class Lookups:
@@ -89,7 +62,7 @@ async def _get(
 
 async def test_an_answer_comes_with_its_status_and_headers(site: tuple[Site, int]) -> None:
     pages, port = site
-    pages.pages["/x?a=%20b"] = _plain(head='ETag: "1"\r\nSet-Cookie: a=b\r\n')
+    pages.pages["/x?a=%20b"] = page(head='ETag: "1"\r\nSet-Cookie: a=b\r\n')
     calls = _calls(port)
     async with calls.get(f"http://127.0.0.1:{port}/x?a=%20b", most_bytes=5, within_s=20) as answer:
         assert (answer.status, answer.headers["etag"], await answer.read()) == (200, '"1"', b"hello")
@@ -101,7 +74,7 @@ async def test_an_answer_comes_with_its_status_and_headers(site: tuple[Site, int
 
 async def test_a_post_follows_no_redirect(site: tuple[Site, int]) -> None:
     pages, port = site
-    pages.pages["/hook"] = _plain(b"", status="307 Moved", head=f"Location: http://127.0.0.1:{port}/b\r\n")
+    pages.pages["/hook"] = page(b"", status="307 Moved", head=f"Location: http://127.0.0.1:{port}/b\r\n")
     url = f"http://127.0.0.1:{port}/hook"
     async with _calls(port).post(url, b"{}", headers={"X-Y": "z"}, most_bytes=10, within_s=20) as answer:
         assert answer.status == 307
@@ -135,7 +108,7 @@ async def test_a_name_that_leads_inside_is_refused_unheard(
 async def test_a_name_is_looked_up_once_and_the_checked_address_is_called(site: tuple[Site, int]) -> None:
     """Rebinding: the first answer may be called, the second leads elsewhere."""
     pages, port = site
-    pages.pages["/"] = _plain()
+    pages.pages["/"] = page()
     lookup = Lookups(evil_test=[["127.0.0.1"], ["127.0.0.2"]])
     assert await _get(_calls(port, lookup), f"http://evil.test:{port}/") == (200, b"hello")
     assert lookup.asked == {"evil.test": 1}
@@ -154,7 +127,7 @@ async def test_redirects_are_checked_anew(site: tuple[Site, int], caplog: pytest
     lookup = Lookups(evil_test=[["127.0.0.3"]])
     calls = _calls(port, lookup)
     for path, location in inside.items():
-        pages.pages[path] = _plain(b"", status="302 Found", head=f"Location: {location}\r\n")
+        pages.pages[path] = page(b"", status="302 Found", head=f"Location: {location}\r\n")
         with pytest.raises(OutboundRefused):
             await _get(calls, f"http://127.0.0.1:{port}{path}")
     assert len(pages.heads) == len(inside)
@@ -163,9 +136,9 @@ async def test_redirects_are_checked_anew(site: tuple[Site, int], caplog: pytest
 
 async def test_redirects_are_followed_but_not_for_ever(site: tuple[Site, int]) -> None:
     pages, port = site
-    pages.pages["/a"] = _plain(b"", status="302 Found", head=f"Location: http://shop.test:{port}/b\r\n")
-    pages.pages["/b"] = _plain()
-    pages.pages["/loop"] = _plain(b"", status="302 Found", head="Location: /loop\r\n")
+    pages.pages["/a"] = page(b"", status="302 Found", head=f"Location: http://shop.test:{port}/b\r\n")
+    pages.pages["/b"] = page()
+    pages.pages["/loop"] = page(b"", status="302 Found", head="Location: /loop\r\n")
     calls = _calls(port, Lookups(shop_test=[["127.0.0.1"]]))
     async with calls.get(
         f"http://127.0.0.1:{port}/a",
@@ -220,8 +193,8 @@ async def _garbage(writer: asyncio.StreamWriter) -> None:
     ("sends", "why"),
     [
         (_endless, "more than 1 MiB"),
-        (_plain(b"", head="Content-Length: 99999999999\r\n"), "HTTP|more than"),
-        (_plain(gzip.compress(bytes(1000)), head="Content-Encoding: gzip\r\n"), "Content-Encoding 'gzip'"),
+        (page(b"", head="Content-Length: 99999999999\r\n"), "HTTP|more than"),
+        (page(gzip.compress(bytes(1000)), head="Content-Encoding: gzip\r\n"), "Content-Encoding 'gzip'"),
         (_trickle, "took more than 0.5 s"),
         (_silence, "took more than 0.5 s"),
         (_interim, "HTTP"),
@@ -239,7 +212,7 @@ async def test_answers_have_limits(site: tuple[Site, int], sends: Sends, why: st
 
 async def test_who_takes_an_answer_gets_their_own_errors_back(site: tuple[Site, int]) -> None:
     pages, port = site
-    pages.pages["/"] = _plain()
+    pages.pages["/"] = page()
     for error in (OSError("disk"), ValueError("x"), TimeoutError("y")):
         with pytest.raises(type(error)) as raised:
             async with _calls(port).get(f"http://127.0.0.1:{port}/", most_bytes=10, within_s=20):
@@ -261,7 +234,7 @@ async def test_proxies_and_passwords_of_the_environment_are_not_used(
     site: tuple[Site, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pages, port = site
-    pages.pages["/"] = _plain()
+    pages.pages["/"] = page()
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login ada password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -272,7 +245,7 @@ async def test_proxies_and_passwords_of_the_environment_are_not_used(
 
 async def test_certificates_are_checked_by_name(tmp_path: Path) -> None:
     pages = Site()
-    pages.pages["/"] = _plain()
+    pages.pages["/"] = page()
     authority = Authority(tmp_path)
     trusting = ssl.create_default_context(cafile=str(authority.file))
     async with StreamServer(pages.serve, context=authority.context("shop.test")) as server:

@@ -13,6 +13,7 @@ from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.estimates import load_standing
+from comfy_fleet.adapters.redis.fetches import fetch_id
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
@@ -115,6 +116,7 @@ class RedisJobStore:
             wanted=job_records.wanted_result(new),
             kept=list(new.results.kept) if new.results else None,
             timeout_s=new.timeout_s,
+            fetches=self._awaited(new) or None,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -147,6 +149,22 @@ class RedisJobStore:
         if made is None:
             raise NotFound(f"job {job_id} is past its retention", details={"job_id": job_id})
         return Submitted(job=made, replayed=outcome == b"replay")
+
+    def _awaited(self, new: NewJob) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": fetch_id(new.owner, one.url),
+                "url": one.url,
+                "shown": one.shown,
+                "inputs": [
+                    {"place": to.place, "accept": to.accept, "most_bytes": to.most_bytes}
+                    if to.most_bytes is not None
+                    else {"place": to.place, "accept": to.accept}
+                    for to in one.inputs
+                ],
+            }
+            for one in new.fetches
+        ]
 
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""
@@ -496,6 +514,8 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         timeout_s=new.timeout_s,
         memory=new.memory,
         workload=new.workload,
+        follows=bool(new.fetches),
+        waiting_for=f"its input {new.fetches[0].shown} is being fetched" if new.fetches else None,
     )
 
 

@@ -101,6 +101,15 @@ class Keyspace:
     flight_jobs = _Each("flight:FLIGHT:jobs")  # zset: ID of a job that follows -> since when
     flights = _One("flights")  # zset: FLIGHT with followers -> when it was looked after last
     flights_tended = _One("flights:tended")  # string: somebody looked after some of them a moment ago
+    # inputs that jobs name by URL; FETCH is a hash of owner and URL
+    fetching = _One("fetching")  # zset: ID -> since when: jobs in no queue yet
+    fetch = _Each("fetch:FETCH")  # hash: owner, url; token (of the process that fetches it), tries
+    fetch_jobs = _Each("fetch:FETCH:jobs")  # set: ID of a job that waits for it, or did
+    fetch_owners = _One("fetch:owners")  # zset: OWNER -> when one of theirs was taken last
+    fetch_due = _Each("fetch:due:OWNER")  # zset: FETCH -> from when it may be taken
+    fetch_busy = _Each("fetch:busy:OWNER")  # zset: FETCH -> until when a process has it
+    fetched = _Each("fetched:FETCH")  # hash, for a day: asset, etag, modified: what it gave the last time
+    fetched_fresh = _Each("fetched:FETCH:fresh")  # string: that asset, while nobody need ask for it again
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
     sched_set = _Each("sched:set:KEY")  # string: files that a job loads, [[FOLDER/NAME, bytes] ...] as JSON
     sched_memory = _Each("sched:memory:FAMILY")  # hash: fits, fails ([[bytes, pixels, until], ...]), of "*"

@@ -53,6 +53,7 @@ _PRELUDE = (
     "results",
     "flights",
     "ends",
+    "fetches",
     "workflows",
     "userdata",
 )

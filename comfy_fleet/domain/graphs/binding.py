@@ -23,6 +23,7 @@ from comfy_fleet.domain.graphs.workflow import (
     TargetForm,
     Workflow,
 )
+from comfy_fleet.domain.outbound import MAX_URL
 
 MAX_TEXT = 100_000
 """Longest text, in characters, where the parameter sets no limit."""
@@ -344,12 +345,13 @@ def _file(parameter: Parameter, given: Any) -> str:
     if isinstance(given, dict) and given.get("__type") == ASSET_TYPE:
         info = given.get("info")
         given = info.get("id") if isinstance(info, dict) else None
-    if not isinstance(given, str) or not 0 < len(given) <= 1024:
+    most = MAX_URL if isinstance(given, str) and given[:4].lower() == "http" else 1024
+    if not isinstance(given, str) or not 0 < len(given) <= most:
         raise _Problem(
             parameter.name,
             given,
             "asset",
-            f"must be an asset's id or an uploaded file's name, not {_named(given)}",
+            f"must be an asset's id, an uploaded file's name or a file's URL, not {_named(given)}",
         )
     return given
 

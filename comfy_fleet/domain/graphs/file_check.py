@@ -197,6 +197,25 @@ def named_files(graph: Graph, declared: Declared) -> tuple[NamedFile, ...]:
     return tuple(found)
 
 
+_TAKES = {
+    "image": ("image/*",),
+    "mask": ("image/*",),
+    "audio": ("audio/*", "video/*"),
+    "video": ("video/*", "image/*"),
+    "model_file": ("model/*",),
+    "latent": ("application/octet-stream",),
+    "file": ("*/*",),
+}
+_MEDIA = ("image/*", "audio/*", "video/*", "model/*")
+
+
+def accepted(class_type: str, name: str) -> tuple[str, ...]:
+    """Return the MIME types that an input takes which names a file, as far as its name says."""
+    if class_type == "LoadVideo":
+        return _TAKES["video"]
+    return _TAKES.get(name.rpartition(".")[2], _MEDIA)
+
+
 def listable(graph: Graph, files: Sequence[NamedFile], policy: FilePolicy) -> tuple[NamedFile, ...]:
     """Return the files that a node would list if it had them: those directly in its folder ``input``."""
     return tuple(

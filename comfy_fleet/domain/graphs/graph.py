@@ -43,6 +43,7 @@ __all__ = [
     "profile",
     "sinks",
     "texts_in",
+    "with_texts",
 ]
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -160,6 +161,17 @@ def place_name(place: Place) -> str:
     """Return a place as :func:`place_names` writes it."""
     node_id, path = place
     return "/".join([node_id, *map(str, path)])
+
+
+def with_texts(graph: Graph, texts: Mapping[Place, str]) -> Graph:
+    """Return a copy with other texts in some places."""
+    made = copied(graph)
+    for (node_id, path), text in texts.items():
+        inside: Any = made[node_id]["inputs"]
+        for step in path[:-1]:
+            inside = inside[step]
+        inside[path[-1]] = text
+    return made
 
 
 def copied(graph: Graph) -> Graph:

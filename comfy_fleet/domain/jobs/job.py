@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.jobs.batch_part import BatchPart
+from comfy_fleet.domain.jobs.input_fetch import InputFetch
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.domain.jobs.workload import Workload
@@ -132,7 +133,7 @@ class JobError:
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
     ``output_lost``, ``frame_too_large``, ``output_limit``, ``run_timeout``, ``deadline_exceeded``,
-    ``gpu_fault``, ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
+    ``gpu_fault``, ``missing_asset``, ``input_not_fetched``, ``released``, ``node_busy``, ``internal_error``.
     """
 
     code: str
@@ -313,6 +314,7 @@ class NewJob:
         able: Some nodes that can run it; what they have done since tells where its owner's share begins.
         merge: How it may be merged with other jobs; None: it runs alone.
         results: Whose result it may get, and who may get its own; None: it shares nothing.
+        fetches: Files that it names by URL and that are not here yet: it can't start before they are.
     """
 
     id: str
@@ -351,6 +353,7 @@ class NewJob:
     able: tuple[str, ...] = ()
     merge: MergeKey | None = None
     results: ResultKeys | None = None
+    fetches: tuple[InputFetch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

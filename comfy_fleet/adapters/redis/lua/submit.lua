@@ -5,7 +5,7 @@
 --       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
 --       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
---       timeout_s (longest run).
+--       timeout_s (longest run), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
@@ -30,7 +30,7 @@ local earlier = args.wanted and earlier_result(args.owner, args.wanted, at)
 -- Who follows must be able to run where the leader does, and for as long.
 local function flight_hash(result) return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '')) end
 local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
-local depth = sched_call('ZCARD', queued_key)
+local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key)
 if not earlier and not open and depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local rank = at - args.priority * args.ageing_s
@@ -127,6 +127,11 @@ if earlier then
 end
 for _, result in ipairs(args.kept or {}) do redis.call('SET', flight_of_key(args.owner, flight_hash(result)), id, 'EX', 86400) end
 sched_weigh(args.owner, args.weight)
+if args.fetches then
+  begin_fetches(id, args.owner, args.fetches, at)
+  publish_owner(id, 'queued', nil)
+  return { 'ok', num(at), 0, string.format('%.17g', number) }
+end
 enqueue(id, rank, at, args.able or {})
 wake_for(id, args.placement)
 publish_owner(id, 'queued', nil)

@@ -43,12 +43,13 @@ end
 -- The one way in which a job becomes final; progress: how far it came, as JSON, if that is new.
 local function end_job(id, status, err, result, at, progress)
   local key = job_key(id)
-  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner', 'flight', 'follows')
+  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner', 'flight', 'follows', 'fetches')
   local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
   if progress then redis.call('HSET', key, 'progress', progress) end
   redis.call('HDEL', key, 'waits')
+  if f[8] then redis.call('ZREM', fetching_key, id) end
   if f[5] then redis.call('ZREM', live_key(f[5]), id) end
   redis.call('DEL', job_secret_key(id), job_preview_key(id))
   redis.call('ZADD', expiring_key, num(expires), id)
