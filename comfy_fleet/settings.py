@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.extension_routes import parse_prefixes
+from comfy_fleet.domain.graphs.class_rules import ClassRules
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
@@ -520,8 +521,13 @@ class Settings(BaseSettings):
 
     deny_classes: str = Field(
         "",
-        description="Comma-separated node classes that no job may use; `-NAME` allows one that is denied "
-        "by default.",
+        description="Comma-separated node classes that no job may use, and groups of them: `@folders`, "
+        "`@network`, `@code`. `-NAME` allows one that is denied by default, or with its group.",
+    )
+    allow_classes: str = Field(
+        "",
+        description="Comma-separated node classes that jobs may use, and no others, and groups of them, such "
+        "as `@core` for those that come with ComfyUI; empty: all.",
     )
     free_paths: str = Field(
         "",
@@ -720,6 +726,16 @@ class Settings(BaseSettings):
             parse_allowed("FLEET_FETCH_ALLOW", value)
         except ConfigError as error:
             raise ValueError(error.message) from error
+        return value
+
+    @field_validator("deny_classes", "allow_classes")
+    @classmethod
+    def _check_classes(cls, value: str) -> str:
+        """Refuse a group that there is not."""
+        try:
+            ClassRules.parse(value, value)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
         return value
 
     @field_validator("free_paths")

@@ -166,7 +166,7 @@ def build(
             editor_wait_s=settings.editor_wait_s,
             weights=settings.weights,
         ),
-        files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+        files=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
         clock=time.time,
         new_id=lambda: str(uuid4()),
         draw_seed=_draw_seed,
@@ -191,7 +191,7 @@ def build(
         jobs=stores.jobs,
         tests=RedisPublishTests(stores.redis),
         inventories=inventories,
-        policy=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+        policy=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
     )
     publishing = Publishing(
         catalog=catalog,

@@ -257,7 +257,7 @@ async def open_dispatcher(
                 oom_memory_s=settings.oom_memory_s,
                 pools=settings.pool_defaults,
             ),
-            files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+            files=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
             telemetry=telemetry,
             now=time.monotonic,
             new_id=lambda: str(uuid4()),

@@ -269,7 +269,8 @@ async def test_a_job_with_several_files_waits_for_all(world: Sharing, web: Site)
     await until(lambda: web.asked("/a.png") and web.asked("/b.png"), what="both are fetched")
 
     async def waits() -> bool:
-        return (await world.job(job))["waiting_for"] == f"its input {web.url('/b.png')} is being fetched"
+        shown = await world.job(job)
+        return bool(shown["waiting_for"] == f"its input {web.url('/b.png')} is being fetched")
 
     await until(waits, what="it waits for the second")
     gate.open.set()

@@ -95,7 +95,7 @@ async def check_workflow_on_nodes(request: Request) -> Response:
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
     if not names:
         raise NotFound(f"no node {node!r}" if node else "no node is known: add one with `fleet node add`")
-    policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
+    policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths, d.settings.allow_classes)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
     broken = await d.catalog.error_of(workflow.name)

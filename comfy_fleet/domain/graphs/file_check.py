@@ -8,12 +8,13 @@ need separate pools.
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.graphs import file_access
-from comfy_fleet.domain.graphs.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
+from comfy_fleet.domain.graphs.class_rules import ClassRules, groups_of
+from comfy_fleet.domain.graphs.file_access import KNOWN, PREVIEWS, Use, Uses
 from comfy_fleet.domain.graphs.folders import Folder, named
 from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedFile, Path, Place, is_link, texts_in
 from comfy_fleet.domain.graphs.graph_problems import ProblemKind
@@ -37,36 +38,40 @@ class FilePolicy:
     """The operator's exceptions.
 
     Attributes:
-        denied: Classes that no job may use, and why.
+        rules: Which classes jobs may use; a class must pass them all.
         free: Inputs, as ``CLASS.input``, that may name any file on the node, and are sent as they are.
     """
 
-    denied: Mapping[str, str] = field(default_factory=lambda: DENIED)
+    rules: tuple[ClassRules, ...] = (ClassRules(),)
     free: frozenset[str] = frozenset()
 
     @classmethod
-    def parse(cls, deny: str, free: str) -> "FilePolicy":
-        """Read the settings: class names separated by commas; ``-NAME`` allows one that is denied by default.
+    def parse(cls, deny: str, free: str, allow: str = "") -> "FilePolicy":
+        """Read the settings, see :meth:`ClassRules.parse`.
 
         Raises:
-            BadInput: An entry of ``free`` does not look like ``CLASS.input``.
+            BadInput: An entry of ``free`` does not look like ``CLASS.input``, or a group is unknown.
         """
-        denied = dict(DENIED)
-        for name in filter(None, map(str.strip, deny.split(","))):
-            if name.startswith("-"):
-                denied.pop(name[1:].strip(), None)
-            else:
-                denied.setdefault(name, "this fleet's operator does not allow it")
+        rules = (ClassRules.parse(deny, allow),)
         inputs = frozenset(filter(None, map(str.strip, free.split(","))))
         for entry in inputs:
             class_type, dot, name = entry.partition(".")
             if not (class_type and dot and name):
                 raise BadInput(f"{entry!r} must look like CLASS.input, e.g. VHS_LoadVideoPath.video")
-        return cls(denied=denied, free=inputs)
+        return cls(rules=rules, free=inputs)
+
+    def why_not(self, class_type: str, declared: "Declared") -> str | None:
+        """Return why a class may not be used, under its own name or that of the class in its place."""
+        for name in declared.names(class_type):
+            for rules in self.rules:
+                groups = declared.groups(name) if rules.asks_groups else ()
+                if (why := rules.why_not(name, groups)) is not None:
+                    return f"class {name} may not be used: {why}"
+        return None
 
 
 SHIPPED = FilePolicy()
-OPEN = FilePolicy(denied={})
+OPEN = FilePolicy(rules=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +111,7 @@ class Declared:
     def __init__(self, inventories: Sequence[Inventory] = ()) -> None:
         self.inventories = inventories
         self._inputs: dict[tuple[str, str], DeclaredInput] = {}
+        self._groups: dict[str, frozenset[str]] = {}
 
     def input(self, class_type: str, name: str) -> DeclaredInput:
         """Return an input's declaration, under whatever name a graph gives it."""
@@ -121,8 +127,21 @@ class Declared:
         infos = (one.classes.get(class_type) for one in self.inventories)
         return class_type, *(info.replaced_by for info in infos if info is not None and info.replaced_by)
 
+    def groups(self, class_type: str) -> frozenset[str]:
+        """Return the groups that a class is in, see :mod:`comfy_fleet.domain.graphs.class_rules`."""
+        found = self._groups.get(class_type)
+        if found is None:
+            infos = self._infos(class_type)
+            found = groups_of(class_type, infos)
+            if infos:  # as above
+                self._groups[class_type] = found
+        return found
+
+    def _infos(self, class_type: str) -> list[ClassInfo]:
+        return [info for one in self.inventories if (info := one.classes.get(class_type))]
+
     def _read(self, class_type: str, name: str) -> DeclaredInput:
-        infos = [info for one in self.inventories if (info := one.classes.get(class_type))]
+        infos = self._infos(class_type)
         if (use := KNOWN.get(class_type, {}).get(name)) is None:
             named = [file_access.use_of(info.files, name) for info in infos] or [_by_name(name)]
             use = min(named, key=_STRICTEST.index)
@@ -155,9 +174,7 @@ def check(
     errors: dict[str, list[dict[str, str]]] = {}
     for node_id, node in graph.items():
         class_type = node["class_type"]
-        if denied := [named for named in declared.names(class_type) if named in policy.denied]:
-            why = policy.denied[denied[0]]
-            message = f"class {denied[0]} may not be used: {why} (FLEET_DENY_CLASSES)"
+        if (message := policy.why_not(class_type, declared)) is not None:
             errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
             continue
         for name, value in node["inputs"].items():
