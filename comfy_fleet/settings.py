@@ -32,8 +32,10 @@ from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
-from comfy_fleet.domain.outbound import parse_allowed
+from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
+from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, parse_schedule
+from comfy_fleet.domain.webhooks.webhook import checked_url
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
@@ -518,6 +520,21 @@ class Settings(BaseSettings):
         100 * 1024 * 1024, gt=0, description="Largest file that is fetched, or sent as a data URI, in bytes."
     )
     fetch_s: Seconds = Field(60.0, gt=0, description="Longest time in which one file must be fetched.")
+    webhook_allow: str = Field(
+        "",
+        description="Comma-separated hosts and networks that webhooks may call besides the public internet: "
+        "`hooks.lan,*.shop.test:8443,10.1.0.0/16`.",
+    )
+    webhook_backoff_s: str = Field(
+        ",".join(f"{one:g}" for one in SCHEDULE_S),
+        description="Seconds between the tries of a message to a webhook that does not take it; after the "
+        "last one it is given up.",
+    )
+    operator_webhook_url: str | None = Field(
+        None,
+        description="URL that is told of nodes that go down or come back, a queue that is stuck, a disk "
+        "that is nearly full, and a certificate that ends soon.",
+    )
 
     deny_classes: str = Field(
         "",
@@ -748,6 +765,34 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return value
 
+    @field_validator("webhook_allow")
+    @classmethod
+    def _check_webhook_allow(cls, value: str) -> str:
+        """Refuse what :func:`parse_allowed` can't read."""
+        try:
+            parse_allowed("FLEET_WEBHOOK_ALLOW", value)
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("webhook_backoff_s")
+    @classmethod
+    def _check_webhook_backoff(cls, value: str) -> str:
+        """Refuse what :func:`parse_schedule` can't read."""
+        parse_schedule(value)
+        return value
+
+    @field_validator("operator_webhook_url")
+    @classmethod
+    def _check_operator_webhook_url(cls, value: str | None) -> str | None:
+        """Refuse what could not be called; empty, as Compose sets unset variables, means unset."""
+        if not value:
+            return None
+        try:
+            return checked_url(value, field="operator_webhook_url")
+        except BadInput as error:
+            raise ValueError(error.message) from error
+
     @model_validator(mode="wrap")
     @classmethod
     def _take_former(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -785,6 +830,11 @@ class Settings(BaseSettings):
     def tls(self) -> bool:
         """Whether the public port and the console speak TLS."""
         return self.tls_cert_file is not None
+
+    @property
+    def webhook_allowed(self) -> AllowedHosts:
+        """What webhooks may call besides the public internet."""
+        return parse_allowed("FLEET_WEBHOOK_ALLOW", self.webhook_allow)
 
     @property
     def extension_prefixes(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.endpoint import ONLY_FIGURES, console_only
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.job_views import JobViews
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin, console_base
 from comfy_fleet.api.wrong_keys import WrongKeys
@@ -29,6 +30,7 @@ from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.sessions import Sessions
+from comfy_fleet.ports.webhooks import Webhooks
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
@@ -52,6 +54,8 @@ from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
+from comfy_fleet.services.webhook_deliverer import WebhookDeliverer
+from comfy_fleet.services.webhook_secrets import WebhookSecrets
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 from comfy_fleet.turns import FairTurns
@@ -98,6 +102,10 @@ class ApiDeps:
         simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
+        job_views: Shows jobs.
+        webhooks: Messages to webhooks.
+        webhook_secrets: What they are signed with.
+        deliverer: Sends them.
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
         publisher: Publishes versions of stored workflows.
@@ -133,6 +141,10 @@ class ApiDeps:
     sessions: Sessions
     session_watch: SessionWatch
     jobs: JobStore
+    job_views: JobViews
+    webhooks: Webhooks
+    webhook_secrets: WebhookSecrets
+    deliverer: WebhookDeliverer
     prompts: PromptLists
     prompt_items: PromptItems
     prompt_submitter: PromptSubmitter

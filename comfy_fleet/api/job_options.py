@@ -1,15 +1,15 @@
 """What every surface lets a request say about its job, besides its graph or parameters."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 
 from comfy_fleet.api.answers import ANYTHING
 from comfy_fleet.api.cache_control import cache_control_in
-from comfy_fleet.api.deps import deps, principal
+from comfy_fleet.api.deps import deps, links, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.domain.errors import BadInput
@@ -19,15 +19,18 @@ from comfy_fleet.domain.jobs.trace_context import read_traceparent
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE, TIER_NAMES
+from comfy_fleet.domain.webhooks.webhook import ENDS, EVENTS, MOST_URL, Webhook, checked_events, checked_url
 from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.services.submitter import JobOptions
+
+T = TypeVar("T")
 
 MAX_LABELS = 16
 MAX_LABEL_VALUE = 256
 MAX_METADATA_BYTES = 1024
 _TIERS = {TIER_NAMES[tier]: tier for tier in (SINGLE, BATCH)}
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ADDED_LATER = ("ttl_s", "timeout_s", "finish_by", "tier")
+_ADDED_LATER = ("ttl_s", "timeout_s", "finish_by", "tier", "webhook_url", "webhook_events")
 """Fields that versions before did not know, and did not count among what identifies a request."""
 
 
@@ -79,6 +82,21 @@ def _tier(value: object) -> int | None:
     if isinstance(value, str) and value in _TIERS:
         return _TIERS[value]
     raise _invalid("tier", "tier must be single, or batch for one of many")
+
+
+def _webhook_url(value: object) -> str | None:
+    return None if value is None else _checked(checked_url, value)
+
+
+def _webhook_events(value: object) -> tuple[str, ...] | None:
+    return None if value is None else _checked(checked_events, value)
+
+
+def _checked(check: Callable[[object], T], value: object) -> T:
+    try:
+        return check(value)
+    except BadInput as error:
+        raise _invalid(str(error.details["field"]), error.message) from None
 
 
 def _metadata(value: object) -> Metadata:
@@ -157,6 +175,18 @@ class JobOptionsBody(BaseModel):
         description="`batch`: one of many; your own jobs of tier `single`, the usual one, go before it, "
         "whatever their priorities.",
     )
+    webhook_url: Annotated[str | None, BeforeValidator(_webhook_url)] = Field(
+        None,
+        max_length=MOST_URL,
+        description="An http(s) URL that is told what becomes of the job, in the form of Standard Webhooks.",
+    )
+    webhook_events: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_webhook_events),
+        WithJsonSchema(
+            {"type": "array", "items": {"type": "string", "enum": list(EVENTS)}, "nullable": True}
+        ),
+    ] = Field(None, description="What it is told of; each of the job's possible ends, if left out.")
     pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
     prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
     spill_to: list[str] = Field(
@@ -223,7 +253,23 @@ def options(
         extra_data=extra_data or {},
         traceparent=traceparent_in(request),
         cache_control=cache_control_in(request),
+        webhook=webhook_in(request, body.webhook_url, body.webhook_events),
     )
+
+
+def webhook_in(request: Request, url: str | None, events: tuple[str, ...] | None) -> Webhook | None:
+    """Return the webhook that a request for a job names.
+
+    Raises:
+        HttpError: 422 if it names events, and no URL.
+    """
+    if url is None:
+        if events is not None:
+            raise _invalid("webhook_events", "webhook_events needs webhook_url: where should they be told?")
+        return None
+    allowed = deps(request).settings.webhook_allowed
+    url = _checked(lambda value: checked_url(value, allowed), url)
+    return Webhook(url=url, events=events or ENDS, base=links(request).base)
 
 
 def most_priority(request: Request) -> int:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -89,15 +88,7 @@ async def cancel_job(request: Request, job_id: str, *, by_operator: bool = False
 
 async def shown(request: Request, job: Job) -> JobAnswer:
     """Return a job in the form of every surface, with its place in the queue and its probable end."""
-    d = deps(request)
-    position = None
-    outlook = await d.estimator.outlook(job)
-    if job.status is JobStatus.QUEUED and not job.follows:
-        position = await d.jobs.position(job)
-        job = replace(job, waiting_for=await d.inventories.waiting_for(job, outlook.waits))
-    return serialize.job(
-        job, links(request), queue_position=position, simulated=d.simulated(job.node), end=outlook.end
-    )
+    return await deps(request).job_views.shown(job, links(request))
 
 
 # -- listing -----------------------------------------------------------------

@@ -24,6 +24,7 @@ from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_disp
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
+from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
     Observers,
@@ -35,6 +36,7 @@ from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import LOCAL, Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
+from comfy_fleet.api.job_views import JobViews
 from comfy_fleet.api.server import Companion, server
 from comfy_fleet.api.v1.health import node_probe
 from comfy_fleet.bootstrap import (
@@ -52,7 +54,8 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.machine_token import PURPOSE
-from comfy_fleet.domain.outbound import parse_allowed
+from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
+from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.client_files import ClientFiles
@@ -87,6 +90,9 @@ from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.unrun_saves import why_no_draft
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
+from comfy_fleet.services.webhook_deliverer import DeliveryLimits, WebhookDeliverer
+from comfy_fleet.services.webhook_poster import GuardedPoster
+from comfy_fleet.services.webhook_secrets import WebhookSecrets
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 
@@ -202,12 +208,34 @@ def build(
         assets=assets,
         pictures=pictures,
     )
+    views = JobViews(
+        jobs=stores.jobs,
+        estimator=estimator,
+        inventories=inventories,
+        simulated=inventories.simulated,
+    )
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    webhook_secrets = WebhookSecrets(webhooks, sealer, draw=secrets.token_bytes, clock=time.time)
+    deliverer = WebhookDeliverer(
+        webhooks=webhooks,
+        poster=_poster(settings),
+        secrets=webhook_secrets,
+        data=views.told,
+        wakes=webhooks.wakes,
+        clock=time.time,
+        draw=secrets.SystemRandom().random,
+        limits=DeliveryLimits(schedule=parse_schedule(settings.webhook_backoff_s)),
+    )
     return ApiDeps(
         settings=settings,
         keys=keys,
         sessions=sessions,
         session_watch=session_watch,
         jobs=stores.jobs,
+        job_views=views,
+        webhooks=webhooks,
+        webhook_secrets=webhook_secrets,
+        deliverer=deliverer,
         prompts=stores.prompts,
         prompt_items=PromptItems(stores.prompts),
         prompt_submitter=PromptSubmitter(submitter, inventories, descriptions),
@@ -277,9 +305,20 @@ def build(
             session_watch.run,
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
+            deliverer.run,
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),
         ),
+    )
+
+
+def _poster(settings: Settings) -> GuardedPoster:
+    url = settings.operator_webhook_url or ""
+    own = AllowedHosts(hosts=((parse_target(url).host, None),)) if url else AllowedHosts()
+    return GuardedPoster(
+        OutboundHttp(allowed=settings.webhook_allowed, purpose="webhook"),
+        OutboundHttp(allowed=own, purpose="operator's webhook"),
+        operator_url=url,
     )
 
 

@@ -38,6 +38,7 @@ from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE, WARMING
+from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
@@ -122,6 +123,7 @@ class JobOptions:
             gone, its name is looked for again.
         retry_of: The job that this one repeats.
         cache_control: What it says about results of earlier jobs.
+        webhook: Who is told what becomes of it.
     """
 
     priority: int = 0
@@ -138,6 +140,7 @@ class JobOptions:
     uploads: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None
     cache_control: CacheControl = field(default_factory=CacheControl)
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,6 +456,7 @@ class Submitter:
             merge=None if editor or warming or awaited else merge,
             results=results,
             fetches=as_fetches({url: [takes for _, takes in inputs] for url, inputs in awaited.items()}),
+            webhook=options.webhook,
         )
         return await self._write(new, options.idempotency)
 

@@ -110,7 +110,11 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
-    return fields | _merge_fields(new.merge)
+    return fields | _merge_fields(new.merge) | _webhook_fields(new)
+
+
+def _webhook_fields(new: NewJob) -> dict[str, str | bytes]:
+    return {"webhook": orjson.dumps(new.webhook.record(new.owner))} if new.webhook else {}
 
 
 def _merge_fields(merge: MergeKey | None) -> dict[str, str | bytes]:

@@ -117,6 +117,7 @@ class RedisJobStore:
             kept=list(new.results.kept) if new.results else None,
             timeout_s=new.timeout_s,
             fetches=self._awaited(new) or None,
+            webhook=new.webhook is not None or None,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None

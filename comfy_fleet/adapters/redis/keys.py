@@ -280,6 +280,22 @@ class Keyspace:
     missing_owners = _One("missing")  # set: who asked for something that was missing
     missing_of = _Each("missing:OWNER")  # hash: HASH of a class or file -> asked, first, last, about, as JSON
 
+    # -- messages to webhooks (docs/adr/0054).  RECEIVER: a hash of an owner and a server's origin
+    webhook = _Each("webhook:ID")  # hash, for 30 days: owner, type, at, url, receiver, state (waiting,
+    #                                delivered or failed), attempts, tried, status, error, token (of who sends
+    #                                it), after (another message that goes before); job and base, or data (JSON)
+    webhook_jobs = _One("webhook:jobs")  # zset: ID of a live job with a webhook -> when it was looked at
+    webhook_receivers = _One("webhook:receivers")  # zset: RECEIVER with messages -> when the next one is due
+    webhook_failing = _One("webhook:failing")  # the same, of receivers that fail
+    webhook_receiver = _Each("webhook:receiver:RECEIVER")  # hash: of one that fails: fails, until
+    webhook_queue = _Each("webhook:queue:RECEIVER")  # zset: ID -> when it is due
+    webhook_taken = _Each("webhook:taken:RECEIVER")  # zset: ID that is being sent -> until when
+    webhook_gone = _Each("webhook:gone:OWNER:HASH")  # string: this URL has answered 410 Gone
+    webhooks_of = _Each("webhooks:OWNER")  # zset: ID -> at: the owner's newest messages
+    webhooks_failed = _Each("webhooks:failed:OWNER")  # zset: ID that was given up -> when
+    webhook_secrets = _One("webhook:secrets")  # hash: OWNER -> what its messages are signed with, encrypted
+    webhook_told = _One("webhook:told")  # hash: THING -> STATE SINCE TOLD, of what operators are told
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
@@ -296,6 +312,7 @@ class Keyspace:
     # For dispatchers: "job PLACEMENT", "job@NODE PLACEMENT" (NODE is idle and has the models), "free",
     # "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")
+    webhook_wake = _One("wake:webhooks")  # a message is due
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
     # -- RQ's own layout (2.12), kept true so that `rq info` and Job.fetch work.  RQ has one for all queues

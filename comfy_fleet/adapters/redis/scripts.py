@@ -51,6 +51,7 @@ _PRELUDE = (
     "outputs",
     "kept",
     "results",
+    "webhooks",
     "flights",
     "ends",
     "fetches",

@@ -12,14 +12,16 @@ from comfy_fleet.api.cache_control import cache_control_in
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.job_options import traceparent_in
+from comfy_fleet.api.job_options import JobOptionsBody, traceparent_in, webhook_in
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
 from comfy_fleet.api.native.refusals import BAD_PROMPT_ID, PromptRefusal
 from comfy_fleet.api.native.row import row
+from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL, Job, PromptFields
 from comfy_fleet.domain.jobs.prompt_entries import ListedState, shown_number
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.services.job_queries import is_prompt_id, prompt_job
 from comfy_fleet.services.submitter import JobOptions
@@ -55,8 +57,11 @@ async def post_prompt(request: Request) -> Response:
             "invalid_prompt", f"prompt must be an object of nodes by id, not {kind_of(prompt)}"
         )
     fields = _fields(body)
+    extra_data = _extra_data(request, body, d.settings.max_pnginfo_bytes)
+    webhook = _webhook(request, extra_data.pop("fleet", None))
     options = JobOptions(
-        extra_data=_extra_data(request, body, d.settings.max_pnginfo_bytes),
+        extra_data=extra_data,
+        webhook=webhook,
         traceparent=traceparent_in(request),
         prompt=fields,
         where=ON_ALL,
@@ -191,6 +196,22 @@ def _extra_data(request: Request, body: dict[str, Any], most: int) -> dict[str, 
             status=413,
         )
     return extra
+
+
+def _webhook(request: Request, fleet: object) -> Webhook | None:
+    """Return the webhook in ``extra_data.fleet``, which no node gets."""
+    if fleet is None:
+        return None
+    known = ("webhook_url", "webhook_events")
+    if not isinstance(fleet, dict) or fleet.keys() - {*known}:
+        raise PromptRefusal(
+            "invalid_request", f"extra_data.fleet must be an object of {', '.join(known)} and nothing else"
+        )
+    try:
+        given = checked({name: one for name, one in fleet.items() if one is not None}, JobOptionsBody)
+        return webhook_in(request, given.webhook_url, given.webhook_events)
+    except HttpError as error:
+        raise PromptRefusal("invalid_request", f"extra_data.fleet: {error.message}") from None
 
 
 TABLE: tuple[ServedRoute, ...] = (

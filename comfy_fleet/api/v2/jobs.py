@@ -14,7 +14,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, StoreDown, key_reused
 from comfy_fleet.ports.jobs import Idempotency
 
-_RESERVED = ("webhook_url", "inputs")
+_RESERVED = ("inputs",)
 
 
 async def create_job(request: Request) -> Response:

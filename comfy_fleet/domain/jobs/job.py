@@ -20,6 +20,7 @@ from comfy_fleet.domain.jobs.input_fetch import InputFetch
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.domain.jobs.workload import Workload
+from comfy_fleet.domain.webhooks.webhook import Webhook
 
 MIN_PRIORITY = -1_000_000
 MAX_PRIORITY = 1_000_000
@@ -315,6 +316,7 @@ class NewJob:
         merge: How it may be merged with other jobs; None: it runs alone.
         results: Whose result it may get, and who may get its own; None: it shares nothing.
         fetches: Files that it names by URL and that are not here yet: it can't start before they are.
+        webhook: Who is told what becomes of it.
     """
 
     id: str
@@ -354,6 +356,7 @@ class NewJob:
     merge: MergeKey | None = None
     results: ResultKeys | None = None
     fetches: tuple[InputFetch, ...] = ()
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

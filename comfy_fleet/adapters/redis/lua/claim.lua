@@ -58,7 +58,7 @@ end
 local function begin_run(id, run, token, part)
   local key = job_key(id)
   redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
-  redis.call('HSETNX', key, 'started', num(at))
+  if redis.call('HSETNX', key, 'started', num(at)) == 1 then webhook_tell(id, 'started', at) end
   redis.call('HDEL', key, 'progress')
   redis.call('SADD', node_runs_key(node), run)
   redis.call('ZADD', runs_key, num(at + args.ttl_s), run)

@@ -5,7 +5,8 @@
 --       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
 --       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
---       timeout_s (longest run), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for).
+--       timeout_s (longest run), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
+--       webhook (bool: the record has one).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
@@ -102,6 +103,7 @@ redis.call('HINCRBY', graphs_key, args.graph_hash, 1)
 for asset in string.gmatch(args.assets, '%S+') do redis.call('SADD', asset_jobs_key(asset), id) end
 redis.call('ZADD', jobs_key, num(at), id)
 redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
+if args.webhook then redis.call('ZADD', webhook_jobs_key, num(at), id) end
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
 rq_submit(id, args.rq_data, args.rq_description, at)
 if other_seed then

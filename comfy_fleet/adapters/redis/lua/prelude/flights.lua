@@ -16,7 +16,7 @@ local function follow_status(id, status, node, at)
   redis.call('HDEL', key, 'progress', 'node', 'run')
   if status == 'running' then
     redis.call('HSET', key, 'status', status, 'run', '', 'node', node)  -- no run of its own: earlier versions want a text
-    redis.call('HSETNX', key, 'started', num(at))
+    if redis.call('HSETNX', key, 'started', num(at)) == 1 then webhook_tell(id, 'started', at) end
     redis.call('ZREM', deadlines_key, id)
   else
     redis.call('HSET', key, 'status', status)

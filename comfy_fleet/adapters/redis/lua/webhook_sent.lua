@@ -1,0 +1,50 @@
+-- Note what came of sending a message.
+-- args: id, token, outcome ('delivered' | 'again' | 'failed' | 'gone'), status (HTTP's, or nil), error (why it was not delivered),
+--       after_s (until the next try), pause_s (for which its receiver is left alone; nil: the receiver is well), most_age_s.
+-- Returns 1 if it was noted, 0 if somebody else has the message by now.
+local id, key, at = args.id, webhook_key(args.id), now()
+local f = fields(key, 'owner', 'receiver', 'url', 'token', 'state')
+if not f[1] or f[5] ~= 'waiting' then return 0 end
+-- Delivered is delivered, whoever has it now.
+if f[4] ~= args.token and args.outcome ~= 'delivered' then return 0 end
+despite_full()
+local owner, receiver = f[1], f[2]
+local queue, about = webhook_queue_key(receiver), webhook_receiver_key(receiver)
+redis.call('ZREM', webhook_taken_key(receiver), id)
+redis.call('HINCRBY', key, 'attempts', 1)
+redis.call('HSET', key, 'tried', num(at), 'status', args.status or '', 'error', args.error or '')
+redis.call('HDEL', key, 'token')
+if args.pause_s then
+  redis.call('HINCRBY', cleared(about, 'hash'), 'fails', 1)
+  redis.call('HSET', about, 'until', num(at + args.pause_s))
+  redis.call('EXPIRE', about, WEBHOOK_KNOWN_S)
+else
+  redis.call('DEL', about)
+end
+if args.outcome == 'again' then
+  redis.call('ZADD', queue, num(at + args.after_s), id)
+else
+  redis.call('ZREM', queue, id)
+  if args.outcome == 'delivered' then
+    redis.call('HSET', key, 'state', 'delivered')
+    redis.call('DEL', webhook_gone_key(owner, redis.sha1hex(f[3])))
+    redis.call('ZREM', webhooks_failed_key(owner), id)
+    if not redis.call('ZSCORE', webhooks_of_key(owner), id) then redis.call('DEL', key) end  -- it was listed no more
+  else
+    if args.outcome == 'gone' then redis.call('SET', webhook_gone_key(owner, redis.sha1hex(f[3])), '1', 'EX', WEBHOOK_KNOWN_S) end
+    webhook_give_up(id, owner, args.error, at)
+  end
+end
+if args.pause_s then
+  -- Messages of a receiver that fails are rarely tried.  Those that were not tried at all end when they are as old as others.
+  for _, other in ipairs(redis.call('ZRANGE', queue, 0, 49)) do
+    local told = tonumber(fields(webhook_key(other), 'at')[1] or '') or 0
+    if at - told < args.most_age_s then break end
+    if not redis.call('ZSCORE', webhook_taken_key(receiver), other) then
+      redis.call('ZREM', queue, other)
+      webhook_give_up(other, owner, args.error, at)
+    end
+  end
+end
+webhook_plan(receiver)
+return 1

@@ -1,0 +1,52 @@
+"""A job in the form of every surface, for requests and for webhooks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from comfy_fleet.api import serialize
+from comfy_fleet.api.answers import JobAnswer
+from comfy_fleet.api.links import Links
+from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.ports.jobs import JobStore
+from comfy_fleet.ports.webhooks import WebhookMessage
+from comfy_fleet.services.estimator import Estimator
+from comfy_fleet.services.inventories import NodeInventories
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobViews:
+    """Shows jobs.
+
+    Attributes:
+        simulated: Returns True if a node, by name, is simulated.
+    """
+
+    jobs: JobStore
+    estimator: Estimator
+    inventories: NodeInventories
+    simulated: Callable[[str | None], bool]
+
+    async def shown(self, job: Job, links: Links) -> JobAnswer:
+        """Return a job with its place in the queue and its probable end."""
+        position = None
+        outlook = await self.estimator.outlook(job)
+        if job.status is JobStatus.QUEUED and not job.follows:
+            position = await self.jobs.position(job)
+            job = replace(job, waiting_for=await self.inventories.waiting_for(job, outlook.waits))
+        return serialize.job(
+            job, links, queue_position=position, simulated=self.simulated(job.node), end=outlook.end
+        )
+
+    async def told(self, message: WebhookMessage) -> Mapping[str, Any]:
+        """Return the data of a message to a webhook: of one about a job, the job as it is now."""
+        if not message.job:
+            data: dict[str, Any] = orjson.loads(message.data or "{}")
+            return data
+        job = await self.jobs.get(message.job)
+        if job is None or job.removed:
+            word = message.type.removeprefix("job.")
+            return {"id": message.job, "status": "running" if word == "started" else word}
+        return await self.shown(job, Links(message.base))

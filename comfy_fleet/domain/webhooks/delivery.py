@@ -1,0 +1,113 @@
+"""What a receiver's answer means, and when a message is sent again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from comfy_fleet.domain.backoff import Backoff
+
+SCHEDULE_S: tuple[float, ...] = (5, 300, 1800, 7200, 18_000, 36_000, 36_000)
+"""Pauses before the tries after the first one, as Standard Webhooks advises: a little over a day in all."""
+RECEIVER_PAUSES = Backoff(first_s=5.0, longest_s=300.0)
+"""For how long a receiver that fails is left alone, whatever waits for it."""
+SPREAD = 0.1
+"""A pause is longer by up to this part, by chance: what failed together does not come again together."""
+_GONE = 410
+_RECEIVERS_FAULT = frozenset({408, 425, 429})
+
+
+class Outcome(StrEnum):
+    """What becomes of a message after a try."""
+
+    DELIVERED = "delivered"
+    AGAIN = "again"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostAnswer:
+    """What came of posting a message.
+
+    Attributes:
+        status: The answer's status; None: there was none.
+        error: Why there was none, in words.
+        retry_after_s: What the answer asks for.
+        never: Whether it may not be posted there at all, whenever it is tried.
+        ours: Whether the fault is the fleet's own, and says nothing of the receiver.
+    """
+
+    status: int | None = None
+    error: str = ""
+    retry_after_s: float = 0.0
+    never: bool = False
+    ours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What to note of a try.
+
+    Attributes:
+        error: Why it was not delivered; empty if it was.
+        after_s: Seconds until the next try.
+        pause_s: For how long its receiver gets nothing; None: the receiver is well.
+    """
+
+    outcome: Outcome
+    error: str = ""
+    after_s: float = 0.0
+    pause_s: float | None = None
+
+
+def longest_s(schedule: Sequence[float]) -> float:
+    """Return the age at which a message that no try was made of is given up."""
+    return sum(schedule) * (1 + SPREAD)
+
+
+def next_step(
+    answer: PostAnswer,
+    *,
+    attempts: int,
+    fails: int,
+    chance: float,
+    schedule: Sequence[float] = SCHEDULE_S,
+    receiver: Backoff = RECEIVER_PAUSES,
+) -> NextStep:
+    """Return what to do after a try.
+
+    Args:
+        answer: What came of it.
+        attempts: How many tries there were before it.
+        fails: How many of its receiver's tries have failed in a row before it.
+        chance: From 0 to 1, drawn anew for each try.
+        schedule: Pauses before the tries after the first.
+        receiver: Pauses of a receiver that fails.
+    """
+    status = answer.status
+    if status is not None and 200 <= status < 300:
+        return NextStep(outcome=Outcome.DELIVERED)
+    error = answer.error or f"the receiver answered {status}"
+    if status == _GONE:
+        return NextStep(outcome=Outcome.GONE, error="the receiver answered 410 Gone")
+    # What it answers to one message says nothing about others to another path; silence and overload do.
+    well = status is not None and status < 500 and status not in _RECEIVERS_FAULT
+    pause_s = None if well or answer.never or answer.ours else receiver.pause_s(fails + 1)
+    if answer.never or attempts >= len(schedule):
+        return NextStep(outcome=Outcome.FAILED, error=error, pause_s=pause_s)
+    after_s = schedule[attempts] * (1 + SPREAD * chance)
+    # Not beyond its own next pause: a receiver can't make the fleet keep a message for ever.
+    after_s = max(after_s, min(answer.retry_after_s, schedule[min(attempts + 1, len(schedule) - 1)]))
+    return NextStep(outcome=Outcome.AGAIN, error=error, after_s=after_s, pause_s=pause_s)
+
+
+def parse_schedule(text: str) -> tuple[float, ...]:
+    """Read pauses with commas between them, in seconds.
+
+    Raises:
+        ValueError: They can't be read; 1 to 20 of at most 10 days each are taken.
+    """
+    pauses = tuple(float(one) for one in text.split(","))
+    if not 1 <= len(pauses) <= 20 or not all(0 <= one <= 864_000 for one in pauses):
+        raise ValueError("it must be 1 to 20 pauses in seconds, of at most 10 days each: 5,300,1800")
+    return pauses
