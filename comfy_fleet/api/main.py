@@ -6,7 +6,7 @@ import resource
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
 import uvloop
@@ -58,6 +58,7 @@ from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_targe
 from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.webhooks import OperatorFact
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.draft_checks import DraftChecks
@@ -77,6 +78,7 @@ from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
+from comfy_fleet.services.operator_news import OperatorNews, disk_fact, node_facts, queue_fact
 from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
@@ -306,6 +308,7 @@ def build(
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
             deliverer.run,
+            *_news(settings, stores, webhooks),
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),
         ),
@@ -320,6 +323,26 @@ def _poster(settings: Settings) -> GuardedPoster:
         OutboundHttp(allowed=own, purpose="operator's webhook"),
         operator_url=url,
     )
+
+
+def _news(settings: Settings, stores: Stores, webhooks: RedisWebhooks) -> list[Callable[[], Awaitable[None]]]:
+    """Return what tells the operator's URL, if there is one."""
+    if settings.operator_webhook_url is None:
+        return []
+    disk = open_disk(settings)
+
+    async def nodes() -> list[OperatorFact]:
+        return node_facts(await stores.nodes.states())
+
+    async def queue() -> list[OperatorFact]:
+        running = sum(state.run is not None for state in await stores.nodes.states())
+        return [queue_fact(queued=await stores.jobs.depth(), running=running)]
+
+    async def room() -> list[OperatorFact]:
+        found = await asyncio.to_thread(disk.room)
+        return [disk_fact(path=found.path, free_bytes=found.free_bytes, floor_bytes=found.floor_bytes)]
+
+    return [OperatorNews(webhooks, settings.operator_webhook_url, (nodes, queue, room)).run]
 
 
 def _draw_seed() -> int:

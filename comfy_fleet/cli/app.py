@@ -47,6 +47,7 @@ _GROUPS = {
         "workflow_folders",
     ),
     "cert": ("Fleet", "certificates"),
+    "webhook": ("Jobs", "webhooks"),
     "haproxy": ("Single processes", "haproxy"),
 }
 

@@ -104,6 +104,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="A second submit with the same key makes no second job.")
     ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Tell this URL how the job has ended.")
+    ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -127,6 +130,7 @@ def submit(
         "finish_by": None if finish_by is None else moment(finish_by, datetime.now().astimezone()),
         "tier": "batch" if batch or count > 1 else None,
         "metadata": pairs(metadata or [], "--metadata"),
+        "webhook_url": webhook,
         "pool": pool,
         "prefer_pool": prefer_pool,
         "spill_to": spill_to,

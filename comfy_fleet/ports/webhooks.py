@@ -96,6 +96,9 @@ class Webhooks(Protocol):
             Conflict: It is being sent.
         """
 
+    async def reopen(self, owner: str, url: str) -> None:
+        """Let a URL be told of jobs again, although it has answered 410 Gone."""
+
     async def tell(self, url: str, facts: Sequence[OperatorFact], *, usual: Sequence[str], kind: str) -> int:
         """Write a message to the operator's URL for each fact that is new; return how many.
 

@@ -13,7 +13,7 @@ import orjson
 from standardwebhooks.webhooks import Webhook as Signer
 
 from comfy_fleet.domain.errors import ConfigError, FleetError, StoreDown
-from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, Outcome, PostAnswer, longest_s, next_step
+from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, DeliveryOutcome, PostAnswer, longest_s, next_step
 from comfy_fleet.domain.webhooks.webhook import OPERATOR
 from comfy_fleet.ports.webhooks import WebhookMessage, WebhookPoster, Webhooks
 from comfy_fleet.services.webhook_secrets import WebhookSecrets
@@ -48,7 +48,7 @@ class DeliveryLimits:
     at_once: int = 32
     failing_at_once: int = 16
     each: int = 4
-    lease_s: float = 90.0
+    lease_s: float = 30.0
     look_s: float = 1.0
     tend_s: float = 60.0
     schedule: Sequence[float] = SCHEDULE_S
@@ -147,7 +147,7 @@ class WebhookDeliverer:
             schedule=self._limits.schedule,
         )
         about = {"webhook": message.id, "owner": message.owner, "attempt": message.attempts + 1}
-        if step.outcome is Outcome.DELIVERED:
+        if step.outcome is DeliveryOutcome.DELIVERED:
             logger.info("webhook delivered", extra=about)
         else:
             logger.warning(

@@ -315,7 +315,7 @@ def test_what_a_submit_is_refused_for(contract: Contract, client: httpx.Client) 
         ({"workflow": {"nodes": [], "links": []}}, "workflow_format_ui"),
         ({"workflow": picture(**{"1": node("LoadImage", image=reference)})}, "missing_asset"),
         ({"workflow": picture(), "extra_data": {"other": 1}}, "invalid_request"),
-        ({"workflow": picture(), "webhook_url": "http://x"}, "invalid_workflow"),
+        ({"workflow": picture(), "webhook_url": "http://10.0.0.1/"}, "invalid_request"),
         ({"workflow": picture(), "inputs": {}}, "invalid_workflow"),
         ({"workflow": picture(), "metadata": {"a b": "c"}}, "metadata_invalid"),
         ({"workflow": picture(), "priority": 1.5}, "invalid_request"),

@@ -153,7 +153,7 @@ async def test_partner_key_is_encrypted_and_in_no_record(ready: Api, redis: Redi
         (b'{"workflow": {"1": {"class_type": "X", "inputs": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}}}",
          (422, "invalid_workflow")),
         (b'{"workflow": {"nodes": [], "links": []}}', (422, "workflow_format_ui")),
-        (b'{"workflow": {}, "webhook_url": "http://x"}', (422, "invalid_workflow")),
+        (b'{"workflow": {}, "webhook_url": "x"}', (422, "invalid_request")),
         (b'{"workflow": {}, "inputs": {}}', (422, "invalid_workflow")),
     ],
 )  # fmt: skip

@@ -59,7 +59,9 @@ class Receiver:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
-            one = Received(request.path, {k.lower(): v for k, v in request.headers.items()}, await request.read())
+            one = Received(
+                request.path, {k.lower(): v for k, v in request.headers.items()}, await request.read()
+            )
             self.received.append(one)
             if self.held is not None:
                 await self.held.wait()

@@ -1,5 +1,6 @@
 """Messages to webhooks in Redis (port :class:`comfy_fleet.ports.webhooks.Webhooks`)."""
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -105,6 +106,11 @@ class RedisWebhooks:
                 details={"id": message_id[:80]},
             )
         return found
+
+    async def reopen(self, owner: str, url: str) -> None:
+        """Let a URL be told of jobs again, although it has answered 410 Gone."""
+        hashed = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
+        await self._redis.delete(self._keys.webhook_gone(owner, hashed))
 
     async def tell(self, url: str, facts: Sequence[OperatorFact], *, usual: Sequence[str], kind: str) -> int:
         """Write messages for facts that are new; see the port."""

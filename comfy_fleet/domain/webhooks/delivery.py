@@ -8,15 +8,13 @@ from comfy_fleet.domain.backoff import Backoff
 
 SCHEDULE_S: tuple[float, ...] = (5, 300, 1800, 7200, 18_000, 36_000, 36_000)
 """Pauses before the tries after the first one, as Standard Webhooks advises: a little over a day in all."""
-RECEIVER_PAUSES = Backoff(first_s=5.0, longest_s=300.0)
-"""For how long a receiver that fails is left alone, whatever waits for it."""
 SPREAD = 0.1
 """A pause is longer by up to this part, by chance: what failed together does not come again together."""
 _GONE = 410
 _RECEIVERS_FAULT = frozenset({408, 425, 429})
 
 
-class Outcome(StrEnum):
+class DeliveryOutcome(StrEnum):
     """What becomes of a message after a try."""
 
     DELIVERED = "delivered"
@@ -54,7 +52,7 @@ class NextStep:
         pause_s: For how long its receiver gets nothing; None: the receiver is well.
     """
 
-    outcome: Outcome
+    outcome: DeliveryOutcome
     error: str = ""
     after_s: float = 0.0
     pause_s: float | None = None
@@ -72,7 +70,6 @@ def next_step(
     fails: int,
     chance: float,
     schedule: Sequence[float] = SCHEDULE_S,
-    receiver: Backoff = RECEIVER_PAUSES,
 ) -> NextStep:
     """Return what to do after a try.
 
@@ -82,23 +79,30 @@ def next_step(
         fails: How many of its receiver's tries have failed in a row before it.
         chance: From 0 to 1, drawn anew for each try.
         schedule: Pauses before the tries after the first.
-        receiver: Pauses of a receiver that fails.
     """
     status = answer.status
     if status is not None and 200 <= status < 300:
-        return NextStep(outcome=Outcome.DELIVERED)
+        return NextStep(outcome=DeliveryOutcome.DELIVERED)
     error = answer.error or f"the receiver answered {status}"
     if status == _GONE:
-        return NextStep(outcome=Outcome.GONE, error="the receiver answered 410 Gone")
+        return NextStep(outcome=DeliveryOutcome.GONE, error="the receiver answered 410 Gone")
     # What it answers to one message says nothing about others to another path; silence and overload do.
     well = status is not None and status < 500 and status not in _RECEIVERS_FAULT
-    pause_s = None if well or answer.never or answer.ours else receiver.pause_s(fails + 1)
+    pause_s = None if well or answer.never or answer.ours else _receiver_pause_s(schedule, fails + 1)
     if answer.never or attempts >= len(schedule):
-        return NextStep(outcome=Outcome.FAILED, error=error, pause_s=pause_s)
+        return NextStep(outcome=DeliveryOutcome.FAILED, error=error, pause_s=pause_s)
     after_s = schedule[attempts] * (1 + SPREAD * chance)
     # Not beyond its own next pause: a receiver can't make the fleet keep a message for ever.
     after_s = max(after_s, min(answer.retry_after_s, schedule[min(attempts + 1, len(schedule) - 1)]))
-    return NextStep(outcome=Outcome.AGAIN, error=error, after_s=after_s, pause_s=pause_s)
+    return NextStep(outcome=DeliveryOutcome.AGAIN, error=error, after_s=after_s, pause_s=pause_s)
+
+
+def _receiver_pause_s(schedule: Sequence[float], fails: int) -> float:
+    """Return for how long a receiver that fails is left alone, whatever waits for it.
+
+    Its pauses double, from a message's first pause to its second: soon after it is back, it gets everything.
+    """
+    return Backoff(first_s=schedule[0], longest_s=max(schedule[:2])).pause_s(fails)
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:

@@ -36,11 +36,10 @@ else
   end
 end
 if args.pause_s then
-  -- Messages of a receiver that fails are rarely tried.  Those that were not tried at all end when they are as old as others.
-  for _, other in ipairs(redis.call('ZRANGE', queue, 0, 49)) do
-    local told = tonumber(fields(webhook_key(other), 'at')[1] or '') or 0
-    if at - told < args.most_age_s then break end
-    if not redis.call('ZSCORE', webhook_taken_key(receiver), other) then
+  -- While a receiver fails, few of its messages are tried.  What is due, and as old as it gets, is not waited for.
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', num(at), 'LIMIT', 0, 50)) do
+    local f = fields(webhook_key(other), 'at', 'asked')
+    if at - (tonumber(f[2] or f[1] or '') or 0) >= args.most_age_s then
       redis.call('ZREM', queue, other)
       webhook_give_up(other, owner, args.error, at)
     end
