@@ -21,6 +21,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
 from comfy_fleet.settings import packaged
 from tests.contract.openapi import plain
 from tests.factories import GRAPH
+from tests.fleet import until
 from tests.integration.api_kit import Api, running, upload
 from tests.key_files import write_keys
 
@@ -314,6 +315,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
     await call("GET", "/api/v1/hosts", 200)
+    await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)
     for method, path, status, more in (
@@ -375,6 +377,21 @@ async def test_answers_about_people_are_what_the_document_says(
             if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
         }
         assert described <= spec.seen
+async def _webhooks(call: Callable[..., Awaitable[Any]]) -> None:
+    body = {"prompt": "z", "webhook_url": "http://localhost:9/", "webhook_events": ["job.canceled"]}
+    told = (await call("POST", "/api/v1/generate", 202, json=body))["task_id"]
+    await call("POST", f"/api/v1/jobs/{told}/cancel", 200)
+    found = (await call("GET", "/api/v1/webhooks", 200))["webhooks"][0]["id"]
+
+    async def given_up() -> bool:  # its address is a private one
+        return bool((await call("GET", "/api/v1/webhooks?failed=true", 200))["webhooks"])
+
+    await until(given_up, what="it is given up")
+    await call("POST", f"/api/v1/webhooks/{found}/redeliver", 202)
+    await call("POST", "/api/v1/webhooks/x/redeliver", 404)
+    await call("POST", "/api/v1/webhooks/test", 200, json={"url": "http://localhost:9/"})
+    await call("GET", "/api/v1/webhooks/secret", 200)
+    await call("POST", "/api/v1/webhooks/secret/rotate", 200)
 
 
 async def _versions(call: Callable[..., Awaitable[Any]]) -> None:

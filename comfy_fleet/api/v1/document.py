@@ -31,6 +31,7 @@ _TAGS = {
     "pools": "Nodes by name of their pool, for operators.",
     "hosts": "GPU hosts and their agents.",
     "people": "Tenants, users and their keys; and who one is oneself.",
+    "webhooks": "Messages to URLs of one's own, and what they are signed with.",
     "health": "Whether the fleet works.",
 }
 _PATH_NAMES = {
@@ -46,6 +47,7 @@ _PATH_NAMES = {
     "user": "The user's name.",
     "key": "The key's id.",
     "host": "The GPU host's name.",
+    "message_id": "The message's `webhook-id`.",
 }
 _DESCRIPTION = (
     "Many GPUs, one ComfyUI. Stored workflows with typed parameters, jobs, nodes. Each stored workflow has a "
