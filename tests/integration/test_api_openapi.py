@@ -377,6 +377,8 @@ async def test_answers_about_people_are_what_the_document_says(
             if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
         }
         assert described <= spec.seen
+
+
 async def _webhooks(call: Callable[..., Awaitable[Any]]) -> None:
     body = {"prompt": "z", "webhook_url": "http://localhost:9/", "webhook_events": ["job.canceled"]}
     told = (await call("POST", "/api/v1/generate", 202, json=body))["task_id"]

@@ -402,6 +402,7 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
 async def test_nobody_sees_others_messages(redis_port: int, redis: object, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("ada ada-key-ada-key-ada\nbob bob-key-bob-key-bob\n")
+    keys.chmod(0o600)
     async with running(redis_port, tmp_path / "data", keys_file=keys, webhook_allow="127.0.0.1") as api:
         await api.add_node()
         ada, bob = ({"Authorization": f"Bearer {name}-key-{name}-key-{name}"} for name in ("ada", "bob"))

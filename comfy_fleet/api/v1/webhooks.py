@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import Time
-from comfy_fleet.api.deps import admin, deps, owner
+from comfy_fleet.api.deps import deps, operator, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read, read_query
 from comfy_fleet.domain.errors import BadInput
@@ -141,7 +141,7 @@ async def rotate_webhook_secret(request: Request) -> Response:
 def _whose(request: Request, operators: bool) -> str:
     if not operators:
         return owner(request)
-    admin(request)
+    operator(request)
     if deps(request).settings.operator_webhook_url is None:
         raise BadInput(
             "there is no operator's webhook: set FLEET_OPERATOR_WEBHOOK_URL", details={"field": "operator"}
