@@ -277,6 +277,8 @@ async def test_with_two_dispatchers_each_job_runs_once_with_its_own_file(
 async def test_a_real_comfyui_gets_a_file_while_it_computes(
     redis_port: int, uploads: Uploads, comfyui_server: ComfyServer
 ) -> None:
+    files = comfyui_server.folder / "input" / "fleet"
+    before = set(files.rglob("*.png"))  # other tests use this ComfyUI, too
     async with fleet_of(redis_port) as fleet:
         await fleet.stores.nodes.add(Node(name="g1", url=comfyui_server.url, added_at=time.time()))
         await cleaned(fleet)
@@ -302,13 +304,12 @@ async def test_a_real_comfyui_gets_a_file_while_it_computes(
         await until(lambda: fleet.dispatchers[0].dispatcher.flying, what="the node computes", timeout_s=60)
         other = await reads(fleet, color=8)
         await until(lambda: len(uploads.done) == 2, what="its file is there")
-        files = comfyui_server.folder / "input" / "fleet"
-        assert len(list(files.rglob("*.png"))) == 2
+        assert len({*files.rglob("*.png")} - before) == 2
         await stop(fleet, other)
         await until(lambda: deleted(fleet), what="it is to be deleted")
         redis: Any = fleet.stores.redis
         for order in await redis.zrange("fleet:trash:central", 0, -1):
             folders = Folders(output=comfyui_server.folder / "output", input=files.parent)
             delete(Cleanup.parse(order.decode()), folders)
-        assert len(list(files.rglob("*.png"))) == 1
+        assert len({*files.rglob("*.png")} - before) == 1
         await fleet.ended(again.id, timeout_s=60)
