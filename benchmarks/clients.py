@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import httpx
 from comfy_sdk import AsyncComfy
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.timeouts import Timeout
@@ -62,11 +62,12 @@ class Client(Protocol):
 
 
 class _Http:
-    """An httpx client with a life of its own."""
+    """An httpx client with a life of its own; ``path`` is a unix socket that all its calls go to."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | None = None) -> None:
         self.detours = 0
-        self.http = httpx.AsyncClient(trust_env=False, timeout=TRIP_S)
+        transport = httpx.AsyncHTTPTransport(uds=path) if path else None
+        self.http = httpx.AsyncClient(trust_env=False, timeout=TRIP_S, transport=transport)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -103,8 +104,8 @@ class BareClient(_Http):
         node: Base URL of the ComfyUI.
     """
 
-    def __init__(self, node: str) -> None:
-        super().__init__()
+    def __init__(self, node: str, path: str | None = None) -> None:
+        super().__init__(path)
         self._node = node
 
     async def trip(self) -> bytes:
@@ -191,13 +192,13 @@ class LeaseClient(BareClient):
     """The same through the fleet's HAProxy broker, which picks the node: no queue, no record.
 
     Args:
-        lease: Websocket base of the lease frontend.
-        direct: HTTP base of the pinned frontend.
+        lease: The socket of the lease frontend.
+        direct: The socket of the pinned frontend.
         pool: The pool to take a node of.
     """
 
     def __init__(self, lease: str, direct: str, pool: str = "default") -> None:
-        super().__init__(direct)
+        super().__init__("http://localhost", direct)
         self._lease = lease
         self._pool = pool
 
@@ -211,12 +212,12 @@ class LeaseClient(BareClient):
 
     async def _open(self, run: str) -> ClientConnection:
         """Ask until a lease is given."""
-        url = f"{self._lease}/ws?clientId={run}"
+        url = f"ws://localhost/ws?clientId={run}"
         pool = {"X-Fleet-Pool": self._pool}
         while True:
             try:
-                return await connect(
-                    url, additional_headers=pool, proxy=None, compression=None, max_size=None
+                return await unix_connect(
+                    self._lease, url, additional_headers=pool, compression=None, max_size=None
                 )
             except InvalidStatus as refused:
                 if refused.response.status_code != 503:

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import unix_connect
 from websockets.exceptions import InvalidHandshake
 
 from benchmarks.clients import trivial_graph
@@ -130,9 +130,10 @@ def audit(ids: Sequence[str], records: Mapping[str, Mapping[str, Any]], done: in
 async def granted(fleet: Fleet, node: str, pool: str = "default") -> bool:
     """Ask HAProxy for a lease on one node, and give it back at once."""
     headers = {"X-Fleet-Pool": pool, "X-Fleet-Nodes": node}
-    url = f"{fleet.settings.lease_url}/ws?clientId={uuid4()}"
+    url = f"ws://localhost/ws?clientId={uuid4()}"
     try:
-        async with connect(url, additional_headers=headers, proxy=None, compression=None) as socket:
+        path = str(fleet.settings.lease_socket)
+        async with unix_connect(path, url, additional_headers=headers, compression=None) as socket:
             assert socket.transport is not None
             socket.transport.abort()
             return True

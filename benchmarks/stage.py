@@ -225,7 +225,7 @@ class Stage:
             env: Further settings of all processes.
         """
         redis = await self.redis()
-        public, console, api, lease, direct, agent = ports.draw(6)
+        public, console, api, agent = ports.draw(4)
         settings = Settings(
             data=self.folder / "fleet",
             redis_url=redis.url,
@@ -233,8 +233,6 @@ class Stage:
             port=public,
             console_port=console,
             api_port=api,
-            lease_port=lease,
-            direct_port=direct,
             agent_port=agent,
             queue_depth=queue_depth,
             workflows=workflows,
@@ -242,16 +240,7 @@ class Stage:
         own = {
             f"FLEET_{name.upper()}": str(value)
             for name in (
-                *(
-                    "data",
-                    "redis_url",
-                    "haproxy_bin",
-                    "port",
-                    "console_port",
-                    "api_port",
-                    "lease_port",
-                    "direct_port",
-                ),
+                *("data", "redis_url", "haproxy_bin", "port", "console_port", "api_port"),
                 *("agent_port", "queue_depth", "workflows"),
             )
             if (value := getattr(settings, name)) is not None

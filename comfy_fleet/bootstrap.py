@@ -163,7 +163,17 @@ def open_nodes(settings: Settings, stores: Stores) -> "NodeClient":
         limits=AnswerLimits(size=settings.node_answer_bytes, seconds=settings.node_answer_s),
         on_fault=NodeFaults(stores.nodes, limit=settings.quarantine_faults),
         namespace=settings.namespace,
+        secret=broker_secret(settings),
     )
+
+
+def broker_secret(settings: Settings) -> str:
+    """Return what the broker's ports ask for; empty where its sockets are used, which ask for nothing."""
+    if settings.broker_host is None:
+        return ""
+    from comfy_fleet.adapters.comfyui.broker_headers import PURPOSE
+
+    return open_secrets(settings).derive(PURPOSE).hex()
 
 
 def open_assets(settings: Settings, stores: Stores) -> RedisAssets:

@@ -228,14 +228,27 @@ class Settings(BaseSettings):
     )
     api_host: Host = Field("127.0.0.1", description="Address of the API, behind the edge.")
     api_port: int = Field(8190, ge=1, le=65535, description="Port of the API, behind the edge.")
-    lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
-    direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")
-    broker_bind: Host = Field("127.0.0.1", description="Address that the broker listens on.")
+    broker_bind: Host | None = Field(
+        None,
+        description="Address that the broker listens on, for APIs and dispatchers of other machines and "
+        "containers; they need the same FLEET_SECRET_FILE. If unset, it has no port, but two sockets in "
+        "FLEET_DATA/run.",
+    )
+    lease_port: int = Field(
+        8191, ge=1, le=65535, description="Port of the broker's lease frontend, with FLEET_BROKER_BIND."
+    )
+    direct_port: int = Field(
+        8192, ge=1, le=65535, description="Port of the broker's pinned frontend, with FLEET_BROKER_BIND."
+    )
     agent_host: Host = Field(
         "127.0.0.1", description="Address of the central agent, on which it listens and HAProxy asks it."
     )
     agent_port: int = Field(8193, ge=1, le=65535, description="Port on which the central agent answers.")
-    broker_host: Host = Field("127.0.0.1", description="Address at which dispatchers reach the broker.")
+    broker_host: Host | None = Field(
+        None,
+        description="Address at which APIs and dispatchers reach the broker's ports; if unset, they use its "
+        "sockets in FLEET_DATA/run.",
+    )
     metrics_host: Host = Field(
         "127.0.0.1",
         description="Address on which dispatchers, HAProxy's controller and agents serve `/metrics`.",
@@ -867,14 +880,32 @@ class Settings(BaseSettings):
         return self.data / "files"
 
     @property
+    def lease_socket(self) -> Path:
+        """The socket of the broker's lease frontend, which only the fleet's user can open."""
+        return self.run_dir.absolute() / "lease.sock"
+
+    @property
+    def direct_socket(self) -> Path:
+        """The socket of the broker's pinned frontend."""
+        return self.run_dir.absolute() / "direct.sock"
+
+    @property
     def lease_url(self) -> str:
-        """Websocket base of the broker's lease frontend."""
-        return f"ws://{self.broker_host}:{self.lease_port}"
+        """Where the broker's lease frontend is: ``unix:PATH``, or a websocket base."""
+        if self.broker_host is None:
+            return f"unix:{self.lease_socket}"
+        return f"ws://{_in_url(self.broker_host)}:{self.lease_port}"
 
     @property
     def direct_url(self) -> str:
-        """HTTP base of the broker's pinned frontend."""
-        return f"http://{self.broker_host}:{self.direct_port}"
+        """Where the broker's pinned frontend is: ``unix:PATH``, or an HTTP base."""
+        if self.broker_host is None:
+            return f"unix:{self.direct_socket}"
+        return f"http://{_in_url(self.broker_host)}:{self.direct_port}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:

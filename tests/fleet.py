@@ -24,6 +24,7 @@ from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.processes.dispatcher import open_dispatcher
+from comfy_fleet.processes.haproxy import BrokerSecret
 from comfy_fleet.services.dispatcher import Dispatcher
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.inventories import NodeInventories
@@ -188,8 +189,6 @@ async def fleet_of(
                 "port": free_port(),
                 "console_port": free_port(),
                 "api_port": free_port(),
-                "lease_port": free_port(),
-                "direct_port": free_port(),
                 "agent_port": free_port(),
                 "lease_ttl_s": 2.0,
                 "beat_s": 0.25,
@@ -208,6 +207,7 @@ async def fleet_of(
                 pools=stores.pools,
                 ready_leases=stores.ready_leases,
                 ticket_key=lambda: ticket_key,
+                broker_secret=BrokerSecret(config.secret_key_file),
             )
             fleet = Fleet(config, stores, controller, host=host, stack=stack)
             fleet.tasks += [

@@ -28,8 +28,8 @@ async def measure(options: Options) -> Result:
             PROXY_POLL: {"kind": "v2", "base": proxy.url, "events": False},
             LEASE: {
                 "kind": "lease",
-                "lease": broker.settings.lease_url,
-                "direct": broker.settings.direct_url,
+                "lease": str(broker.settings.lease_socket),
+                "direct": str(broker.settings.direct_socket),
             },
             FLEET: {"kind": "v2", "base": fleet.url, "events": True},
             FLEET_POLL: {"kind": "v2", "base": fleet.url, "events": False},

@@ -9,8 +9,10 @@ import json
 import time
 from collections.abc import Callable
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, WebSocketException
+
+from comfy_fleet.adapters.comfyui.unredirected import UnredirectedConnect
 
 _PING_EVERY_S = 5.0
 _AGAIN_S = 0.25
@@ -50,7 +52,7 @@ class WebsocketMonitor:
         """Listen until canceled; a broken websocket is opened again."""
         while True:
             try:
-                async with connect(
+                async with UnredirectedConnect(
                     self._url,
                     ping_interval=None,
                     open_timeout=5,

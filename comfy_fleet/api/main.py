@@ -384,12 +384,15 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
         return None
 
     async def broker() -> str | None:
+        host, port, socket = settings.broker_host, settings.lease_port, settings.lease_socket
         try:
-            _, writer = await asyncio.open_connection(settings.broker_host, settings.lease_port)
+            if host is None:
+                _, writer = await asyncio.open_unix_connection(str(socket))
+            else:
+                _, writer = await asyncio.open_connection(host, port)
         except OSError:
-            return (
-                f"nothing answers at {settings.broker_host}:{settings.lease_port}: start `fleet haproxy run`"
-            )
+            where = f"{socket}" if host is None else f"{host}:{port}"
+            return f"nothing answers at {where}: start `fleet haproxy run`"
         writer.close()
         return None
 

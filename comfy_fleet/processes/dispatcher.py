@@ -29,6 +29,7 @@ from comfy_fleet.adapters.telemetry import (
 )
 from comfy_fleet.bootstrap import (
     Stores,
+    broker_secret,
     calm_collector,
     check_schema,
     open_assets,
@@ -226,6 +227,7 @@ async def open_dispatcher(
                 silence_s=settings.silence_s,
                 max_frame_bytes=settings.node_frame_bytes,
                 namespace=settings.namespace,
+                secret=broker_secret(settings),
             ),
             ready_leases=stores.ready_leases,
             nodes=nodes,

@@ -11,6 +11,7 @@ from prometheus_client import Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from comfy_fleet.adapters.comfyui.broker_headers import PURPOSE as BROKER
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificate_watch import CertificateWatch
 from comfy_fleet.adapters.haproxy.controller import Controller
@@ -18,7 +19,7 @@ from comfy_fleet.adapters.system.secret_box import NodeCredentials, SecretBox
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.bootstrap import check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.services.editor_ticket import EditorTickets
+from comfy_fleet.services.editor_ticket import PURPOSE as TICKETS
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
 
@@ -47,7 +48,8 @@ async def _serve(settings: Settings) -> None:
             pools=stores.pools,
             ready_leases=stores.ready_leases,
             credentials=NodeCredentials(settings.secret_key_file),
-            ticket_key=TicketKey(settings.secret_key_file),
+            ticket_key=DerivedKey(settings.secret_key_file, TICKETS, without="editor's files stay closed"),
+            broker_secret=BrokerSecret(settings.secret_key_file),
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,11 +96,19 @@ class _Ends(Collector):
         yield family
 
 
-class TicketKey:
-    """Reads the key of editor tickets from the fleet's secret, which it never makes: the API does."""
+class DerivedKey:
+    """Reads a key that is derived from the fleet's secret, which it never makes: the API does.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The secret's file.
+        purpose: What the key is for.
+        without: What happens meanwhile, for the log.
+    """
+
+    def __init__(self, path: Path, purpose: bytes, *, without: str) -> None:
         self._path = path
+        self._purpose = purpose
+        self._without = without
         self._known: bytes | None = None
         self._trouble = ""
 
@@ -110,7 +120,7 @@ class TicketKey:
             except (ConfigError, OSError) as error:
                 if str(error) != self._trouble:
                     self._trouble = str(error)
-                    logger.warning("editor's files stay closed", extra={"reason": str(error)})
+                    logger.warning(self._without, extra={"reason": str(error)})
         return self._known
 
     def _read(self) -> bytes:
@@ -118,7 +128,19 @@ class TicketKey:
             raise ConfigError(
                 f"{self._path} is missing: the API makes it; FLEET_SECRET_FILE names it for all processes"
             )
-        return EditorTickets.under(SecretBox.open(self._path)).key
+        return SecretBox.open(self._path).derive(self._purpose)
+
+
+class BrokerSecret:
+    """Reads what the broker's ports ask for, see :func:`comfy_fleet.bootstrap.broker_secret`."""
+
+    def __init__(self, path: Path) -> None:
+        self._key = DerivedKey(path, BROKER, without="broker's ports stay closed")
+
+    def __call__(self) -> str | None:
+        """Return it; None, with a log line, as long as it can't be known."""
+        key = self._key()
+        return None if key is None else key.hex()
 
 
 async def _reload(controller: Controller) -> None:

@@ -137,10 +137,10 @@ async def host_of(
     **settings: Any,
 ) -> AsyncIterator[Host]:
     """Run an API and a host's agent, with a broker on demand; ``ask_nodes`` through it what they have."""
-    ports = ("port", "console_port", "api_port", "lease_port", "direct_port", "agent_port")
+    ports = ("port", "console_port", "api_port", "agent_port")
     made = {**{name: free_port() for name in ports}, "stop_wait_s": 0.0, **settings}
     async with (
-        NodeClient(f"http://127.0.0.1:{made['direct_port']}") as nodes,
+        NodeClient(Settings(data=folder / "api").direct_url) as nodes,
         running(redis_port, folder, info=nodes if ask_nodes else None, **made) as api,
         client() as http,
     ):

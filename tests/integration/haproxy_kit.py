@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.adapters.haproxy.controller import Controller
@@ -49,9 +49,15 @@ async def eventually(
         raise AssertionError(f"not within {within_s} s: {what}") from None
 
 
-async def raw_request(port: int, method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """Send a request exactly as written; httpx would tidy its path up. Returns the whole answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def raw_request(where: int | Path, method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """Send a request to a port or a socket exactly as written; httpx would tidy its path up.
+
+    Returns the whole answer.
+    """
+    if isinstance(where, int):
+        reader, writer = await asyncio.open_connection("127.0.0.1", where)
+    else:
+        reader, writer = await asyncio.open_unix_connection(str(where))
     head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: fleet.test", "Connection: close", *headers])
     writer.write(head.encode() + b"\r\n\r\n" + body)
     answer = await reader.read()
@@ -220,9 +226,13 @@ TICKETS = EditorTickets(b"of these tests, 32 bytes of them!")
 """What signs the tickets that the edge takes."""
 
 
+SECRET = "of these tests"
+"""What the broker's ports ask for, where it has any."""
+
+
 def make_settings(data: Path, **more: Any) -> Settings:
     """Settings with ports of our own."""
-    ports = ("port", "console_port", "api_port", "lease_port", "direct_port", "agent_port")
+    ports = ("port", "console_port", "api_port", "agent_port")
     return Settings(**{"data": data, **{name: free_port() for name in ports}, "pool_slots": 4, **more})
 
 
@@ -236,17 +246,18 @@ class Broker:
     controller: Controller
     task: asyncio.Task[None]
     http: httpx.AsyncClient
+    direct: httpx.AsyncClient
     stop: asyncio.Event
     tunnels: list[ClientConnection] = field(default_factory=list)
 
     async def lease(self, *, pool: str = "default", nodes: str | None = None) -> tuple[str, ClientConnection]:
         """Open a lease; returns the node's name and the websocket."""
         headers = {"X-Fleet-Pool": pool, **({} if nodes is None else {"X-Fleet-Nodes": nodes})}
-        socket = await connect(
-            f"{self.settings.lease_url}/ws?clientId=r1",
+        socket = await unix_connect(
+            str(self.settings.lease_socket),
+            "ws://localhost/ws?clientId=r1",
             additional_headers=headers,
             ping_interval=5,
-            proxy=None,
         )
         self.tunnels.append(socket)
         assert socket.response is not None
@@ -276,9 +287,7 @@ class Broker:
 
     async def call(self, node: str, method: str = "GET", path: str = "/queue") -> httpx.Response:
         """Make a pinned call."""
-        return await self.http.request(
-            method, f"{self.settings.direct_url}{path}", headers={"X-Fleet-Node": node}
-        )
+        return await self.direct.request(method, f"http://localhost{path}", headers={"X-Fleet-Node": node})
 
     async def told(self, name: str, verdict: str) -> None:
         """Wait until a verdict was reported."""
@@ -306,7 +315,8 @@ async def running(
     settings = settings or make_settings(data)
     host = HostAgent("central", central=True, ca_file=ca_file, credentials=unsealed, grace_s=stale_s)
     agent = CountingAgent(host, registry, port=settings.agent_port)
-    controller = Controller(settings, registry, **{"poll_s": 0.05, "ticket_key": lambda: TICKETS.key, **more})
+    keys = {"ticket_key": lambda: TICKETS.key, "broker_secret": lambda: SECRET}
+    controller = Controller(settings, registry, **{"poll_s": 0.05, **keys, **more})
     stop = asyncio.Event()
     await agent.start()
     task = asyncio.create_task(controller.run(stop))
@@ -316,8 +326,11 @@ async def running(
     if task.done():
         await agent.stop()
         task.result()
-    async with client() as http:
-        broker = Broker(settings, registry, agent, controller, task, http, stop)
+    uds = str(settings.direct_socket)
+    limits = httpx.Limits(max_keepalive_connections=0)
+    transport = httpx.AsyncHTTPTransport(uds=uds, limits=limits)
+    async with client() as http, httpx.AsyncClient(transport=transport) as direct:
+        broker = Broker(settings, registry, agent, controller, task, http, direct, stop)
         try:
             yield broker
         finally:

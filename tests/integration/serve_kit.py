@@ -42,7 +42,7 @@ class Serve:
 
 def start(fleet: Fleet, folder: Path, name: str, **settings: Any) -> tuple[int, subprocess.Popen[bytes]]:
     """Start the process; return the API's port, too."""
-    shared = ("redis_url", "data", "lease_port", "direct_port", "lease_ttl_s", "beat_s")
+    shared = ("redis_url", "data", "lease_ttl_s", "beat_s")
     told = {one: getattr(fleet.settings, one) for one in shared}
     told |= {"api_port": free_port(), "log_format": "json", **settings}
     env = {**os.environ, **{f"FLEET_{one.upper()}": str(value) for one, value in told.items()}}

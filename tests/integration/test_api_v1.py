@@ -488,7 +488,7 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
 
     async with (
         StreamServer(hang_up) as listener,
-        running(redis_port, tmp_path, lease_port=listener.port) as api,
+        running(redis_port, tmp_path, broker_host="127.0.0.1", lease_port=listener.port) as api,
     ):
         for path in ("/health", "/api/v1/health", "/api/v2/health"):
             alive = await api.client.get(path)

@@ -391,9 +391,7 @@ async def test_leases_that_cannot_be_had(fleet: Fleet) -> None:
     assert isinstance(nowhere, NoLease)
     assert nowhere.why == "unreachable"
     # The direct frontend does not lead to a node's websocket, and no other server names a node.
-    direct = await LeaseClient(fleet.broker.settings.direct_url.replace("http", "ws")).lease(
-        run="r", pool="p"
-    )
+    direct = await LeaseClient(fleet.broker.settings.direct_url).lease(run="r", pool="p")
     assert isinstance(direct, NoLease)
     node = await LeaseClient(fleet.sims["g1"].url.replace("http", "ws")).lease(run="r", pool="p")
     assert isinstance(node, NoLease)

@@ -212,7 +212,7 @@ async def test_a_stray_broker_is_stopped_but_a_stranger_is_not(tmp_path: Path) -
     )
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        await eventually("the stray holds the port", lambda: _listens(settings.lease_port))
+        await eventually("the stray holds the port", settings.lease_socket.exists)
         places.broker.with_suffix(".pid").write_text(str(stray.pid))
         places.edge.with_suffix(".pid").write_text(str(stranger.pid))
         async with running(tmp_path, FakeNodeRegistry(), settings=settings) as fleet:
@@ -228,6 +228,11 @@ async def test_a_stray_broker_is_stopped_but_a_stranger_is_not(tmp_path: Path) -
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _opens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 async def test_a_killed_controller_takes_haproxy_along_and_another_takes_over(tmp_path: Path) -> None:
@@ -254,7 +259,7 @@ async def test_a_killed_controller_takes_haproxy_along_and_another_takes_over(tm
         assert len(pids) == 2
         os.kill(controller.pid, signal.SIGKILL)
     await eventually(
-        "nothing listens", lambda: not _listens(settings.lease_port) and not _listens(settings.port)
+        "nothing listens", lambda: not _opens(settings.lease_socket) and not _listens(settings.port)
     )
     async with running(tmp_path, FakeNodeRegistry(), settings=settings) as fleet:
         assert await fleet.refused() == (404, "pool", "")

@@ -86,7 +86,7 @@ async def test_a_password_that_is_wrong_or_changes(tmp_path: Path) -> None:
             for name in ("nodes.map", "broker.cfg"):
                 assert (settings.data / "run" / name).stat().st_mode & 0o077 == 0
             answer = await raw_request(
-                settings.direct_port, "GET", "/queue?mine", "X-Fleet-Node: far", "Authorization: x"
+                settings.direct_socket, "GET", "/queue?mine", "X-Fleet-Node: far", "Authorization: x"
             )
             assert b" 200 " in answer.split(b"\r\n")[0]
 
@@ -152,7 +152,7 @@ async def test_a_callers_own_password_goes_to_no_node(tmp_path: Path) -> None:
         async with running(settings.data, registry, settings=settings) as fleet:
             await fleet.told("far", "up")
             await raw_request(
-                settings.direct_port, "GET", "/queue?mine", "X-Fleet-Node: far", "Authorization: Bearer k"
+                settings.direct_socket, "GET", "/queue?mine", "X-Fleet-Node: far", "Authorization: Bearer k"
             )
             mine = [request for request in tiny.requests if request["target"] == "/queue?mine"]
             assert ["authorization" in request["headers"] for request in mine] == [False]

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import httpx
 from redis.asyncio import Redis
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import unix_connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.agent.main import AgentOptions, Beside, run
@@ -38,9 +38,8 @@ async def granted(host: Host, node: str = "g1") -> bool:
     """Ask for a lease, and give it back."""
     headers = {"X-Fleet-Pool": "default", "X-Fleet-Nodes": node}
     try:
-        async with connect(
-            f"{host.settings.lease_url}/ws?clientId={uuid4()}", additional_headers=headers, proxy=None
-        ):
+        url = f"ws://localhost/ws?clientId={uuid4()}"
+        async with unix_connect(str(host.settings.lease_socket), url, additional_headers=headers):
             return True
     except InvalidStatus:
         return False

@@ -374,7 +374,7 @@ async def test_fleet_status_says_that_an_older_process_is_held_back(
 
     async with (
         fleet_of(redis_port, "g1") as fleet,
-        running(redis_port, tmp_path, lease_port=fleet.settings.lease_port) as api,
+        running(redis_port, fleet.settings.data) as api,
     ):
         client: Any = fleet.stores.redis
         for name, schema in (("new", SCHEMA), ("old", SCHEMA - 1)):

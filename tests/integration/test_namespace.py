@@ -182,6 +182,12 @@ async def finished(fleet: Fleet, job_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
+def on_ports() -> dict[str, Any]:
+    """Settings with which the broker is reached by ports, which may be wrong."""
+    here = "127.0.0.1"
+    return {"broker_bind": here, "broker_host": here, "lease_port": free_port(), "direct_port": free_port()}
+
+
 async def test_each_fleets_haproxy_has_its_name_and_refuses_another_ones_calls(
     redis: FleetRedis, redis_port: int
 ) -> None:
@@ -199,12 +205,14 @@ async def test_each_fleets_haproxy_has_its_name_and_refuses_another_ones_calls(
             assert refused.detail == "404 namespace"
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["of one secret", "of another secret"])
 async def test_a_run_that_meets_another_fleets_broker_waits_for_its_own(
-    redis: FleetRedis, redis_port: int, caplog: pytest.LogCaptureFixture
+    redis: FleetRedis, redis_port: int, caplog: pytest.LogCaptureFixture, tmp_path: Path, *, shared: bool
 ) -> None:
+    secret: dict[str, Any] = {"secret_file": tmp_path / "secret.key"} if shared else {}
     async with (
-        fleet_of(redis_port, "g1", dispatch=False) as one,
-        fleet_of(redis_port, "g1", namespace="blue") as blue,
+        fleet_of(redis_port, "g1", dispatch=False, **on_ports(), **secret) as one,
+        fleet_of(redis_port, "g1", namespace="blue", **on_ports(), **secret) as blue,
     ):
         wrong = one.settings.model_copy(update={"direct_port": blue.settings.direct_port})
         async with open_nodes(wrong, one.stores) as nodes:

@@ -71,8 +71,9 @@ def test_without_flags_there_are_three_simulated_nodes(settings: Settings) -> No
 
 def test_internal_ports_differ_and_go_to_the_children(settings: Settings) -> None:
     planned = made(settings, UpOptions(nodes=0))
-    names = ("FLEET_PORT", "FLEET_API_PORT", "FLEET_LEASE_PORT", "FLEET_DIRECT_PORT", "FLEET_AGENT_PORT")
-    assert len({planned.env[name] for name in names}) == 5
+    names = ("FLEET_PORT", "FLEET_CONSOLE_PORT", "FLEET_API_PORT", "FLEET_AGENT_PORT")
+    assert len({planned.env[name] for name in names}) == 4
+    assert not {name for name in planned.env if "BROKER" in name}  # it has sockets, and no port
     assert planned.env["FLEET_DATA"] == str(settings.data)
     assert planned.env["FLEET_REDIS_URL"] == f"unix://{settings.data}/redis/redis.sock?db=0"
     assert planned.env["FLEET_HAPROXY_BIN"].startswith("/")

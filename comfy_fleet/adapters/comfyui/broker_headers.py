@@ -1,25 +1,43 @@
-"""The header that names the fleet in calls through the broker, and how another fleet's broker answers."""
+"""How the fleet's processes reach their broker, what they show it, and how a strange broker answers."""
 
+import hashlib
 from collections.abc import Mapping
 
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 
 NAMESPACE = "X-Fleet-Namespace"
+SECRET = "X-Fleet-Secret"  # noqa: S105 - the header's name
 REFUSED = "X-Fleet-Refused"
+PURPOSE = b"broker"
+"""What the broker's secret is derived for from the fleet's."""
 
 
-def broker_headers(namespace: str) -> dict[str, str]:
-    """Return the header that makes another fleet's broker refuse a call that reached it through a wrong port.
+def broker_headers(namespace: str, secret: str = "") -> dict[str, str]:
+    """Return the headers that every call through the broker has.
 
-    A fleet with its own Redis sends none, and its broker accepts only calls without it.
+    Args:
+        namespace: The fleet's. One with its own Redis sends none, and its broker accepts only calls without.
+        secret: What a broker's port asks for; its sockets don't.
     """
-    return {} if namespace == DEFAULT_NAMESPACE else {NAMESPACE: namespace}
+    headers = {} if namespace == DEFAULT_NAMESPACE else {NAMESPACE: namespace}
+    return {**headers, SECRET: secret} if secret else headers
+
+
+def secret_digest(secret: str) -> str:
+    """Return what HAProxy compares; a digest, because the time of a comparison may tell how far it got."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def socket_of(url: str) -> str | None:
+    """Return the path of ``unix:PATH``; None for any other URL."""
+    scheme, _, path = url.partition(":")
+    return path if scheme == "unix" else None
 
 
 def is_another_fleets(headers: Mapping[str, str]) -> bool:
-    """Return whether an answer that no node gave is from another fleet's broker.
+    """Return whether an answer that no node gave is from a broker that is not ours, or does not know us.
 
     Args:
         headers: The answer's; names are compared without regard to case.
     """
-    return headers.get(REFUSED) == "namespace"
+    return headers.get(REFUSED) in ("namespace", "secret")

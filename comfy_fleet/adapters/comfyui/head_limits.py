@@ -46,3 +46,11 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._factory = partial(_handler, loop=asyncio.get_running_loop())
+
+
+class SocketConnector(aiohttp.UnixConnector):
+    """The same for a unix socket."""
+
+    def __init__(self, path: str, **options: Any) -> None:
+        super().__init__(path, **options)
+        self._factory = partial(_handler, loop=asyncio.get_running_loop())

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import DATA_OPCODES, CloseCode, Opcode
@@ -21,7 +21,8 @@ from websockets.protocol import Event
 from websockets.streams import StreamReader
 
 from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decoded, shown
-from comfy_fleet.adapters.comfyui.broker_headers import REFUSED, broker_headers
+from comfy_fleet.adapters.comfyui.broker_headers import REFUSED, broker_headers, socket_of
+from comfy_fleet.adapters.comfyui.unredirected import UnredirectedConnect
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
@@ -45,6 +46,7 @@ _HELD = 1.75  # a text, the decoder's copy and the decoded value, as a multiple 
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.
+# A unix socket knows no resets; there the broker's `option nolinger` has the same effect.
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -295,12 +297,13 @@ class LeaseClient:
     """HAProxy's lease frontend; see :class:`comfy_fleet.ports.comfyui.Leases`.
 
     Args:
-        url: ``ws://HOST:PORT`` of the lease frontend.
+        url: ``unix:PATH`` or ``ws://HOST:PORT`` of the lease frontend.
         silence_s: The websocket ends if the node answers no ping for this long. A model load may block its
             event loop for a minute, so this should not be less than a run's own limit.
         open_timeout_s: Limit for the whole handshake; a frozen node does not answer.
         max_frame_bytes: A larger frame ends the websocket (``FLEET_NODE_FRAME_BYTES``).
         namespace: The namespace that the broker must have.
+        secret: What the broker's port asks for.
     """
 
     def __init__(
@@ -311,10 +314,13 @@ class LeaseClient:
         open_timeout_s: float = 5.0,
         max_frame_bytes: int = MAX_FRAME_BYTES,
         namespace: str = DEFAULT_NAMESPACE,
+        secret: str = "",
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
-        self._namespace = namespace
-        self._url = url.rstrip("/")
+        self._headers = broker_headers(namespace, secret)
+        path = socket_of(url)
+        self._url = url.rstrip("/") if path is None else "ws://localhost"
+        self._where: dict[str, Any] = {} if path is None else {"unix": True, "path": path}
         self._silence_s = silence_s
         self._open_timeout_s = open_timeout_s
 
@@ -326,11 +332,11 @@ class LeaseClient:
             pool: The pool, which is a backend of the broker.
             nodes: Able nodes in order of preference; no other node is granted. Empty means any of the pool.
         """
-        headers = {"X-Fleet-Pool": pool, **broker_headers(self._namespace)}
+        headers = {"X-Fleet-Pool": pool, **self._headers}
         if nodes:
             headers["X-Fleet-Nodes"] = " ".join(nodes[:MAX_NODES])
         try:
-            connection = await connect(
+            connection = await UnredirectedConnect(
                 f"{self._url}/ws?clientId={quote(run)}",
                 additional_headers=headers,
                 user_agent_header=None,
@@ -342,6 +348,7 @@ class LeaseClient:
                 max_size=self._max_frame_bytes,
                 max_queue=None,  # frames are limited by their bytes instead
                 create_connection=_Connection,
+                **self._where,
             )
         except InvalidStatus as error:
             return _refusal(error.response.status_code, error.response.headers.get(REFUSED))

@@ -30,8 +30,8 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
-from comfy_fleet.adapters.comfyui.broker_headers import broker_headers, is_another_fleets
-from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
+from comfy_fleet.adapters.comfyui.broker_headers import broker_headers, is_another_fleets, socket_of
+from comfy_fleet.adapters.comfyui.head_limits import Connector, SocketConnector, TooManyHeads
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
 from comfy_fleet.adapters.comfyui.raw_calls import raw_call
 from comfy_fleet.adapters.comfyui.upload_form import UploadForm
@@ -56,7 +56,7 @@ _CHUNK = 256 * 1024
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
 _JSON = {"Content-Type": "application/json"}
-_ANOTHER_FLEETS = "the broker at FLEET_DIRECT_PORT is another fleet's"
+_ANOTHER_FLEETS = "the broker at FLEET_DIRECT_PORT, or its secret, is another fleet's"
 
 # The broker is near: a connection that it does not accept in two seconds, it won't accept at all.
 _CONNECT_S = 2.0
@@ -87,10 +87,11 @@ class NodeClient:
     On aiohttp, because every job makes two calls here: a call costs 0.1 ms of CPU, a fifth of httpx's.
 
     Args:
-        url: ``http://HOST:PORT`` of the broker's direct frontend.
+        url: ``unix:PATH`` or ``http://HOST:PORT`` of the broker's direct frontend.
         limits: How much of an answer is read.
         on_fault: Called for every node whose answer breaks a limit.
         namespace: The namespace that the broker must have.
+        secret: What the broker's port asks for.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class NodeClient:
         limits: AnswerLimits | None = None,
         on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,
         namespace: str = DEFAULT_NAMESPACE,
+        secret: str = "",
     ) -> None:
-        self._headers = {**PLAIN, "User-Agent": "comfy-fleet", **broker_headers(namespace)}
-        self._url = url.rstrip("/")
+        self._headers = {**PLAIN, "User-Agent": "comfy-fleet", **broker_headers(namespace, secret)}
+        self._socket = socket_of(url)
+        self._url = url.rstrip("/") if self._socket is None else "http://localhost"
         self._limits = limits or AnswerLimits()
         self._on_fault = on_fault
         self._session: aiohttp.ClientSession | None = None
@@ -114,7 +117,11 @@ class NodeClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=Connector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+                connector=(
+                    Connector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+                    if self._socket is None
+                    else SocketConnector(self._socket, limit=0, keepalive_timeout=_KEEPALIVE_S)
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=_ASK,
                 headers=self._headers,

@@ -69,7 +69,9 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _not_passed(node: str, status: int, headers: Mapping[str, str]) -> NodeError:
     if is_another_fleets(headers):
-        why = f"node {node} can't be asked: the broker at FLEET_DIRECT_PORT is another fleet's"
+        why = (
+            f"node {node} can't be asked: the broker at FLEET_DIRECT_PORT, or its secret, is another fleet's"
+        )
     elif status == 503:
         why = f"node {node} can't be reached through the broker"
     elif status == 404:

@@ -55,7 +55,7 @@ def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset
 
     Returns:
         The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``,
-        ``no-editors.map``.
+        ``no-editors.map``, ``broker-secrets.map``.
 
     Raises:
         ConfigError: HAProxy refused one. It is kept beside the good one as ``.rejected``; nothing was
@@ -66,6 +66,7 @@ def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset
         places.pools: rendered.pools,
         places.vias: rendered.vias,
         places.no_editors: rendered.no_editors,
+        places.secrets: rendered.secrets,
     }
     for path, text in maps.items():
         # From a process that was killed; it may contain passwords of removed nodes.

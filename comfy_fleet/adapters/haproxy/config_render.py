@@ -1,6 +1,5 @@
 """Render both configurations from settings and nodes. Only templates are read; nothing is written."""
 
-import ipaddress
 import json
 import re
 from base64 import b64encode
@@ -11,6 +10,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
 
+from comfy_fleet.adapters.comfyui.broker_headers import secret_digest
 from comfy_fleet.adapters.haproxy.certificates import EdgeCertificates, edge_certificates
 from comfy_fleet.adapters.haproxy.editor_paths import SEGMENT, editor_paths
 from comfy_fleet.adapters.haproxy.server_lines import (
@@ -60,6 +60,7 @@ class Rendered:
         vias: The map file: a line ``NODE AUTHORITY|PREFIX|AUTHORIZATION`` for every node behind a proxy.
         no_editors: The map file: a line ``NODE no`` for every node whose editor nobody gets.
         certificates: The edge's certificates with their keys, by the name of their file.
+        secrets: The map file: a line ``DIGEST yes`` for the secret that the broker's ports ask for.
     """
 
     broker: str
@@ -68,6 +69,7 @@ class Rendered:
     vias: str = field(default="", repr=False)
     no_editors: str = ""
     certificates: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    secrets: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,11 @@ class ConfigFiles:
     def no_editors(self) -> Path:
         """The map of the nodes whose editor nobody gets."""
         return self.folder / "no-editors.map"
+
+    @property
+    def secrets(self) -> Path:
+        """The map of what the broker's ports ask for."""
+        return self.folder / "broker-secrets.map"
 
     @property
     def broker_socket(self) -> Path:
@@ -149,6 +156,7 @@ def render(
     templates: Mapping[str, str] | None = None,
     ticket_key: bytes | None = None,
     certificates: EdgeCertificates | None = None,
+    broker_secret: str | None = None,
 ) -> Rendered:
     """Return both configurations and the pool map.
 
@@ -163,6 +171,7 @@ def render(
         ticket_key: The key of editor tickets, which the edge checks; without it no file of an editor passes.
         certificates: From :func:`~comfy_fleet.adapters.haproxy.certificates.edge_certificates`; None reads
             them now.
+        broker_secret: What the broker's ports ask for; without it they refuse everybody.
 
     Raises:
         BadInput: A name or an address that can't be in a configuration.
@@ -182,6 +191,7 @@ def render(
     agent = (settings.agent_host, settings.agent_port)
     env.filters["quoted"] = quoted
     env.filters["quoted_arg"] = quoted_arg
+    env.filters["unix"] = "unix@{}".format
     try:
         return Rendered(
             broker=env.get_template("broker.cfg.j2").render(
@@ -199,6 +209,7 @@ def render(
             ),
             no_editors="".join(f"{name} {no}\n" for name, no in no_editors_of(nodes).items()),
             certificates=shown.files,
+            secrets="".join(f"{digest} {yes}\n" for digest, yes in secrets_of(broker_secret).items()),
         )
     except TemplateError as error:
         remedy = (
@@ -209,6 +220,11 @@ def render(
         raise ConfigError(
             f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; {remedy}"
         ) from error
+
+
+def secrets_of(broker_secret: str | None) -> dict[str, str]:
+    """Return the map by which the broker knows a secret again."""
+    return {secret_digest(broker_secret): "yes"} if broker_secret else {}
 
 
 def read_templates(folder: Path) -> dict[str, str]:
@@ -255,14 +271,17 @@ def _broker(
         "namespace": settings.namespace,
         "default_namespace": settings.namespace == DEFAULT_NAMESPACE,
         "socket": str(places.broker_socket),
-        "monitor": f"unix@{places.broker_monitor}",
+        "monitor": str(places.broker_monitor),
         "pools_map": str(places.pools),
         "nodes_map": str(places.vias),
         "no_editors_map": str(places.no_editors),
         "ca_file": ca_file,
         "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
-        "lease_bind": join(settings.broker_bind, settings.lease_port),
-        "direct_bind": join(settings.broker_bind, settings.direct_port),
+        "secrets_map": str(places.secrets),
+        "lease_socket": str(settings.lease_socket),
+        "direct_socket": str(settings.direct_socket),
+        "lease_bind": settings.broker_bind and join(settings.broker_bind, settings.lease_port),
+        "direct_bind": settings.broker_bind and join(settings.broker_bind, settings.direct_port),
         "editor": settings.editor,
         "editor_paths": editor_paths(settings),
         "nodes": rows,
@@ -295,7 +314,7 @@ def _edge(
         "namespace": settings.namespace,
         "default_namespace": settings.namespace == DEFAULT_NAMESPACE,
         "socket": str(places.edge_socket),
-        "monitor": f"unix@{places.edge_monitor}",
+        "monitor": str(places.edge_monitor),
         "public_bind": join(settings.host, settings.port),
         "console_bind": join(settings.host, settings.console_port),
         "plain_bind": join(settings.host, settings.plain_port) if settings.plain_port else "",
@@ -312,7 +331,7 @@ def _edge(
         "public_port": settings.port,
         "public_url": (settings.public_url or "").rstrip("/"),
         "api_address": join(settings.api_host, settings.api_port),
-        "direct_address": join(_reached_at(settings.broker_bind), settings.direct_port),
+        "direct_socket": str(settings.direct_socket),
         "segment": SEGMENT,
         "editor_paths": editor_paths(settings),
         "ticket_key": b64encode(ticket_key).decode() if ticket_key and settings.editor else "",
@@ -356,19 +375,6 @@ def _edge(
         ),
         "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
     }
-
-
-def _reached_at(bind: str) -> str:
-    """Return the address at which a server of this machine is reached that listens on ``bind``."""
-    if bind == "*":
-        return "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(bind)
-    except ValueError:
-        return bind
-    if not address.is_unspecified:
-        return bind
-    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:

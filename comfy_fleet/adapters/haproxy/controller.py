@@ -17,7 +17,7 @@ from typing import NoReturn, Protocol
 from comfy_fleet.adapters.haproxy.agent_preflight import WINDOW_S, Preflight
 from comfy_fleet.adapters.haproxy.certificate_watch import LOOK_S, CertificateWatch
 from comfy_fleet.adapters.haproxy.config_apply import apply
-from comfy_fleet.adapters.haproxy.config_render import ca_file_of, files, read_templates, render
+from comfy_fleet.adapters.haproxy.config_render import ca_file_of, files, read_templates, render, secrets_of
 from comfy_fleet.adapters.haproxy.follow_api_dns import follow_api
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
@@ -106,6 +106,7 @@ class Controller:
         ready_leases: ReadyLeaseStore | None = None,
         credentials: Callable[[str], str] = str,
         ticket_key: Callable[[], bytes | None] = _no_key,
+        broker_secret: Callable[[], str | None] = _no_key,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
         first_answer_s: float = WINDOW_S,
@@ -121,6 +122,8 @@ class Controller:
             credentials: Decrypts :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
             ticket_key: Returns the key of editor tickets; None as long as it is not known, and no file of an
                 editor passes.
+            broker_secret: Returns what the broker's ports ask for; None as long as it is not known, and
+                they refuse everybody.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no more leases.
             first_answer_s: How long a new node's agent is asked directly and its ``ready`` passed on.
@@ -132,6 +135,7 @@ class Controller:
         self._pool_store = pools
         self._credentials = credentials
         self._ticket_key = ticket_key
+        self._broker_secret: Callable[[], str | None] = broker_secret if settings.broker_bind else _no_key
         self._poll_s = poll_s
         self._agent_grace_s = agent_grace_s
         self._files = files(settings)
@@ -346,6 +350,7 @@ class Controller:
                     templates=self._templates,
                     ticket_key=self._ticket_key() if self._settings.editor else None,
                     certificates=self.certificates.shown,
+                    broker_secret=self._broker_secret(),
                 )
             except ConfigError as error:
                 logger.error("configuration not rendered", extra={"reason": error.message})
@@ -442,7 +447,7 @@ class Controller:
             await runtime.map_pools(self._files.pools, wanted)
             if self._settings.editor:
                 await runtime.map_all(self._files.no_editors, no_editors_of(self._nodes))
-            self._map_stale = False
+            self._map_stale = await self._tell_secret()
         await self._keep_pools()
         rows = await self._rows(entries)
         targets = await self._targets(entries, rows)
@@ -462,6 +467,14 @@ class Controller:
             await self._cuts.look()
         if again:
             self._wake.set()
+
+    async def _tell_secret(self) -> bool:
+        """Tell the broker what its ports ask for; return True if that is not known yet."""
+        if self._settings.broker_bind is None:
+            return False
+        secret = self._broker_secret()
+        await self.broker.runtime.map_all(self._files.secrets, secrets_of(secret))
+        return secret is None
 
     async def _read_registry(self) -> None:
         nodes = await self._registry.nodes()

@@ -94,8 +94,6 @@ class Plan:
             "console_port",
             "editor",
             "api_port",
-            "lease_port",
-            "direct_port",
             "agent_port",
             "haproxy_bin",
         ]
@@ -159,8 +157,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     if count is None:
         count = 0 if options.running else (max(1, len(devices)) if options.comfyui else 3)
     outer = {port.number, console.number}
-    inner = [one for one in ports.draw(11, prefer=note.get("ports", [])) if one not in outer][:9]
-    api, lease, direct, agent, redis_port, *of_metrics = inner
+    inner = [one for one in ports.draw(9, prefer=note.get("ports", [])) if one not in outer][:7]
+    api, agent, redis_port, *of_metrics = inner
     simulated = 0 if options.comfyui else count
     node_ports = ports.draw_block(simulated, prefer=next(iter(note.get("node_ports", [])), None))
     redis = OwnRedis.plan(settings.data, port=redis_port) if options.own_redis else None
@@ -183,8 +181,6 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
             "haproxy_bin": haproxy,
             "redis_url": redis.url if redis else settings.redis_url,
             "api_port": api,
-            "lease_port": lease,
-            "direct_port": direct,
             "agent_port": agent,
             "dispatch_metrics_port": of_metrics[0],
             "haproxy_metrics_port": of_metrics[1],
@@ -196,7 +192,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         for name in (
             *("data", "redis_url", "namespace", "haproxy_bin", "host", "port", "log_level"),
             *("console_port", "editor"),
-            *("api_host", "api_port", "lease_port", "direct_port", "agent_port", "broker_host"),
+            *("api_host", "api_port", "agent_port"),
             *("dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"),
         )
     }

@@ -267,7 +267,7 @@ async def test_a_dispatchers_process_is_killed_while_frames_flow(redis_port: int
         clients = [await fleet.client() for _ in range(2)]
         prompts = [await client.post(picture(color)) for color, client in enumerate(clients)]
         settings = fleet.fleet.settings
-        names = ("redis_url", "data", "lease_port", "direct_port", "lease_ttl_s", "beat_s")
+        names = ("redis_url", "data", "lease_ttl_s", "beat_s")
         env = {**os.environ, **{f"FLEET_{name.upper()}": str(getattr(settings, name)) for name in names}}
         with (tmp_path / "log").open("wb") as log:
             argv = [sys.executable, "-m", "comfy_fleet", "dispatch", "--name", "killed"]

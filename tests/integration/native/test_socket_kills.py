@@ -36,7 +36,7 @@ def clean(redis: Redis) -> None:
 async def api_process(fleet: Fleet, folder: Path) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run `fleet api`; yields its URL once it serves."""
     settings = fleet.settings
-    names = ("redis_url", "data", "lease_port", "direct_port")
+    names = ("redis_url", "data")
     env = {**os.environ, **{f"FLEET_{name.upper()}": str(getattr(settings, name)) for name in names}}
     env["FLEET_API_PORT"] = str(port := free_port())
     url = f"http://127.0.0.1:{port}"
