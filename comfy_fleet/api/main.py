@@ -54,6 +54,7 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.machine_token import PURPOSE
+from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
 from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
@@ -101,6 +102,7 @@ from comfy_fleet.settings import Settings
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 60.0
+_NAMED = 5  # most nodes that a note names
 _ENOUGH_FILES = 65_536
 
 
@@ -427,8 +429,16 @@ async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:
     old = await outdated_dispatchers(stores.redis)
     return [
         *([f"dispatchers: {_ending(len(old))}"] if old else []),
+        *_strays(await stores.nodes.states()),
         *(await editors.notes() if editors else []),
     ]
+
+
+def _strays(states: Sequence[NodeState]) -> list[str]:
+    """Tell of leases that HAProxy's controller has cut: somebody gets at the broker who should not."""
+    found = [f"{state.node.name}: {state.why}" for state in states if state.verdict == "up" and state.why]
+    more = f"; {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return [f"broker: {'; '.join(found[:_NAMED])}{more}"] if found else []
 
 
 async def _sweep(assets: RedisAssets) -> None:

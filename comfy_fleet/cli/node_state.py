@@ -28,11 +28,11 @@ def nodes_of(answer: Any) -> list[dict[str, Any]]:
 
 
 def state(node: Mapping[str, Any]) -> str:
-    """Return a node's state in a word, with the reason if it gets no jobs."""
+    """Return a node's state in a word, with what an operator should know of it."""
     if node.get("cordoned"):
         return f"drain: {node.get('cordon_reason') or 'by hand'}"
     verdict = str(node.get("verdict") or "new")
-    if node.get("why") and verdict != "up":
+    if node.get("why"):
         return f"{verdict}: {node['why']}"
     return f"{verdict}: can't be read: {node['trouble']}" if node.get("trouble") else verdict
 

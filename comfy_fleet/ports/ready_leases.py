@@ -4,7 +4,7 @@ HAProxy has granted them beforehand. So what it would know at the moment of a gr
 the node still gets leases, and if its holder still lives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class ReadyLeaseStore(Protocol):
 
     async def expired(self) -> Mapping[str, str]:
         """Return the leases that have to be cut, and note that somebody watches."""
+
+    async def unexplained(self, nodes: Collection[str]) -> frozenset[str]:
+        """Return those of the nodes that no run has and nobody holds ready."""
 
     async def give_up(self, leases: Mapping[str, str]) -> frozenset[str]:
         """Give up those of the leases that still have to be cut: no run begins there; return their nodes."""

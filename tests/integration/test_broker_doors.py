@@ -1,7 +1,6 @@
 """Who gets in at the broker: its sockets are the fleet's user's, its ports ask for the fleet's secret."""
 
 import asyncio
-import os
 import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -61,7 +60,7 @@ async def broker(tmp_path: Path, node: TinyNode) -> AsyncIterator[Broker]:
 
 def listening(pid: int) -> set[str]:
     """Return the addresses on which a process listens, as the kernel shows them."""
-    own = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    own = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

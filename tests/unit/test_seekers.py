@@ -38,7 +38,7 @@ ANY = Placement()
 class NoneReady:
     """A record that is never asked for: no lease is held ready here."""
 
-    beat = expired = give_up = unplayed
+    beat = expired = give_up = unexplained = unplayed
 
 
 class World:

@@ -49,6 +49,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     pools_of,
     prefix_of,
 )
+from comfy_fleet.adapters.haproxy.stray_cuts import StrayCuts
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports.nodes import PoolStore
@@ -180,6 +181,7 @@ class Controller:
         self._trouble = ""
         self._pool_news = PoolNews()
         self._cuts = None if ready_leases is None else ReadyCuts(self.broker.runtime, ready_leases)
+        self._strays = None if ready_leases is None else StrayCuts(self.broker.runtime, ready_leases)
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -465,6 +467,8 @@ class Controller:
         await self._report(entries, targets, rows)
         if self._cuts is not None:
             await self._cuts.look()
+        if self._strays is not None:
+            await self._strays.look([name for name, row in rows.items() if row["scur"] not in ("", "0")])
         if again:
             self._wake.set()
 
@@ -588,6 +592,8 @@ class Controller:
                 verdict, why = "new", "is being added"
             else:
                 verdict, why = verdict_of(node, rows[node.name], silent=self._too_silent(seen, now))
+                if verdict == "up" and self._strays is not None:
+                    why = self._strays.told(node.name)
             told = (node.added_at, verdict, why)
             if told == seen.told:
                 continue

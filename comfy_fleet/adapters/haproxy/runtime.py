@@ -25,7 +25,8 @@ _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved
 _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
 _CHECK_ENABLED = 0x04
 _AUTHORIZATION = re.compile(r"Basic%20[^\s|]+")
-_SESSION = re.compile(r"(0x[0-9a-f]+): .*\bbe=(\S+) srv=(\S+)")
+_SESSION = re.compile(r"(0x[0-9a-f]+): .*\bbe=(\S+) srv=(\S+) .*\bage=(\S+)")
+_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _STATE = (
     *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
     *("srv_agent_addr", "srv_agent_port", "srv_agent_state", "srv_use_ssl"),
@@ -252,13 +253,13 @@ class Runtime:
             f"set server {self._of(server.backend, server.name)} agent-addr {address} port {port}"
         )
 
-    async def tunnels(self) -> dict[str, list[str]]:
-        """Return the sessions that occupy slots, by node."""
+    async def tunnels(self, *, older_than_s: float = 0.0) -> dict[str, list[str]]:
+        """Return the sessions that occupy slots, by node, as far as they are at least so old."""
         found: dict[str, list[str]] = {}
         for line in (await self.ask("show sess")).splitlines():
             if match := _SESSION.match(line):
-                session, backend, server = match.groups()
-                if backend.startswith(f"{self._prefix}be_pool_"):
+                session, backend, server, age = match.groups()
+                if backend.startswith(f"{self._prefix}be_pool_") and _seconds(age) >= older_than_s:
                     found.setdefault(server, []).append(session)
         return found
 
@@ -285,6 +286,11 @@ class Runtime:
                 await self.order(f"add map {path} {name} {value}")
             elif have[name] != value:
                 await self.order(f"set map {path} {name} {value}")
+
+
+def _seconds(age: str) -> int:
+    """Read a time as HAProxy shows it: ``59s``, ``1m5s``, ``3d4h``."""
+    return sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"(\d+)([dhms])", age))
 
 
 def shown(order: str) -> str:

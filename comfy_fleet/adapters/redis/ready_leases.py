@@ -1,6 +1,6 @@
 """The record of leases held ready (port ``ReadyLeaseStore``)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from comfy_fleet.adapters.redis.client import FleetRedis
@@ -16,6 +16,7 @@ class RedisReadyLeases:
     """
 
     def __init__(self, redis: FleetRedis) -> None:
+        self._redis = redis
         self._scripts = Scripts(redis)
 
     async def beat(
@@ -34,6 +35,17 @@ class RedisReadyLeases:
     async def expired(self) -> Mapping[str, str]:
         """Return the leases that have to be cut."""
         return _pairs(await self._scripts.call("ready_expired"))
+
+    async def unexplained(self, nodes: Collection[str]) -> frozenset[str]:
+        """Return those that no run has and nobody holds ready."""
+        if not nodes:
+            return frozenset()
+        keys = self._redis.keyspace
+        # Who holds a node ready is asked first: a claim writes the run before it takes that away.
+        held = await self._redis.hmget(keys.ready_leases, list(nodes))
+        runs = await self._redis.mget([keys.lease(node) for node in nodes])
+        known = zip(nodes, held, runs, strict=True)
+        return frozenset(node for node, ready, run in known if not ready and not run)
 
     async def give_up(self, leases: Mapping[str, str]) -> frozenset[str]:
         """Give up those that still have to be cut."""
