@@ -90,7 +90,9 @@ class Host:
             here |= {f"FLEET_{name.upper()}": str(self.ports[name]) for name in ports}
         if service == "agent-0":
             here["FLEET_AGENT_PORT"] = str(self.beside_port)
-        if "FLEET_SECRET_FILE" in here:  # as the engine would mount it: for its reader alone
+        if here.get("FLEET_SECRET_FILE", "").startswith("/api/"):  # where the API's volume is mounted
+            here["FLEET_SECRET_FILE"] = here["FLEET_SECRET_FILE"].replace("/api", str(self.folder / "data"))
+        elif "FLEET_SECRET_FILE" in here:  # as the engine would mount it: for its reader alone
             private = self.folder / "secret_key"
             if not private.exists():
                 shutil.copy(self.secrets / "secret_key", private)

@@ -38,6 +38,11 @@ _LOOK_S = 0.1  # how late an end may be noticed if a grandchild holds the child'
 _DRAIN_S = 1.0  # how long to go on reading after the child's end, if a grandchild holds its pipe
 
 
+def strangers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a process which is not the fleet's may have."""
+    return {name: value for name, value in environ.items() if not name.upper().startswith("FLEET_")}
+
+
 class Child:
     """One child process.
 
@@ -53,6 +58,7 @@ class Child:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        ours: bool = False,
         cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
@@ -64,6 +70,8 @@ class Child:
             name: Its name in logs.
         argv: Program and arguments.
         env: Variables in addition to this process's own.
+        ours: Whether it is a process of the fleet's. No other one gets ``FLEET_*`` of this process's: they
+            hold tokens and passwords, and ComfyUI's custom nodes are other people's code.
         cwd: Folder to run in.
         on_line: Called with every line of its stdout and stderr; by default they are logged.
         stop_signal: The signal that asks it to end; the kernel also sends it when this process dies.
@@ -73,6 +81,7 @@ class Child:
         self.argv = tuple(argv)
         self.last_lines: deque[str] = deque(maxlen=20)
         self._env = dict(env or {})
+        self._ours = ours
         self._cwd = cwd
         self._on_line = on_line or self._log_line
         self._stop_signal = stop_signal
@@ -110,7 +119,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, **self._env},
+                env={**(os.environ if self._ours else strangers(os.environ)), **self._env},
                 cwd=self._cwd,
                 start_new_session=True,
                 preexec_fn=dies_with_parent(self._stop_signal),

@@ -32,6 +32,7 @@ from comfy_fleet.tasks import start
 
 _GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: waiting longer won't help
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
+_HARMLESS = {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
 _PARTS = (  # name, stage, and the line that shows that it works
     ("haproxy", _PROXY, "haproxy ready"),
     ("agent", _PROXY, "agent listens"),
@@ -183,7 +184,9 @@ class Fleet:
     async def _start_parts(self) -> None:
         settings = self.plan.settings
         specs = [
-            replace(process, env={**self.plan.env, **process.env}, stage=_NODES)
+            replace(
+                process, env={**(self.plan.env if process.ours else _HARMLESS), **process.env}, stage=_NODES
+            )
             for process in self.plan.nodes.processes
         ]
         for name, stage, ready in _PARTS:
@@ -195,6 +198,7 @@ class Fleet:
                     name=name,
                     argv=command,
                     env=self.plan.env,
+                    ours=True,
                     stop_timeout_s=patience_s,
                     stage=stage,
                     ready=ready,

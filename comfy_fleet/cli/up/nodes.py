@@ -102,6 +102,7 @@ def comfyuis(
         name="host-agent",
         argv=argv,
         env={"FLEET_STOP_WAIT_S": "0"},
+        ours=True,
         stop_timeout_s=20.0,
         ready="agent listens",
     )

@@ -31,6 +31,8 @@ class ChildSpec:
         name: Name of the process and of its log file.
         argv: Program and arguments.
         env: Variables in addition to our own.
+        ours: Whether it gets our own ``FLEET_*``, see
+            :class:`~comfy_fleet.adapters.system.child_processes.Child`.
         cwd: Folder to run in.
         stop_timeout_s: How long it may take to end before it is killed.
         stage: Stages are stopped from the highest to the lowest.
@@ -40,6 +42,7 @@ class ChildSpec:
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    ours: bool = False
     cwd: Path | None = None
     stop_timeout_s: float = 10.0
     stage: int = 0
@@ -107,6 +110,7 @@ class Supervised:
             spec.name,
             spec.argv,
             env=spec.env,
+            ours=spec.ours,
             cwd=spec.cwd,
             on_line=self._line,
             stop_timeout_s=spec.stop_timeout_s,
