@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
+from comfy_fleet.adapters.redis.agent_tokens import RedisAgentTokens
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
 from comfy_fleet.adapters.redis.estimates import RedisEstimates
@@ -61,6 +62,7 @@ class Stores:
     estimates: RedisEstimates
     pools: RedisPools
     hosts: RedisHosts
+    agent_tokens: RedisAgentTokens
     workflows: RedisWorkflowStore
     userdata: RedisUserData
     missing: RedisMissing
@@ -99,6 +101,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             estimates=RedisEstimates(redis),
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
+            agent_tokens=RedisAgentTokens(redis),
             workflows=RedisWorkflowStore(redis),
             userdata=RedisUserData(redis, most_bytes=settings.userdata_bytes),
             missing=RedisMissing(redis, clock=clock),

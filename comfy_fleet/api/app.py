@@ -135,8 +135,12 @@ class Front:
 
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
         shown = Credentials.of(headers, scope["origin"], path_key)
+        scope["agent_token"] = token = await self.deps.agent_tokens.find(shown.key)
         try:
-            found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
+            if token is not None:
+                found = self.deps.keys.an_agent(by_header=shown.in_header)
+            else:
+                found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
         except HttpError as error:
             if error.status == 401 and (shown.key or shown.basic):
                 await self.deps.wrong_keys.seen(address_of(scope, headers), scope["path"])

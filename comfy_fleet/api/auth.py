@@ -128,6 +128,10 @@ class Keys:
             return replace(found, principal=less, more_elsewhere=found.principal.operator)
         return found
 
+    def an_agent(self, *, by_header: bool) -> Identity:
+        """Return who shows an agent's token that counts: no operator, even where no keys are set."""
+        return Identity(principal=self._agent.without(Role.OPERATOR), by_header=by_header)
+
     async def _found(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
         if self._agent_digest and shown.key and hmac.compare_digest(_digest(shown.key), self._agent_digest):
             return Identity(principal=self._agent, by_header=shown.in_header)

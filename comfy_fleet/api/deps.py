@@ -23,6 +23,7 @@ from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.nodes.node import Node, split_credentials
 from comfy_fleet.domain.principal import Principal, Role
+from comfy_fleet.ports.agent_tokens import AgentTokenStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import NodeCalls
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
@@ -151,6 +152,7 @@ class ApiDeps:
     events: Events
     nodes: NodeRegistry
     hosts: Hosts
+    agent_tokens: AgentTokenStore
     pools: PoolStore
     assets: AssetStore
     files: ClientFiles

@@ -246,6 +246,7 @@ def build(
         events=stores.events,
         nodes=stores.nodes,
         hosts=stores.hosts,
+        agent_tokens=stores.agent_tokens,
         pools=stores.pools,
         assets=assets,
         files=files,

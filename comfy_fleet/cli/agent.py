@@ -31,7 +31,11 @@ def agent(
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(envvar="FLEET_AGENT_TOKEN", help="The agents' token.", show_default=False),
+        typer.Option(
+            envvar="FLEET_AGENT_TOKEN",
+            help="Its token; the file that FLEET_AGENT_TOKEN_FILE names is seen by nobody.",
+            show_default=False,
+        ),
     ] = None,
     host: Annotated[
         str | None,
@@ -182,7 +186,7 @@ def agent(
 
     Without --comfyui and --node it is the central agent: it answers for all nodes that were added by URL.
 
-    Example: `fleet agent --join http://FLEET:8189 --token TOKEN --comfyui ~/ComfyUI`.
+    Example: `FLEET_AGENT_TOKEN_FILE=token fleet agent --join http://FLEET:8189 --comfyui ~/ComfyUI`.
     """
     from comfy_fleet.agent.main import AgentOptions, serve
     from comfy_fleet.cli.parameters import pairs

@@ -1,7 +1,7 @@
 """``fleet host``: the GPU hosts whose agents report to the fleet."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,82 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         return
     rows = [(host["host"], _gpus(host), _nodes(host), ago(host.get("seen_at"), now)) for host in hosts]
     stdout().print(table(["<Host", "GPUs", "Nodes", ">Heard"], rows))
+
+
+tokens = typer.Typer(help="Make, list and revoke agents' tokens.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
+@tokens.callback()
+def token_group() -> None:
+    """Make, list and revoke agents' tokens."""
+
+
+@tokens.command()
+def create(
+    host: Annotated[str, typer.Argument(help="The host that its agent speaks for.")],
+    central: Annotated[
+        bool, typer.Option("--central", help="Its agent may answer for nodes that were added by URL.")
+    ] = False,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Make a token for a host's agent, and print it; it can't be shown again.
+
+    The agent reads it from FLEET_AGENT_TOKEN_FILE. From now on the host's agent needs it, and the token
+    that all agents share no longer counts for this host.
+
+    Example: `fleet host token create gpu1 > agent_token`.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json
+
+    with Client(api, key) as client:
+        answer = client.post("/api/v1/agent-tokens", {"host": host, "central": central})
+    if json_:
+        print_json(answer)
+    else:
+        typer.echo(answer["token"])
+
+
+@tokens.command("list", hidden=True)
+@tokens.command("ls")
+def list_tokens(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """List the tokens, without their text."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import ago, print_json, stderr, stdout, table
+
+    with Client(api, key) as client:
+        answer = client.get("/api/v1/agent-tokens")
+    if json_:
+        print_json(answer)
+        return
+    if not answer["tokens"]:
+        stderr().print("no host has a token of its own; make one: fleet host token create HOST")
+        return
+    now = datetime.now(UTC)
+    rows = [
+        (one["id"], one["host"], "yes" if one["central"] else "no", ago(one["created_at"], now))
+        for one in answer["tokens"]
+    ]
+    stdout().print(table(["<Token", "Host", "Central", ">Made"], rows))
+
+
+@tokens.command()
+def revoke(
+    token: Annotated[str, typer.Argument(help="The token's id, as in `fleet host token ls`.")],
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Revoke a token: its agent is refused from its next heartbeat on."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import stderr
+    from comfy_fleet.cli.paths import path_of
+
+    with Client(api, key) as client:
+        client.delete(path_of("agent-token", token))
+    stderr().print(f"revoked {token}")
 
 
 def _gpus(host: dict[str, Any]) -> str:

@@ -195,6 +195,8 @@ class Keyspace:
     host = _Each("host:HOST")  # string: that heartbeat, for 10 s
     host_agent = _Each("host:HOST:agent")  # string: which start of an agent speaks for it, for 2.5 s
     host_nodes = _Each("host:HOST:nodes")  # set: nodes that its agent registered
+    agent_tokens = _Each("agent:tokens:HOST")  # hash: ID -> its token's record as JSON, with the SHA-256
+    agent_token_hosts = _One("agent:tokens")  # set: HOSTs with tokens
     gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
     cleanup = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
 

@@ -328,6 +328,27 @@ class HostListAnswer(TypedDict):
     hosts: list[HostAnswer]
 
 
+class AgentTokenAnswer(TypedDict):
+    """An agent's token, without its text."""
+
+    id: str
+    host: str
+    central: Annotated[bool, Field(description="Whether its agent may be the central one.")]
+    created_at: Annotated[float, Field(description="Unix seconds.")]
+
+
+class NewAgentTokenAnswer(AgentTokenAnswer):
+    """A token that was just made."""
+
+    token: Annotated[str, Field(description="What the agent shows; in no other answer.")]
+
+
+class AgentTokenListAnswer(TypedDict):
+    """The agents' tokens."""
+
+    tokens: list[AgentTokenAnswer]
+
+
 class OrderedNodeAnswer(TypedDict):
     """A node of the host, as it is registered."""
 

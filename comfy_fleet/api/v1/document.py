@@ -48,6 +48,7 @@ _PATH_NAMES = {
     "key": "The key's id.",
     "host": "The GPU host's name.",
     "message_id": "The message's `webhook-id`.",
+    "token": "The token's id.",
 }
 _DESCRIPTION = (
     "Many GPUs, one ComfyUI. Stored workflows with typed parameters, jobs, nodes. Each stored workflow has a "

@@ -19,6 +19,7 @@ from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.agent_token import AgentToken
 from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Heartbeat, Joining, NodeReport, read_written
 from comfy_fleet.domain.nodes.node import NAME, Node, check_name
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
@@ -125,7 +126,16 @@ async def heartbeat(request: Request) -> Response:
     _agents_only(request)
     host = check_name("host", request.path_params["host"])
     d = deps(request)
+    await _of_this_host(request, host)
     body = await read(request, HeartbeatBody, graph_limits(d.settings))
+    token: AgentToken | None = request.scope["agent_token"]
+    if body.central and token is not None and not token.central:
+        raise HttpError(
+            403,
+            "forbidden",
+            f"the token of host {host} is not for the central agent: make one with --central",
+            details={"field": "central"},
+        )
     now = await d.store_time()
     if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
@@ -220,6 +230,22 @@ def _node(node: Node) -> dict[str, Any]:
         "cordoned": node.cordoned,
         "cordon_reason": node.cordon_reason,
     }
+
+
+async def _of_this_host(request: Request, host: str) -> None:
+    """Admit only who may speak for the host.
+
+    Raises:
+        HttpError: 403: the token is another host's, or the host has one of its own and this is not it.
+    """
+    token: AgentToken | None = request.scope["agent_token"]
+    if token is None:
+        if await deps(request).agent_tokens.has(host):
+            why = f"host {host} has a token of its own (`fleet host token ls`): its agent must show that one"
+            raise HttpError(403, "forbidden", why, details={"field": "host"})
+    elif token.host != host:
+        why = f"this token speaks for host {token.host} only: start the agent with --host {token.host}"
+        raise HttpError(403, "forbidden", why, details={"field": "host"})
 
 
 def _agents_only(request: Request) -> None:

@@ -79,6 +79,9 @@ async def list_nodes(request: Request) -> Response:
     if not principal(request).agent:
         operator(request)
     sealed = read_query(request, NodesQuery).sealed
+    token = request.scope["agent_token"]
+    if sealed and token is not None and not token.central:
+        raise HttpError(403, "forbidden", f"the token of host {token.host} is not the central agent's")
     states = await deps(request).nodes.states()
     idle = await idle_by_pool(deps(request))
     rows = [

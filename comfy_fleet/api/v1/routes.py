@@ -4,6 +4,7 @@ from comfy_fleet.api import endpoint, jobs, metrics
 from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer
 from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
 from comfy_fleet.api.v1 import (
+    agent_tokens,
     answers,
     document,
     generate,
@@ -507,6 +508,38 @@ TABLE = (
         summary="List GPU hosts",
         tag="hosts",
         answers={200: answers.HostListAnswer},
+        console=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/agent-tokens",
+        operation="list_agent_tokens",
+        handler=agent_tokens.list_tokens,
+        summary="List agents' tokens",
+        tag="hosts",
+        answers={200: answers.AgentTokenListAnswer},
+        console=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v1/agent-tokens",
+        operation="create_agent_token",
+        handler=agent_tokens.create_token,
+        summary="Make a token for a host's agent",
+        tag="hosts",
+        body=agent_tokens.AgentTokenBody,
+        answers={201: answers.NewAgentTokenAnswer},
+        errors=(409,),
+        console=True,
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/api/v1/agent-tokens/{token}",
+        operation="revoke_agent_token",
+        handler=agent_tokens.revoke_token,
+        summary="Revoke an agent's token",
+        tag="hosts",
+        answers={204: None},
         console=True,
     ),
     Endpoint(
