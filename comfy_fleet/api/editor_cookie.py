@@ -5,8 +5,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import deps
-from comfy_fleet.api.origins import editor_base
+from comfy_fleet.api.deps import deps, links
 from comfy_fleet.services.editor_ticket import COOKIE, LIFETIME_S
 
 
@@ -20,7 +19,7 @@ def editor_node(request: Request) -> str | None:
 def give_ticket(request: Request, answer: Response, node: str) -> None:
     """Have a caller keep a node's editor."""
     d = deps(request)
-    base = urlsplit(editor_base(request, d.settings))
+    base = urlsplit(links(request).base)
     answer.set_cookie(
         COOKIE,
         d.editor_tickets.sign(node, now=d.clock()),

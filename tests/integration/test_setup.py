@@ -320,9 +320,11 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
         "apt-get install -y -qq --no-install-recommends gcc libc6-dev",
         "apt-get install -y -qq --no-install-recommends redis-tools",
         "apt-get install -y -qq --no-install-recommends curl",
+        "apt-get install -y -qq --no-install-recommends nginx",
+        "apt-get install -y -qq --no-install-recommends caddy",
     ]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 3
+    assert len(installed(machine)) == 5
 
 
 def test_help_changes_nothing(machine: Machine) -> None:
