@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from comfy_fleet.domain.errors import Outdated
+from comfy_fleet.domain.errors import Outdated, StoreDown
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.node_order import NodeOrder
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
@@ -236,6 +236,8 @@ class Seekers:
                 if self._vain.left_s(placement):
                     break
                 self._start(placement)  # more nodes may be free: ask for several at a time
+        except StoreDown as error:
+            _put_off(placement, error)
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         finally:
@@ -257,6 +259,8 @@ class Seekers:
                 if lease.why != "busy" or (waited_s >= TAKEN_S and await self._runs.occupied((node,))):
                     break
                 await asyncio.sleep(max(HOT_GAP_S, waited_s / 4))
+        except StoreDown as error:
+            _put_off(placement, error)
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         self._look.set()
@@ -274,6 +278,8 @@ class Seekers:
                 ready.give_up(self._directory.able(placement))
             if more:
                 self._seek(placement, node)
+        except StoreDown as error:
+            _put_off(placement, error)
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
 
@@ -299,6 +305,8 @@ class Seekers:
                 self._look_in(LOOK_AGAIN_S[0])
             elif await self._claim(*found, placement, seekers=0):
                 self._start(placement)
+        except StoreDown as error:
+            _put_off(placement, error)
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         finally:
@@ -519,3 +527,8 @@ class Seekers:
 
     def _able(self, placement: Placement, node: str) -> bool:
         return node in self._directory.able(placement)
+
+
+def _put_off(placement: Placement, error: StoreDown) -> None:
+    """Note that Redis has gone away meanwhile; a later look seeks again."""
+    logger.warning("node not sought", extra={"placement": placement.key, "error": str(error)})

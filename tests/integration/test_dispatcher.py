@@ -144,6 +144,27 @@ async def test_cancel_of_a_running_job_interrupts_it(redis_port: int) -> None:
         assert await fleet.stores.runs.lease_of("g1") is None
 
 
+async def test_redis_that_goes_away_while_a_node_is_sought_is_no_fault_of_ours(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim, refused = RedisRunStore.claim, 3
+
+    async def away(self: RedisRunStore, *args: Any, **rest: Any) -> Any:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise StoreDown("Redis does not answer")
+        return await claim(self, *args, **rest)
+
+    monkeypatch.setattr(RedisRunStore, "claim", away)
+    async with fleet_of(redis_port, "g1") as fleet:
+        jobs = [await fleet.submit(picture(number)) for number in range(3)]
+        assert {(await fleet.ended(job.id)).status for job in jobs} == {JobStatus.SUCCEEDED}
+    assert not refused
+    assert "node not sought" in caplog.messages
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def _works(fleet: Fleet, jobs: list[Job]) -> bool:
     """Return whether g1 has a job; if not, submit one more: a slow machine may give all to another node."""
     if fleet.sims["g1"].engine.running:
