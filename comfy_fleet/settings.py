@@ -28,11 +28,13 @@ from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.class_rules import ClassRules
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY
+from comfy_fleet.domain.limits import Limits, parse_role_limits
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed
+from comfy_fleet.domain.roles import Role
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
 from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, parse_schedule
 from comfy_fleet.domain.webhooks.webhook import checked_url
@@ -339,6 +341,12 @@ class Settings(BaseSettings):
         ge=0,
         le=MAX_PRIORITY,
         description="Highest priority of a job, unless its caller's key has the role operator.",
+    )
+    limits: str = Field(
+        "",
+        description="Limits by role, as `submit: submits=10/1s,100/1m queued=50; artist: queued=200`. Names: "
+        "`submits`, `requests`, `queued`, `live`, `stored`, `streams`, `sockets`, `body`, `workflows`, "
+        "`raw_graphs`, `priority`. Keys and tenants may have further ones.",
     )
     shares: str = Field(
         "",
@@ -768,6 +776,16 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return value
 
+    @field_validator("limits")
+    @classmethod
+    def _check_limits(cls, value: str) -> str:
+        """Refuse what :func:`parse_role_limits` can't read."""
+        try:
+            parse_role_limits(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
+        return value
+
     @field_validator("free_paths")
     @classmethod
     def _check_free_paths(cls, value: str) -> str:
@@ -848,6 +866,11 @@ class Settings(BaseSettings):
     def webhook_allowed(self) -> AllowedHosts:
         """What webhooks may call besides the public internet."""
         return parse_allowed("FLEET_WEBHOOK_ALLOW", self.webhook_allow)
+
+    @property
+    def role_limits(self) -> Mapping[Role, Limits]:
+        """The limits by role."""
+        return parse_role_limits(self.limits)
 
     @property
     def extension_prefixes(self) -> tuple[str, ...]:

@@ -146,6 +146,8 @@ class Front:
                 await self.deps.wrong_keys.seen(address_of(scope, headers), scope["path"])
             raise
         scope["principal"], scope["session"] = found.principal, found.session
+        if found.principal.quotas:
+            self.deps.request_pace.take(found.principal.quotas)
         scope["by_header"], scope["more_elsewhere"] = found.by_header, found.more_elsewhere
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,6 +201,7 @@ class Front:
                 self._guards[marked(headers)].check(headers, changing=changing)
             if path_key or not public:
                 await self._identify(scope, headers, path_key)
+                incoming.narrow(scope["principal"])
             if incoming.ended or scope["method"] in _BODILESS:
                 await ticket.enter()
             await self.app(scope, incoming, sending)

@@ -12,7 +12,8 @@ from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.machine_token import is_machine_token
-from comfy_fleet.domain.principal import Principal, PrincipalLimits, Role
+from comfy_fleet.domain.principal import Principal, PrincipalLimits
+from comfy_fleet.domain.roles import Role
 from comfy_fleet.ports.people import KeysFile, PeopleStore
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.services.key_ring import KeyRing
@@ -109,7 +110,7 @@ class Keys:
                         "to a file of lines `NAME KEY`"
                     )
             return cls(limits, agent_token=settings.agent_token)
-        ring = KeyRing(limits, store=store, file=file)
+        ring = KeyRing(limits, by_role=settings.role_limits, store=store, file=file)
         ring.read_file()
         return cls(limits, ring, agent_token=settings.agent_token, machine=machine)
 

@@ -13,6 +13,8 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.domain.limits import least
+from comfy_fleet.domain.principal import Principal
 from comfy_fleet.timeouts import Timeout
 
 
@@ -55,13 +57,36 @@ class Incoming:
         self._whole = whole
         self._waited_s = 0.0
         self._came = 0
+        self._all = 0
+        self._most: tuple[int, str] | None = None
+        self._announced = headers.get("content-length", "")
         self.ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+
+    def narrow(self, who: Principal) -> None:
+        """Bound the body as its sender's limits say.
+
+        Raises:
+            HttpError: 413 if it is announced to be larger.
+        """
+        self._most = least(who.quotas, "body")
+        if self._most is not None and self._announced.isdecimal():
+            self._check(int(self._announced))
+
+    def _check(self, size: int) -> None:
+        if self._most is not None and size > self._most[0]:
+            most, scope = self._most
+            raise HttpError(
+                413,
+                "payload_too_large",
+                f"the body is larger than {most} bytes, the {scope}'s limit 'body'",
+                details={"limit": "body", "scope": scope, "most": most},
+            )
 
     async def __call__(self) -> Message:
         """Return the next message.
 
         Raises:
-            HttpError: 408 if the body comes too slowly.
+            HttpError: 408 if the body comes too slowly; 413 if it is larger than its sender's limit.
         """
         if self.ended:
             return await self._receive()
@@ -73,7 +98,10 @@ class Incoming:
         except TimeoutError:
             raise HttpError(408, "request_timeout", "the body comes too slowly") from None
         self._waited_s += loop.time() - began
-        self._came += len(message.get("body", b""))
+        came = len(message.get("body", b""))
+        self._came += came
+        self._all += came
+        self._check(self._all)
         if self._came >= self._pace.window_bytes:
             self._waited_s, self._came = 0.0, 0
         self.ended = not message.get("more_body", False)

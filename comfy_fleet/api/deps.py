@@ -17,12 +17,14 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_views import JobViews
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin, console_base
+from comfy_fleet.api.request_pace import RequestPace
 from comfy_fleet.api.wrong_keys import WrongKeys
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.nodes.node import Node, split_credentials
-from comfy_fleet.domain.principal import Principal, Role
+from comfy_fleet.domain.principal import Principal
+from comfy_fleet.domain.roles import Role
 from comfy_fleet.ports.agent_tokens import AgentTokenStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import NodeCalls
@@ -133,6 +135,7 @@ class ApiDeps:
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
         large_bodies: Turns of those that stay in memory until all of them has come.
+        request_pace: Bounds how many requests of any kind a caller makes.
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
     """
@@ -192,6 +195,7 @@ class ApiDeps:
     sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
     large_bodies: FairTurns = field(default_factory=lambda: FairTurns(4, each=1, line=8, wait_s=30.0))
+    request_pace: RequestPace = field(default_factory=RequestPace)
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 

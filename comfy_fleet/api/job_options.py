@@ -16,6 +16,7 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs import job_times
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Metadata
 from comfy_fleet.domain.jobs.trace_context import read_traceparent
+from comfy_fleet.domain.limits import least
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE, TIER_NAMES
@@ -227,13 +228,13 @@ def options(
     """
     d = deps(request)
     most = most_priority(request)
-    priority = body.priority or 0
+    priority = min(0, most) if body.priority is None else body.priority
     if priority > most:
         raise HttpError(
             403,
             "forbidden",
-            f"priority {priority} is more than {most} (FLEET_MAX_PRIORITY): send at most {most}, or "
-            "use a key that has the role admin",
+            f"priority {priority} is more than {most}, which FLEET_MAX_PRIORITY, or a limit 'priority' of "
+            f"your role, key or tenant allows: send at most {most}, or use a key that has the role operator",
             details={"field": "priority", "limit": most},
         )
     if body.finish_by is not None:
@@ -254,6 +255,7 @@ def options(
         traceparent=traceparent_in(request),
         cache_control=cache_control_in(request),
         webhook=webhook_in(request, body.webhook_url, body.webhook_events),
+        quotas=principal(request).quotas,
     )
 
 
@@ -274,8 +276,10 @@ def webhook_in(request: Request, url: str | None, events: tuple[str, ...] | None
 
 def most_priority(request: Request) -> int:
     """Return the highest priority that the caller's jobs may have; without keys there is no limit."""
-    d = deps(request)
-    return MAX_PRIORITY if d.keys.open or principal(request).operator else d.settings.max_priority
+    d, who = deps(request), principal(request)
+    most = MAX_PRIORITY if d.keys.open or who.operator else d.settings.max_priority
+    narrowed = least(who.quotas, "priority")
+    return most if narrowed is None else min(most, narrowed[0])
 
 
 def traceparent_in(request: Request) -> str | None:

@@ -30,6 +30,15 @@ Here = Annotated[
 TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name.")]
 UserName = Annotated[str, typer.Argument(metavar="USER", help="The user's name.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `fleet key ls` shows it.")]
+LimitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=VALUE",
+        help="A limit, e.g. submits=10/1s,100/1m, queued=50, stored=20GB, raw_graphs=no. Repeatable.",
+        show_default=False,
+    ),
+]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
@@ -84,6 +93,7 @@ _SHARING = "What its users see of each other: private (nothing) or shared (jobs)
 def create_tenant(
     name: TenantName,
     sharing: Annotated[str, typer.Option(metavar="private|shared", help=_SHARING)] = "private",
+    limit: LimitOptions = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -91,7 +101,10 @@ def create_tenant(
 ) -> None:
     """Add a tenant: people who use the fleet together."""
     with connected(api, key, here=here) as client:
-        _facts(client.post("/api/v1/tenants", {"name": name, "sharing": sharing}), json_=json_)
+        _facts(
+            client.post("/api/v1/tenants", {"name": name, "sharing": sharing, "limits": limits_in(limit)}),
+            json_=json_,
+        )
 
 
 @tenants.command("list", hidden=True)
@@ -119,16 +132,25 @@ def set_tenant(
     sharing: Annotated[
         str | None, typer.Option(metavar="private|shared", help=_SHARING, show_default="unchanged")
     ] = None,
+    limit: LimitOptions = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Change a tenant; it counts within a second."""
-    if sharing is None:
-        raise Fail("nothing to set: --sharing private|shared", code=Exit.USAGE)
+    """Change a tenant; it counts within a second.
+
+    Limits that are named change, an empty one (`--limit queued=`) goes, and the others stay.
+    """
+    if sharing is None and not limit:
+        raise Fail("nothing to set: --sharing private|shared, --limit NAME=VALUE", code=Exit.USAGE)
+    body: dict[str, Any] = {} if sharing is None else {"sharing": sharing}
     with connected(api, key, here=here) as client:
-        _facts(client.patch(path_of("tenant", name), {"sharing": sharing}), json_=json_)
+        if limit:
+            before = client.get(path_of("tenant", name))["limits"]
+            after = {**before, **limits_in(limit)}
+            body["limits"] = {one: value for one, value in after.items() if value}
+        _facts(client.patch(path_of("tenant", name), body), json_=json_)
 
 
 @tenants.command("rm")
@@ -210,6 +232,7 @@ def create_key(
         str | None, typer.Option(metavar="TIME", help="How long it is good for, e.g. 12h, 30d.")
     ] = None,
     note: Annotated[str, typer.Option(help="What it is for.")] = "",
+    limit: LimitOptions = None,
     tenant: Annotated[
         str, typer.Option(help="The tenant of a user who is not there yet, and is added.")
     ] = "default",
@@ -225,7 +248,7 @@ def create_key(
     Example: `fleet key create ada --role artist --expires 90d`. The first one of a fleet, on its own machine:
     `fleet key create me --role operator --here`.
     """
-    body: dict[str, Any] = {"user": user, "roles": role or [], "note": note}
+    body: dict[str, Any] = {"user": user, "roles": role or [], "note": note, "limits": limits_in(limit)}
     if expires is not None:
         body["expires_in_s"] = seconds("--expires", expires)
     with connected(api, key, here=here) as client:
@@ -317,6 +340,21 @@ def rotate_key(
 # -- parts ---------------------------------------------------------------------
 
 
+def limits_in(given: list[str] | None) -> dict[str, str]:
+    """Return limits from ``NAME=VALUE``; the fleet checks them.
+
+    Raises:
+        Fail: One is no such pair.
+    """
+    found: dict[str, str] = {}
+    for part in given or []:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise Fail(f"--limit {part!r} must be NAME=VALUE, such as queued=50", code=Exit.USAGE)
+        found[name] = value
+    return found
+
+
 def seconds(option: str, text: str) -> float:
     """Return a time such as ``90s``, ``12h`` or ``30d`` in seconds.
 
@@ -369,6 +407,8 @@ def _facts(answer: Mapping[str, Any], *, json_: bool) -> None:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={one}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 

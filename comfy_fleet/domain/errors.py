@@ -18,12 +18,15 @@ FleetError
 │   └── IdempotencyConflict  a request with the same key is in progress
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
+│   ├── LimitReached      a limit of a role, key or tenant is used up
 │   ├── NoNodes           no node is known at all
 │   ├── EditorAway        no node that serves the editor answers
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: the command may have been carried out
 │       └── StoreRefuses  Redis refuses the command: nothing was done
+├── StoredTooMuch         the caller keeps as many bytes as they may
+├── NotAllowed            a limit of a role, key or tenant forbids it
 ├── NotInTime             a node did not reach the expected state in time
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
@@ -36,6 +39,7 @@ FleetError
     └── OutputRefused     the node will never hand out this output
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -180,6 +184,40 @@ class QueueFull(Busy):
     """The queue holds as many jobs as the operator allows."""
 
     code = "queue_full"
+
+
+class LimitReached(Busy):
+    """A limit of somebody's is used up: of their role, their key or their tenant.
+
+    Attributes:
+        estimated: Whether ``retry_after_s`` says when there is room again; else nothing is known yet.
+    """
+
+    code = "limit_reached"
+
+    def __init__(
+        self, name: str, scope: str, *, most: int, used: int, per: str = "", wait_s: float | None = None
+    ) -> None:
+        what = f"{most} in {per}" if per else str(most)
+        super().__init__(
+            f"the {scope}'s limit {name!r} is {what}, and {used} are used: try again later",
+            retry_after_s=max(1, math.ceil(wait_s or 0)),
+            details={"limit": name, "scope": scope, "most": most, "used": used}
+            | ({"window": per} if per else {}),
+        )
+        self.estimated = wait_s is not None
+
+
+class StoredTooMuch(FleetError):
+    """As many bytes are kept as a limit of somebody's allows."""
+
+    code = "storage_limit"
+
+
+class NotAllowed(FleetError):
+    """A limit of somebody's keeps it from being done at all."""
+
+    code = "not_allowed"
 
 
 class NoNodes(Busy):

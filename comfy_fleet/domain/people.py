@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import TypeVar
 
 from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
-from comfy_fleet.domain.principal import DEFAULT_TENANT, ROLE_WORDS, Role, parse_role
+from comfy_fleet.domain.limits import stored_limits
+from comfy_fleet.domain.principal import DEFAULT_TENANT
+from comfy_fleet.domain.roles import ROLE_WORDS, Role, parse_role
 
 KEY_PREFIX = "cfk_"
 """How keys begin that the fleet makes: people and programs that look for leaked keys know them by it."""
@@ -48,14 +50,17 @@ class Tenant:
     Attributes:
         sharing: What they see of each other.
         created_at: Unix seconds.
+        limits: What all of them together may use, as :func:`comfy_fleet.domain.limits.parse_limits` reads it.
     """
 
     name: str
+    limits: Mapping[str, str] = field(default_factory=dict)
     sharing: TenantSharing = TenantSharing.PRIVATE
     created_at: float = 0.0
 
     def __post_init__(self) -> None:
         check_person("tenant", self.name)
+        stored_limits(self.limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,7 @@ class AccessKey:
         roles: What it may do.
         expires_at: Unix seconds; None: never.
         note: What its maker wrote about it.
+        limits: What may be used with it, as of a tenant.
     """
 
     id: str
@@ -89,6 +95,10 @@ class AccessKey:
     created_at: float = 0.0
     expires_at: float | None = None
     note: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        stored_limits(self.limits)
 
     @property
     def from_file(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.ports.blobs import Corrections
 
 
@@ -46,6 +47,7 @@ class AssetStore(Protocol):
         expires_in_s: float | None = None,
         folder: Folder = Folder.INPUT,
         numbered: bool = False,
+        quotas: tuple[ScopedLimits, ...] = (),
     ) -> tuple[Asset, bool]:
         """Make an asset of received bytes; see :meth:`upload`.
 
@@ -61,6 +63,10 @@ class AssetStore(Protocol):
             numbered: A name that other bytes have in that folder gets a number, as ComfyUI counts:
                 ``a (1).png``. Bytes that are there already under such a name are that asset again. Otherwise
                 the name means the newest asset so named.
+            quotas: The limits of who uploads.
+
+        Raises:
+            StoredTooMuch: They keep as many bytes as they may; nothing was recorded.
         """
 
     async def upload(

@@ -10,8 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from comfy_fleet.domain.errors import ConfigError, StoreDown
+from comfy_fleet.domain.limits import (
+    NO_LIMITS,
+    Limits,
+    ScopedLimits,
+    least,
+    limits_of_roles,
+    stored_limits,
+)
 from comfy_fleet.domain.people import AccessKey, People, TenantSharing, User, digest_of
 from comfy_fleet.domain.principal import Principal, PrincipalLimits
+from comfy_fleet.domain.roles import Role
 from comfy_fleet.ports.people import KeysFile, PeopleStore
 
 logger = logging.getLogger(__name__)
@@ -25,6 +34,7 @@ class KeyRing:
 
     Args:
         limits: How much each caller may use at once.
+        by_role: Limits by role.
         store: Where they are stored; None: only the file counts.
         file: An operator's file; None for none.
         clock: Unix seconds.
@@ -35,12 +45,14 @@ class KeyRing:
         self,
         limits: PrincipalLimits,
         *,
+        by_role: Mapping[Role, Limits] | None = None,
         store: PeopleStore | None = None,
         file: KeysFile | None = None,
         clock: Callable[[], float] = time.time,
         every_s: float = EVERY_S,
     ) -> None:
         self._limits = limits
+        self._by_role = by_role or {}
         self._store = store
         self._file = file
         self._clock = clock
@@ -50,6 +62,7 @@ class KeyRing:
         self._of_file: Sequence[AccessKey] = ()
         self._by_digest: Mapping[str, AccessKey] = {}
         self._by_id: Mapping[str, AccessKey] = {}
+        self._principals: dict[str, Principal] = {}
         self._turn = asyncio.Lock()
 
     @property
@@ -97,12 +110,52 @@ class KeyRing:
         return sorted({who.owner, *self._people.members(tenant.name)})
 
     def _principal(self, key: AccessKey) -> Principal:
+        if (known := self._principals.get(key.id)) is None:
+            known = self._principals[key.id] = self.principal(
+                key.user, key.roles, key=key.id, limits=stored_limits(key.limits)
+            )
+        return known
+
+    def principal(
+        self, user: str, roles: frozenset[Role], *, key: str = "", limits: Limits = NO_LIMITS
+    ) -> Principal:
+        """Return who acts for a user.
+
+        Args:
+            user: The user's name, stored or not.
+            roles: What they may do.
+            key: The id of their key, if they showed one.
+            limits: That key's.
+        """
+        tenant = self._people.tenant_of(user)
+        quotas = [
+            ScopedLimits(
+                scope="user", subject=user, owners=(user,), limits=limits_of_roles(self._by_role, roles)
+            ),
+            ScopedLimits(scope="key", subject=key, owners=(user,), limits=limits),
+        ]
+        if tenant.limits:
+            quotas.append(
+                ScopedLimits(
+                    scope="tenant",
+                    subject=tenant.name,
+                    owners=tuple(self._people.members(tenant.name)),
+                    limits=stored_limits(tenant.limits),
+                )
+            )
+        found = tuple(one for one in quotas if one.limits != NO_LIMITS)
+        streams, sockets = least(found, "streams"), least(found, "sockets")
+        own = self._limits
         return Principal(
-            owner=key.user,
-            tenant=self._people.tenant_of(key.user).name,
-            key=key.id,
-            roles=key.roles,
-            limits=self._limits,
+            owner=user,
+            tenant=tenant.name,
+            key=key,
+            roles=roles,
+            limits=PrincipalLimits(
+                streams=min(own.streams, streams[0]) if streams else own.streams,
+                sockets=min(own.sockets, sockets[0]) if sockets else own.sockets,
+            ),
+            quotas=found,
         )
 
     # -- what has changed ----------------------------------------------------
@@ -169,5 +222,6 @@ class KeyRing:
         users = {name: User(name=name) for name in self.file_owners}
         keys = {key.id: key for key in self._of_file} | stored
         self._people = replace(people, users={**users, **people.users}, keys=keys)
+        self._principals = {}
         self._by_id = keys
         self._by_digest = {key.digest: key for key in keys.values()}

@@ -11,6 +11,7 @@ from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.reseed import Reseeded, editor_graph_with, is_seed, reseeded
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, ParameterType, Workflow
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, MAX_PRIORITY, Job, Placement, PromptFields
+from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
@@ -46,6 +47,7 @@ class Retry:
         new_seed: Whether its seeds are drawn anew.
         extra_data: Replaces what was sent as ``extra_data``; None: the same again.
         traceparent: The trace that the new job belongs to.
+        quotas: The limits of who asks.
         most_priority: The highest priority that the new job may have; that of the first may be higher.
     """
 
@@ -54,6 +56,7 @@ class Retry:
     idempotency: Idempotency | None = None
     traceparent: str | None = None
     most_priority: int = MAX_PRIORITY
+    quotas: tuple[ScopedLimits, ...] = ()
 
 
 class Retrying:
@@ -124,6 +127,7 @@ class Retrying:
             prompt=PromptFields(targets=job.targets),
             uploads=job.uploads,
             retry_of=job.id,
+            quotas=how.quotas,
         )
         workflow = await self._version(job)
         if workflow is not None:

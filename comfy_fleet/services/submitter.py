@@ -16,6 +16,7 @@ from comfy_fleet.domain.errors import (
     Busy,
     FleetError,
     InvalidWorkflow,
+    LimitReached,
     MissingAsset,
     NoNodes,
     QueueFull,
@@ -29,6 +30,7 @@ from comfy_fleet.domain.graphs.missing import LackingNodes
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.pixels import sampled_pixels
 from comfy_fleet.domain.graphs.workflow import CacheMode, ManifestRequirements, Workflow
+from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.input_fetch import FetchedInput, is_url
@@ -36,6 +38,7 @@ from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptField
 from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
 from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
+from comfy_fleet.domain.limits import ScopedLimits, check_workflow_allowed, script_quota
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE, WARMING
 from comfy_fleet.domain.webhooks.webhook import Webhook
@@ -124,6 +127,7 @@ class JobOptions:
         retry_of: The job that this one repeats.
         cache_control: What it says about results of earlier jobs.
         webhook: Who is told what becomes of it.
+        quotas: The limits of who asks.
     """
 
     priority: int = 0
@@ -141,6 +145,7 @@ class JobOptions:
     retry_of: str | None = None
     cache_control: CacheControl = field(default_factory=CacheControl)
     webhook: Webhook | None = None
+    quotas: tuple[ScopedLimits, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +263,9 @@ class Submitter:
             MissingAsset: It refers to an asset that this owner does not have.
             Busy: Several large graphs are being checked already.
             NoNodes: No node is known at all.
+            NotAllowed: By a limit, who asks may not submit this.
+            LimitReached: A limit of theirs is used up.
+            StoredTooMuch: They keep as many bytes as they may.
             NoRoom: The fleet's own disk is too full for another job's outputs.
             QueueFull: Too many jobs wait.
             IdempotencyKeyReuse: The key has made a job.
@@ -293,6 +301,8 @@ class Submitter:
             FleetError: Everything that :meth:`comfy_fleet.ports.workflows.Catalog.get` and :meth:`workflow`
                 raise.
         """
+        if WorkflowReference.parse(name).draft:  # it is whatever its owner has drawn
+            check_workflow_allowed(options.quotas, None)
         return await self.workflow(owner, await self._catalog.get(name, owner), params, options)
 
     async def workflow(
@@ -348,6 +358,7 @@ class Submitter:
         drawn: frozenset[str] = frozenset(),
         large: bool = False,
     ) -> Submitted:
+        check_workflow_allowed(options.quotas, workflow.name if workflow else None)
         self._assets.check_room()
         declared = self._inventories.declared()
         checked = await self._inputs.stored_graph(owner, checked, declared)
@@ -457,6 +468,7 @@ class Submitter:
             results=results,
             fetches=as_fetches({url: [takes for _, takes in inputs] for url, inputs in awaited.items()}),
             webhook=options.webhook,
+            quota=script_quota(options.quotas),
         )
         return await self._write(new, options.idempotency)
 
@@ -532,7 +544,7 @@ class Submitter:
         except FleetError as error:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
-            if isinstance(error, QueueFull):
+            if isinstance(error, QueueFull) or (isinstance(error, LimitReached) and not error.estimated):
                 error.retry_after_s = await self._retry_after()
             raise
         if done.job.id != new.id:  # a replay: the earlier job holds its own assets

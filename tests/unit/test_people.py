@@ -20,7 +20,8 @@ from comfy_fleet.domain.people import (
     digest_of,
     parse_keys,
 )
-from comfy_fleet.domain.principal import PrincipalLimits, Role
+from comfy_fleet.domain.principal import PrincipalLimits
+from comfy_fleet.domain.roles import Role
 from comfy_fleet.services.key_ring import KeyRing
 from tests.key_files import write_keys
 

@@ -8,13 +8,14 @@ had one.
 import logging
 import posixpath
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_fleet.adapters.redis.asset_record import dump_asset, dump_tags, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.quotas import limit_error
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import (
     AssetInUse,
@@ -25,10 +26,12 @@ from comfy_fleet.domain.errors import (
     NoRoom,
     NotFound,
     Outdated,
+    StoredTooMuch,
     StoreRefuses,
 )
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import HASH, Asset, index_name, listed_name
+from comfy_fleet.domain.limits import ScopedLimits, stored_quota
 from comfy_fleet.ports.assets import Received
 from comfy_fleet.ports.blobs import Blob, BlobStore, Corrections
 
@@ -122,6 +125,7 @@ class RedisAssets:
         expires_in_s: float | None = None,
         folder: Folder = Folder.INPUT,
         numbered: bool = False,
+        quotas: tuple[ScopedLimits, ...] = (),
     ) -> tuple[Asset, bool]:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.keep`."""
         if not isinstance(received, _Received):
@@ -149,8 +153,8 @@ class RedisAssets:
         )
         received.recorded = True
         try:
-            return await self._add(asset, numbered=numbered)
-        except (StoreRefuses, Outdated):
+            return await self._add(asset, numbered=numbered, quota=stored_quota(quotas))
+        except (StoreRefuses, Outdated, StoredTooMuch):
             received.recorded = False
             raise
 
@@ -457,7 +461,9 @@ class RedisAssets:
     async def _begin(self, script: str, /, **args: Any) -> list[str]:
         return [_text(part) for part in await self._scripts.begin(script, **args)]
 
-    async def _add(self, asset: Asset, *, numbered: bool = False) -> tuple[Asset, bool]:
+    async def _add(
+        self, asset: Asset, *, numbered: bool = False, quota: Mapping[str, Any] | None = None
+    ) -> tuple[Asset, bool]:
         """Add a record; return the present one, and True if the bytes are new to the owner.
 
         If the same bytes are stored already, these replace them, which repairs broken ones.
@@ -465,7 +471,11 @@ class RedisAssets:
         Numbered: see :meth:`keep`.
         """
         stem, suffix = posixpath.splitext(asset.file_path) if numbered else (None, None)
-        _, *rest = await self._begin("add_asset", record=dump_asset(asset), stem=stem, suffix=suffix)
+        outcome, *rest = await self._begin(
+            "add_asset", record=dump_asset(asset), stem=stem, suffix=suffix, quota=quota
+        )
+        if outcome == "limit":
+            raise limit_error(rest)
         fresh, there, path = rest
         if path != asset.path:
             await self._blobs.replace(path, by=asset.path)

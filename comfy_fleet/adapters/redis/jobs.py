@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.estimates import load_standing
 from comfy_fleet.adapters.redis.fetches import fetch_id
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
+from comfy_fleet.adapters.redis.quotas import limit_error
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, Conflict, JobLive, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.asset import Asset
@@ -118,6 +119,7 @@ class RedisJobStore:
             timeout_s=new.timeout_s,
             fetches=self._awaited(new) or None,
             webhook=new.webhook is not None or None,
+            quota=new.quota,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -136,6 +138,8 @@ class RedisJobStore:
                 retry_after_s=1,
                 details={"depth": int(answer[1]), "limit": depth_limit},
             )
+        if outcome == b"limit":
+            raise limit_error(answer[1:])
         if outcome == b"ok":
             job = _fresh(new, created_at=float(answer[1]), number=float(answer[3]))
             return Submitted(job=job, position=int(answer[2]) or None)

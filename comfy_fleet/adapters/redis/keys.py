@@ -251,6 +251,9 @@ class Keyspace:
     users = _One("users")  # hash: NAME -> their record as JSON
     access_keys = _One("keys")  # hash: ID -> the key's record as JSON, with its SHA-256 and not the key
 
+    submit_times = _Each("submits:SCOPE:SUBJECT:WINDOW")  # list: when jobs were submitted, the latest first
+    stored_bytes = _One("stored:bytes")  # hash: OWNER -> bytes of their assets whose records say `counted`
+
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
     # string: a sign-in on its way from the console's origin to the editor's; HASH is that of its code

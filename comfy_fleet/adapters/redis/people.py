@@ -11,8 +11,8 @@ from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.people import AccessKey, People, Tenant, User
-from comfy_fleet.domain.principal import Role, parse_role
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.domain.roles import Role, parse_role
 
 T = TypeVar("T")
 R = TypeVar("R", Tenant, User, AccessKey)

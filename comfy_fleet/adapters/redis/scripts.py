@@ -41,6 +41,7 @@ _PRELUDE = (
     "schedule_standing",
     "rq",
     "lists",
+    "quotas",
     "queues",
     "merges",
     "staged",

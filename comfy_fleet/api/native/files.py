@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api import asset_response
 from comfy_fleet.api.asset_response import SAFE_HEADERS, may_run
-from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner
+from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -188,7 +188,9 @@ async def upload_image(request: Request) -> Response:
         form = UploadedForm(request, d.settings.max_body_bytes, part="image")
         async with d.assets.receive(form.file()) as received:
             place = _Place(form)
-            asset, _ = await d.assets.keep(received, **place.record(who, form.file_type))
+            asset, _ = await d.assets.keep(
+                received, **place.record(who, form.file_type), quotas=principal(request).quotas
+            )
     except HttpError as error:
         return _form_refused(error)
     except _Refused as refused:
@@ -206,7 +208,9 @@ async def upload_mask(request: Request) -> Response:
             original = await _original(d, who, form)
             joined = await d.pictures.masked(original, mask, place.path)
         async with d.assets.receive(_once(joined)) as received:
-            asset, _ = await d.assets.keep(received, **place.record(who, None))
+            asset, _ = await d.assets.keep(
+                received, **place.record(who, None), quotas=principal(request).quotas
+            )
     except HttpError as error:
         return _form_refused(error)
     except _Refused as refused:

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from comfy_fleet.api.body import graph_limits, json_taken, kind_of, read_json
 from comfy_fleet.api.cache_control import cache_control_in
-from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.deps import deps, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.job_options import JobOptionsBody, traceparent_in, webhook_in
+from comfy_fleet.api.job_options import JobOptionsBody, most_priority, traceparent_in, webhook_in
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
 from comfy_fleet.api.native.refusals import BAD_PROMPT_ID, PromptRefusal
@@ -64,7 +64,9 @@ async def post_prompt(request: Request) -> Response:
         webhook=webhook,
         traceparent=traceparent_in(request),
         prompt=fields,
+        priority=min(0, most_priority(request)),
         where=ON_ALL,
+        quotas=principal(request).quotas,
         cache_control=cache_control_in(request),
     )
     taken = await d.prompt_submitter.submit(owner(request), prompt, options)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import job_options, jobs
-from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
@@ -22,7 +22,9 @@ from comfy_fleet.api.v1 import task_words
 from comfy_fleet.api.v1.task_words import TaskWords
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.jobs.job import Job, OutputKind
+from comfy_fleet.domain.limits import check_workflow_allowed
 from comfy_fleet.ports.jobs import Submitted
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -73,7 +75,10 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
     replay = Replay(request, who, _fingerprinted(body))
 
     async def submit() -> Submitted:
-        workflow = await d.catalog.get(body.workflow or d.settings.generate_workflow, who)
+        name = body.workflow or d.settings.generate_workflow
+        if WorkflowReference.parse(name).draft:  # it is whatever its owner has drawn
+            check_workflow_allowed(principal(request).quotas, None)
+        workflow = await d.catalog.get(name, who)
         options = job_options.options(request, body, replay.idempotency)
         try:
             return await d.submitter.workflow(who, workflow, _params(body, workflow), options)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import jobs
-from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.deps import deps, owner, principal
 from comfy_fleet.api.job_options import most_priority, traceparent_in
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
@@ -71,6 +71,7 @@ async def retry_job(request: Request) -> Response:
             idempotency=replay.idempotency,
             traceparent=traceparent_in(request),
             most_priority=most_priority(request),
+            quotas=principal(request).quotas,
         )
         return await d.retrying.retry(job, how)
 

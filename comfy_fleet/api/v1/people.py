@@ -16,6 +16,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
 from comfy_fleet.api.typed_bodies import read, read_optional, read_query
 from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.limits import parse_limits
 from comfy_fleet.domain.people import (
     KEY_LENGTH,
     KEY_LETTERS,
@@ -28,13 +29,25 @@ from comfy_fleet.domain.people import (
     User,
     digest_of,
 )
-from comfy_fleet.domain.principal import DEFAULT_TENANT, Principal, Role
+from comfy_fleet.domain.principal import DEFAULT_TENANT, Principal
+from comfy_fleet.domain.roles import Role
 
 logger = logging.getLogger(__name__)
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 RoleWord = Literal["submit", "artist", "operator", "metrics"]
 _OF_FILE = "it is a line of FLEET_KEYS_FILE: change that file, which is read within a second"
+
+
+LimitsField = Annotated[
+    dict[str, str],
+    Field(
+        max_length=11,
+        description="By name, as people write them: `submits` and `requests` (`10/1s,100/1m`), `queued`, "
+        "`live`, `stored` (`20GB`), `streams`, `sockets`, `body`, `workflows`, `raw_graphs` (`no`), "
+        "`priority`.",
+    ),
+]
 
 
 class _Body(BaseModel):
@@ -51,6 +64,7 @@ class TenantBody(_Body):
         TenantSharing.PRIVATE,
         description="What its users see of each other: `private`: nothing; `shared`: jobs.",
     )
+    limits: LimitsField = Field(default_factory=dict)
 
 
 class TenantChangeBody(_Body):
@@ -59,6 +73,7 @@ class TenantChangeBody(_Body):
     model_config = ConfigDict(json_schema_extra={"example": {"sharing": "private"}})
 
     sharing: TenantSharing | None = Field(None, description="As for a new one.")
+    limits: LimitsField | None = Field(None, description="All of its limits: those that are left out go.")
 
 
 class UserBody(_Body):
@@ -87,6 +102,7 @@ class KeyBody(_Body):
         description="How long it is good for; null: always.",
     )
     note: str = Field("", max_length=MOST_NOTE, description="What it is for.")
+    limits: LimitsField = Field(default_factory=dict)
 
 
 class RotateBody(_Body):
@@ -111,6 +127,7 @@ class TenantAnswer(TypedDict):
     name: str
     sharing: TenantSharing
     created_at: str | None
+    limits: dict[str, str]
     users: Annotated[list[str], Field(description="Their names.")]
 
 
@@ -147,6 +164,7 @@ class KeyAnswer(TypedDict):
     created_at: str | None
     expires_at: str | None
     expired: bool
+    limits: dict[str, str]
     from_file: Annotated[bool, Field(description="Whether it is a line of the keys file.")]
 
 
@@ -204,7 +222,12 @@ async def add_tenant(request: Request) -> Response:
     """Adds a tenant; 409 if there is one of this name."""
     who = _changer(request)
     d, body = deps(request), await read(request, TenantBody)
-    tenant = Tenant(name=body.name, sharing=body.sharing, created_at=await d.store_time())
+    tenant = Tenant(
+        name=body.name,
+        sharing=body.sharing,
+        limits=_checked(body.limits),
+        created_at=await d.store_time(),
+    )
     await d.keys.ring.change(lambda people: people.add_tenant(tenant))
     _note("tenant added", who, tenant=tenant.name)
     return json_response(_tenant(d, tenant.name), 201)
@@ -224,6 +247,8 @@ async def change_tenant(request: Request) -> Response:
     d, body = deps(request), await read(request, TenantChangeBody)
     name = request.path_params["tenant"]
     changes = body.model_dump(exclude_none=True)
+    if body.limits is not None:
+        changes["limits"] = _checked(body.limits)
 
     await d.keys.ring.change(lambda people: people.change_tenant(_replaced(people.tenant(name), changes)))
     _note("tenant changed", who, tenant=name, changes=changes)
@@ -321,6 +346,7 @@ async def add_key(request: Request) -> Response:
             created_at=now,
             expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
             note=body.note,
+            limits=_checked(body.limits),
         )
     )
     await d.keys.ring.change(lambda people: people.add_key(made))
@@ -409,6 +435,7 @@ def _tenant(d: ApiDeps, name: str) -> TenantAnswer:
         "name": tenant.name,
         "sharing": tenant.sharing,
         "created_at": _time(tenant.created_at),
+        "limits": dict(tenant.limits),
         "users": list(people.members(tenant.name)),
     }
 
@@ -435,12 +462,19 @@ def _key(d: ApiDeps, key: AccessKey, now: float) -> KeyAnswer:
         "created_at": _time(key.created_at),
         "expires_at": _time(key.expires_at),
         "expired": not key.holds(now),
+        "limits": dict(key.limits),
         "from_file": key.from_file,
     }
 
 
 def _time(seconds: float | None) -> str | None:
     return time(seconds) if seconds else None
+
+
+def _checked(limits: Mapping[str, str]) -> Mapping[str, str]:
+    """Return limits that can be read; an unknown name is refused here, where somebody has just written it."""
+    parse_limits(limits)
+    return dict(limits)
 
 
 def _role_words(roles: frozenset[Role]) -> list[Any]:

@@ -69,6 +69,7 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
             expected_hash=_hash(expected, "expected_hash") if expected is not None else None,
             tags=_tags([tag for tags in form.many("tags") for tag in tags.split(",")]),
             expires_in_s=_expires_in(int(expires_in)) if expires_in is not None else None,
+            quotas=principal(request).quotas,
         )
     return _made(request, d, asset, fresh)
 

@@ -317,6 +317,7 @@ class NewJob:
         results: Whose result it may get, and who may get its own; None: it shares nothing.
         fetches: Files that it names by URL and that are not here yet: it can't start before they are.
         webhook: Who is told what becomes of it.
+        quota: What is checked as it is written; None: nothing.
     """
 
     id: str
@@ -357,6 +358,7 @@ class NewJob:
     results: ResultKeys | None = None
     fetches: tuple[InputFetch, ...] = ()
     webhook: Webhook | None = None
+    quota: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.principal import Role
+from comfy_fleet.domain.roles import Role
 from tests.factories import picture
 from tests.integration.api_kit import Api, code, running
 from tests.key_files import keys_of, write_keys

@@ -1,6 +1,6 @@
 -- Add the record of an upload whose bytes are there.  args: record; if it must take no other's name, also stem and suffix of
--- its name.
--- Returns {'schema', layout} | {'ok', 1 if the bytes are new to the owner, id, path}.
+-- its name; quota (see quotas.lua).
+-- Returns {'schema', layout} | {'limit', ...} as over_quota says | {'ok', 1 if the bytes are new to the owner, id, path}.
 -- Another id: the owner has this upload already.
 -- Another path: the same bytes are stored there already.
 local r = args.record
@@ -46,6 +46,8 @@ if same then
   stay(same, r)
   return { 'ok', 0, same.id, same.path }
 end
+local over = args.quota and over_quota(args.quota, now(), 0, tonumber(r.size_bytes) or 0)
+if over then return over end
 local at = blob_at_key(r.hash)
 local there = redis.call('GET', at)
 -- A path that is being deleted, or was, is never used again.  It may also wait for the sweep, if a walk has found it.

@@ -6,9 +6,9 @@
 --       wanted (nil: its own result) {key, versions, max_age_s,
 --       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
 --       timeout_s (longest run), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
---       webhook (bool: the record has one).
+--       webhook (bool: the record has one), quota (see quotas.lua).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
--- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+-- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
 local STEP_S = 0.001  -- from one rank to the next
 
@@ -33,6 +33,9 @@ local function flight_hash(result) return redis.sha1hex(result .. ' ' .. args.pl
 local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
 local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key)
 if not earlier and not open and depth >= args.depth_limit then return { 'full', tostring(depth) } end
+local over = args.quota and over_quota(args.quota, at, earlier and 0 or 1, 0)
+if over then return over end
+if args.quota then note_submit(args.quota, at) end
 
 local rank = at - args.priority * args.ageing_s
 local count = redis.call('HINCRBY', numbers_key, args.owner, 1)

@@ -9,6 +9,10 @@ end
 
 -- Write an asset's record; 1 if the bytes are new to its owner.
 local function add_asset(r)
+  if redis.call('EXISTS', asset_key(r.id)) == 0 then
+    r.counted = '1'
+    redis.call('HINCRBY', stored_bytes_key, r.owner, r.size_bytes)
+  end
   redis.call('HSET', asset_key(r.id), unpack(flat(r)))
   redis.call('SADD', blob_refs_key(r.path), r.id)
   redis.call('ZREM', blob_unused_key, r.hash .. ' ' .. r.path)
