@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -16,7 +16,9 @@ from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.jobs import read_job
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.jobs.job import Job, Output, Progress
+from comfy_fleet.domain.jobs.job import Job, JobEvent, Output, Progress
+from comfy_fleet.ports.jobs import JobSnapshot
+from comfy_fleet.services.job_queries import is_id, is_seen, no_job
 from comfy_fleet.services.job_watch import Alive, Preview, Seen, Status, watch
 from comfy_fleet.timeouts import Timeout
 
@@ -37,39 +39,72 @@ async def open_stream(request: Request, job_id: str) -> Response:
         NotFound: The caller has no such job.
         HttpError: 429 ``too_many_streams``.
     """
-    d, who = deps(request), owner(request)
-    most = principal(request).limits.streams
-    job = await read_job(request, job_id)
+    d, who, caller = deps(request), owner(request), principal(request)
+    most = caller.limits.streams
     if request.method == "HEAD":  # nothing to keep open
+        await read_job(request, job_id)
         answer = Response()
         answer.raw_headers = [*_HEADERS]
         return answer
     if d.streams[who] >= most:
+        await read_job(request, job_id)
         raise HttpError(
             429,
             "too_many_streams",
             f"{most} event streams are open already: close one, or poll the job",
             headers={"Retry-After": "5"},
         )
-    return EventStream(
-        d, who, job, links(request), session=request.scope["session"], key=principal(request).key
-    )
+    if not is_id(job_id):
+        raise no_job(job_id)
+    async with contextlib.AsyncExitStack() as subscription:
+        # Subscribed to first, so that one look at the record tells both whose it is and how far it is.
+        events = await subscription.enter_async_context(d.events.subscribe(job_id))
+        now = await d.jobs.snapshot(job_id)
+        if now is None or not is_seen(now.job, d.keys.ring.seen_by(caller)):
+            raise no_job(job_id)
+        return EventStream(
+            d,
+            who,
+            now,
+            events,
+            subscription.pop_all(),
+            links(request),
+            session=request.scope["session"],
+            key=caller.key,
+        )
 
 
 class EventStream(Response):
     """Streams until the job's last status, the client's disconnect or sign-out, or the server's end."""
 
-    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links, *, session: str, key: str) -> None:
+    def __init__(
+        self,
+        d: ApiDeps,
+        who: str,
+        now: JobSnapshot,
+        events: AsyncIterator[JobEvent],
+        subscription: contextlib.AsyncExitStack,
+        to: Links,
+        *,
+        session: str,
+        key: str,
+    ) -> None:
         super().__init__()
         self._deps = d
         self._who = who
-        self._job = job
+        self._now = now
+        self._events = events
+        self._subscription = subscription
         self._links = to
         self._session = session
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames; a client that goes away ends it at once."""
+        async with self._subscription:
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         streams = self._deps.streams
         streams[self._who] += 1
         with self._deps.session_watch.follow(self._session, self._key) as signed_out:
@@ -94,10 +129,11 @@ class EventStream(Response):
     async def _tell(self, send: Send) -> None:
         d = self._deps
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        seen = watch(self._job, jobs=d.jobs, events=d.events, outlook=d.estimator.outlook, closing=d.closing)
+        job = self._now.job
+        seen = watch(self._now, self._events, jobs=d.jobs, outlook=d.estimator.outlook, closing=d.closing)
         async with contextlib.aclosing(seen):
             async for some in seen:
-                body = b"".join(frame(one, self._job, self._links) for one in some)
+                body = b"".join(frame(one, job, self._links) for one in some)
                 one = some[-1]
                 last = isinstance(one, Status) and one.status.terminal  # the end comes with it, not after it
                 await send({"type": "http.response.body", "body": body, "more_body": not last})

@@ -169,12 +169,8 @@ class JobStore(Protocol):
     async def depth(self) -> int:
         """Return how many jobs wait."""
 
-    async def snapshot(self, job: Job) -> JobSnapshot | None:
-        """Return a job as it is now; None if it is forgotten.
-
-        Args:
-            job: As it was read a moment ago. Only if it has changed since, its record is read again.
-        """
+    async def snapshot(self, job_id: str) -> JobSnapshot | None:
+        """Return a job as it is now; None if there is none, or it is forgotten."""
 
     async def with_ui(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
         """Return the job as :meth:`get` does, and what the graph's nodes returned for the user interface.

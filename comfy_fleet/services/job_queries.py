@@ -30,10 +30,20 @@ async def seen(jobs: JobStore, owners: Collection[str] | None, job_id: str) -> J
     Raises:
         NotFound: There is none; somebody else's job looks the same.
     """
-    job = await jobs.get(job_id) if _ID.fullmatch(job_id) else None
-    if job is None or (owners is not None and job.owner not in owners) or job.removed:
-        raise NotFound(f"no job {job_id[:80]}", details={"job_id": job_id[:80]})
+    job = await jobs.get(job_id) if is_id(job_id) else None
+    if job is None or not is_seen(job, owners):
+        raise no_job(job_id)
     return job
+
+
+def is_seen(job: Job, owners: Collection[str] | None) -> bool:
+    """Return whether a job is to be seen by whoever sees the jobs of these owners (None: of everybody)."""
+    return (owners is None or job.owner in owners) and not job.removed
+
+
+def no_job(job_id: str) -> NotFound:
+    """Return the error for a job that this caller does not have."""
+    return NotFound(f"no job {job_id[:80]}", details={"job_id": job_id[:80]})
 
 
 async def prompt_job(jobs: JobStore, owner: str, prompt_id: str) -> Job | None:
@@ -45,7 +55,7 @@ async def prompt_job(jobs: JobStore, owner: str, prompt_id: str) -> Job | None:
         return None
     job_id = await jobs.by_prompt(owner, prompt_id) or (prompt_id if is_id(prompt_id) else None)
     job = await jobs.get(job_id) if job_id is not None else None
-    return job if job is not None and job.owner == owner and not job.removed else None
+    return job if job is not None and is_seen(job, [owner]) else None
 
 
 def is_prompt_id(value: object) -> TypeGuard[str]:

@@ -16,7 +16,7 @@ from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, Progress
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.schedule.calibration import EndEstimate
-from comfy_fleet.ports.jobs import Events, JobStore
+from comfy_fleet.ports.jobs import JobSnapshot, JobStore
 from comfy_fleet.services.estimator import Outlook
 
 
@@ -75,10 +75,10 @@ class _Throttle:
 
 
 async def watch(
-    job: Job,
+    now: JobSnapshot,
+    stream: AsyncIterator[JobEvent],
     *,
     jobs: JobStore,
-    events: Events,
     outlook: Callable[[Job], Awaitable[Outlook]],
     closing: asyncio.Event,
     pace: StreamPace | None = None,
@@ -90,45 +90,43 @@ async def watch(
     or when ``closing`` is set.
 
     Args:
-        job: As it was.
+        now: The job, read after ``stream`` began, so that nothing is missed in between.
+        stream: What happens to it.
         jobs: Reads the record.
-        events: What happens.
         outlook: Says when a job that waits will have ended.
         closing: Ends the stream.
         pace: How often updates are sent.
         monotonic: Seconds, for intervals.
     """
     pace = pace or StreamPace()
-    async with events.subscribe(job.id) as stream:
-        watcher = _Watcher(job, jobs=jobs, outlook=outlook, pace=pace, monotonic=monotonic)
-        if told := [seen async for seen in watcher.snapshot()]:
-            yield told
-        if watcher.done:
-            return
-        coming: asyncio.Task[JobEvent] | None = None
-        closed = asyncio.ensure_future(closing.wait())
-        try:
-            while not watcher.done and not closing.is_set():
-                if coming is None:
-                    coming = asyncio.ensure_future(_next(stream))
-                timeout = max(0.0, watcher.next_at() - monotonic())
-                await asyncio.wait({coming, closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                if coming.done():
-                    event = coming.result()
-                    coming = None
-                    try:
-                        told = [seen async for seen in watcher.take(event)]
-                    except UNREADABLE:  # from another version: the record has the facts
-                        continue
-                    if told:
-                        yield told
-                if told := [seen async for seen in watcher.tick()]:
+    watcher = _Watcher(now.job.id, jobs=jobs, outlook=outlook, pace=pace, monotonic=monotonic)
+    yield list(watcher.begin(now))
+    if watcher.done:
+        return
+    coming: asyncio.Task[JobEvent] | None = None
+    closed = asyncio.ensure_future(closing.wait())
+    try:
+        while not watcher.done and not closing.is_set():
+            if coming is None:
+                coming = asyncio.ensure_future(_next(stream))
+            timeout = max(0.0, watcher.next_at() - monotonic())
+            await asyncio.wait({coming, closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                event = coming.result()
+                coming = None
+                try:
+                    told = [seen async for seen in watcher.take(event)]
+                except UNREADABLE:  # from another version: the record has the facts
+                    continue
+                if told:
                     yield told
-        finally:
-            closed.cancel()
-            if coming is not None:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
+            if told := [seen async for seen in watcher.tick()]:
+                yield told
+    finally:
+        closed.cancel()
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _next(stream: AsyncIterator[JobEvent]) -> JobEvent:
@@ -140,15 +138,14 @@ class _Watcher:
 
     def __init__(
         self,
-        job: Job,
+        job_id: str,
         *,
         jobs: JobStore,
         outlook: Callable[[Job], Awaitable[Outlook]],
         pace: StreamPace,
         monotonic: Callable[[], float],
     ) -> None:
-        self._job = job
-        self._job_id = job.id
+        self._job_id = job_id
         self._jobs = jobs
         self._pace = pace
         self._monotonic = monotonic
@@ -167,15 +164,10 @@ class _Watcher:
         self._told_at = self._position_at = self._read_at = monotonic()
         self.done = False
 
-    async def snapshot(self) -> AsyncIterator[Seen]:
+    def begin(self, now: JobSnapshot) -> Iterator[Seen]:
         """Yield the present state: status, progress, preview, outputs; the status comes last if it is
         final."""
-        now = await self._jobs.snapshot(self._job)
-        if now is None:  # past its retention
-            self.done = True
-            return
-        for seen in self._record(now.job, now.position):  # an estimate would take another trip
-            yield seen
+        yield from self._record(now.job, now.position)  # an estimate would take another trip
         if now.preview is not None and not self.done:
             yield Preview(data=now.preview)
             self._preview.due_at = self._monotonic() + self._pace.progress_s

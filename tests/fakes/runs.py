@@ -433,12 +433,12 @@ class FakeJobStore(Fake):
         found = self.held.get(job.id)
         return None if found is None or found.status is not JobStatus.QUEUED else self.places.get(job.id, 1)
 
-    async def snapshot(self, job: Job) -> JobSnapshot | None:
+    async def snapshot(self, job_id: str) -> JobSnapshot | None:
         self.answer("snapshot")
-        found = self.held.get(job.id)
+        found = self.held.get(job_id)
         if found is None:
             return None
-        place = self.places.get(job.id, 1) if found.status is JobStatus.QUEUED else None
+        place = self.places.get(job_id, 1) if found.status is JobStatus.QUEUED else None
         return JobSnapshot(job=found, position=place)
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = unplayed

@@ -134,14 +134,15 @@ async def test_a_stream_ends_on_the_whole(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     run = await claim(stores)
     told: list[Seen] = []
-    async for some in watch(
-        job, jobs=stores.jobs, events=stores.events, outlook=unknown, closing=asyncio.Event()
-    ):
-        if not told:
-            await stores.runs.finish(
-                run, JobStatus.SUCCEEDED, error=None, duration_s=1, progress=Progress.complete(2)
-            )
-        told += some
+    async with stores.events.subscribe(job.id) as stream:
+        now = await stores.jobs.snapshot(job.id)
+        assert now is not None
+        async for some in watch(now, stream, jobs=stores.jobs, outlook=unknown, closing=asyncio.Event()):
+            if not told:
+                await stores.runs.finish(
+                    run, JobStatus.SUCCEEDED, error=None, duration_s=1, progress=Progress.complete(2)
+                )
+            told += some
     assert told == [
         Status(status=JobStatus.RUNNING),
         Progress.complete(2),

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,10 +13,16 @@ from starlette.types import Message
 from comfy_fleet.api import events
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus
+from comfy_fleet.ports.jobs import JobSnapshot
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.services.job_watch import Alive, Seen, Status
 from comfy_fleet.services.session_watch import SessionWatch
+
+
+async def nothing() -> AsyncIterator[JobEvent]:
+    return
+    yield
 
 
 async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
@@ -47,9 +53,14 @@ async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
         estimator=SimpleNamespace(outlook=None),
     )
     deps = cast(ApiDeps, parts)
-    stream = events.EventStream(deps, "me", job, cast(Links, None), session="", key="")
+    subscription = AsyncExitStack()
+    left: list[bool] = []
+    subscription.callback(left.append, True)
+    stream = events.EventStream(
+        deps, "me", JobSnapshot(job=job), nothing(), subscription, cast(Links, None), session="", key=""
+    )
     await stream({"type": "http"}, receive, send)
-    assert not deps.streams
+    assert not deps.streams and left
     return sent
 
 
@@ -104,7 +115,16 @@ async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_th
         estimator=SimpleNamespace(outlook=None),
     )
     job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
-    stream = events.EventStream(cast(ApiDeps, parts), "me", job, cast(Links, None), session="s", key="")
+    stream = events.EventStream(
+        cast(ApiDeps, parts),
+        "me",
+        JobSnapshot(job=job),
+        nothing(),
+        AsyncExitStack(),
+        cast(Links, None),
+        session="s",
+        key="",
+    )
     async with asyncio.timeout(20):
         await stream({"type": "http"}, receive, send)
     assert counts == [1, 1] and not parts.streams

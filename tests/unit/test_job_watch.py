@@ -1,6 +1,7 @@
 """Watching a job, event by event."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -49,15 +50,22 @@ class World:
 QUICK = StreamPace(progress_s=0.02, position_s=0.02, reread_s=0.05, alive_s=10)
 
 
+async def watched(
+    store: World, closing: asyncio.Event, pace: StreamPace | None = None
+) -> AsyncIterator[list[Seen]]:
+    async with store.events.subscribe("j") as stream:
+        now = await store.jobs.snapshot("j")
+        assert now is not None
+        async for some in watch(now, stream, jobs=store.jobs, outlook=store.look, closing=closing, pace=pace):
+            yield some
+
+
 def start(store: World, pace: StreamPace = QUICK) -> tuple[list[Seen], "asyncio.Task[None]", asyncio.Event]:
     seen: list[Seen] = []
     closing = asyncio.Event()
 
     async def run() -> None:
-        stream = watch(
-            JOB, jobs=store.jobs, events=store.events, outlook=store.look, closing=closing, pace=pace
-        )
-        async for some in stream:
+        async for some in watched(store, closing, pace):
             seen.extend(some)
 
     return seen, asyncio.create_task(run()), closing
@@ -113,8 +121,7 @@ async def test_how_far_it_came_is_told_with_its_end_and_once(shown: bool) -> Non
     together: list[list[Seen]] = []
 
     async def run() -> None:
-        stream = watch(job, jobs=store.jobs, events=store.events, outlook=store.look, closing=asyncio.Event())
-        async for some in stream:
+        async for some in watched(store, asyncio.Event()):
             together.append(some)  # noqa: PERF401 - the test looks at it meanwhile
 
     task = asyncio.create_task(run())

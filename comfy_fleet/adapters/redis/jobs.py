@@ -391,20 +391,16 @@ class RedisJobStore:
             (count,) = await pipe.read()
         return int(count or 0)
 
-    async def snapshot(self, job: Job) -> JobSnapshot | None:
+    async def snapshot(self, job_id: str) -> JobSnapshot | None:
         """Return a job as it is now; see the port."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(self._keys.job(job.id), "status", "seq")
-            pipe.get(self._keys.job_preview(job.id))
-            pipe.zrank(self._keys.queued, job.id)
-            head, preview, place = await pipe.read()
-        status, seq = head or (None, None)
-        # Each change that is told has a number.
-        if status != job.status.encode() or (seq or b"0") != str(job.seq).encode():
-            found = await self.get(job.id)
-            if found is None:
-                return None
-            job = found
+            self._ask_for(pipe, job_id)
+            pipe.get(self._keys.job_preview(job_id))
+            pipe.zrank(self._keys.queued, job_id)
+            record, outputs, preview, place = await pipe.read()
+        job = self.shown(job_id, record or {}, outputs or {})
+        if job is None:
+            return None
         waits = job.status is JobStatus.QUEUED
         return JobSnapshot(
             job=job,
