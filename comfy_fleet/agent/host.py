@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
-
 import comfy_fleet
-from comfy_fleet.adapters.comfyui.cookieless import cookieless
-from comfy_fleet.adapters.comfyui.direct_node import trust
+from comfy_fleet.adapters.comfyui.direct_node import NodeSession, trust
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.adapters.system import procfs
 from comfy_fleet.agent.api_client import Answer
@@ -132,18 +129,12 @@ class HostAgent:
         self._cleaner = Cleaner()
         self._logged: dict[str, Readiness] = {}
         self._reported: dict[str, Readiness] = {}
-        self._client = cookieless(
-            httpx.AsyncClient(
-                trust_env=False,
-                verify=trust(ca_file),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000),
-            )
-        )
+        self._session = NodeSession(trust(ca_file))
         self._looking: dict[str, asyncio.Task[None]] = {}
 
     def probe(self, name: str, url: str, credentials: str = "") -> NodePoller:
         """Return a probe that shares the agent's connections."""
-        return NodePoller(name, url, self._client, credentials=credentials, clock=self._clock)
+        return NodePoller(name, url, self._session, credentials=credentials, clock=self._clock)
 
     def add(self, member: Member) -> None:
         """Add a node."""
@@ -372,7 +363,7 @@ class HostAgent:
                 task.cancel()
             await asyncio.gather(*self._looking.values(), return_exceptions=True)
             await self._cleaner.stop()
-            await self._client.aclose()
+            await self._session.aclose()
             if self._nvml is not None:
                 await self._nvml.close()
 

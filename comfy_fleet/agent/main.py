@@ -19,10 +19,11 @@ from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.api_client import ApiClient
 from comfy_fleet.agent.cleaner import Folders
+from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
-from comfy_fleet.agent.supervisor import Supervision, Supervisor, host_name
+from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
-
-from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode, NodeSession
 from comfy_fleet.adapters.comfyui.node_address import answers_as_fleet
 from comfy_fleet.adapters.comfyui.system_stats import SystemStats
 from comfy_fleet.domain.errors import NodeError, NodeFault
@@ -45,7 +43,7 @@ class NodePoller:
         self,
         name: str,
         url: str,
-        client: httpx.AsyncClient,
+        session: NodeSession,
         *,
         credentials: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +53,7 @@ class NodePoller:
         Args:
             name: The node.
             url: Base of its ComfyUI.
-            client: The HTTP client.
+            session: Its connections.
             credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
@@ -63,7 +61,7 @@ class NodePoller:
         self.url = url.rstrip("/")
         self.credentials = credentials
         self.queue = Queue()
-        self.stats = SystemStats(self.url, client, credentials=credentials, clock=clock)
+        self.stats = SystemStats(self.url, session, credentials=credentials, clock=clock)
         self.heard_at: float | None = None
         self.busy_at: float | None = None
         self.looked_at: float | None = None
@@ -72,7 +70,7 @@ class NodePoller:
         self.freed = False
         self.frees = 0
         self.faults: dict[str, str] = {}
-        self._node = DirectNode(self.url, client, credentials=credentials)
+        self._node = DirectNode(self.url, session, credentials=credentials)
         self._clock = clock
         self._interrupted: dict[str, float] = {}
         self._asked_at: float | None = None

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from comfy_fleet.adapters.comfyui.direct_node import NodeSession
 from comfy_fleet.adapters.comfyui.system_stats import SystemStats, counted
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.nodes.agent_state import Readiness
@@ -75,24 +77,27 @@ def test_nonsense_is_refused(told: Mapping[str, Any]) -> None:
 
 async def test_the_last_answer_ages() -> None:
     now = 100.0
-    answers: list[httpx.Response | Exception] = [
-        httpx.Response(200, json=stats("cuda", 24, free=13, torch=10, cached=3)),
-        httpx.ConnectError("gone"),
-        httpx.Response(200, content=b"<html>"),
-        httpx.Response(500),
-        httpx.Response(200, json=[]),
-        httpx.Response(200, json={"devices": [{}]}),
+    answers: list[web.Response | None] = [
+        web.json_response(stats("cuda", 24, free=13, torch=10, cached=3)),
+        None,
+        web.Response(body=b"<html>"),
+        web.Response(status=500),
+        web.json_response([]),
+        web.json_response({"devices": [{}]}),
     ]
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        assert request.url == "http://g1:8188/system_stats"
+    async def answer(request: web.Request) -> web.Response:
         found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
+        if found is None:
+            assert request.transport is not None
+            request.transport.abort()
+            found = web.Response()
         return found
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        node = SystemStats("http://g1:8188/", client, clock=lambda: now)
+    app = web.Application()
+    app.router.add_get("/system_stats", answer)
+    async with TestServer(app) as server, NodeSession() as session:
+        node = SystemStats(str(server.make_url("/")), session, clock=lambda: now)
         assert node.last() is None
         await node.ask()
         now = 101.5
@@ -109,8 +114,8 @@ async def test_the_last_answer_ages() -> None:
 
 
 async def test_a_simulated_node_shows_what_others_take() -> None:
-    async with SimNode(NodeOptions(vram_bytes=24 * GIB)) as sim, httpx.AsyncClient() as client:
-        node = SystemStats(sim.url, client)
+    async with SimNode(NodeOptions(vram_bytes=24 * GIB)) as sim, NodeSession() as session:
+        node = SystemStats(sim.url, session)
         state, told = State(), []
         for now, gib in enumerate([0, 10, 0]):
             await sim.set_faults({"foreign_gib": gib})

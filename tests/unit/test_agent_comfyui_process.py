@@ -5,9 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
+from comfy_fleet.adapters.comfyui.direct_node import NodeSession
 from comfy_fleet.adapters.system.procfs import Used
 from comfy_fleet.agent import comfyui_process
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
@@ -47,10 +47,10 @@ async def test_computing_reading_and_a_busy_gpu_are_progress(
 
     monkeypatch.setattr(comfyui_process, "used", used)
     monkeypatch.setattr(comfyui_process, "Child", lambda *_, **__: Child())
-    async with httpx.AsyncClient() as client:
+    async with NodeSession() as session:
         made = ComfyUIProcess(
             ProcessSpec(name="g1", argv=(sys.executable,), log=tmp_path / "log"),
-            NodePoller("g1", "http://127.0.0.1:1", client),
+            NodePoller("g1", "http://127.0.0.1:1", session),
             client_id="c",
             gpu_busy=lambda: percent,
             clock=lambda: now,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
-import httpx
 import pytest
 
+from comfy_fleet.adapters.comfyui.direct_node import NodeSession
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.agent.api_client import Answer
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
@@ -34,13 +34,13 @@ UP = Watch(phase=ProcessPhase.UP, restarts=0)
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient() as made:
+async def session() -> AsyncIterator[NodeSession]:
+    async with NodeSession() as made:
         yield made
 
 
-def test_one_order_to_restart_restarts_once(tmp_path: Path, client: httpx.AsyncClient) -> None:
-    probe = NodePoller("g1", "http://127.0.0.1:1", client)
+def test_one_order_to_restart_restarts_once(tmp_path: Path, session: NodeSession) -> None:
+    probe = NodePoller("g1", "http://127.0.0.1:1", session)
     process = ComfyUIProcess(
         ProcessSpec(name="g1", argv=(sys.executable,), log=tmp_path / "log"),
         probe,
@@ -74,10 +74,10 @@ class Card:
 
 @pytest.mark.parametrize(("neighbour", "word"), [(True, Readiness.READY), (False, Readiness.DRAIN)])
 async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_is_there(
-    client: httpx.AsyncClient, neighbour: bool, word: Readiness
+    session: NodeSession, neighbour: bool, word: Readiness
 ) -> None:
     host = HostAgent("h1", nvml=cast(NvmlProbe, Card()))
-    probe = NodePoller("g1", "http://127.0.0.1:1", client)
+    probe = NodePoller("g1", "http://127.0.0.1:1", session)
     probe.heard_at = 0.0
     host.add(Member(probe=probe, gpu="0", pids=frozenset({1})))
     await host.look_at_gpus()
@@ -198,11 +198,11 @@ async def test_what_was_deleted_is_told_until_the_api_has_heard_it() -> None:
 
 
 def test_nodes_are_registered_again_in_a_store_that_was_emptied_and_only_there(
-    client: httpx.AsyncClient,
+    session: NodeSession,
 ) -> None:
     host = HostAgent("h1")
     joining = Joining(name="g1", url="http://127.0.0.1:1", agent="127.0.0.1:2")
-    host.add(Member(probe=NodePoller("g1", "http://127.0.0.1:1", client), joining=joining))
+    host.add(Member(probe=NodePoller("g1", "http://127.0.0.1:1", session), joining=joining))
 
     def answer(store: str, *joined: str) -> Answer:
         return Answer(asked=host.heartbeat(), asked_at=0.0, store=store, joined=frozenset(joined))

@@ -1,11 +1,14 @@
 """What an agent makes of a node's answers: why there is none, and whether its models may go."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from comfy_fleet.adapters.comfyui.direct_node import NodeSession
 from comfy_fleet.agent.node_poller import NodePoller
+from comfy_fleet.cli.up.ports import draw
 
 IDLE_S = 60.0
 LOOK_S = 0.25
@@ -20,22 +23,30 @@ class ComfyUI:
         self.running: list[str] = []
         self.asked: list[str] = []
 
-    def handle(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request.url.path)
-        match request.url.path:
+    async def handle(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        match request.path:
             case "/queue":
                 rows = [[0, id_, {}, {}, []] for id_ in self.running]
-                return httpx.Response(200, json={"queue_running": rows, "queue_pending": []})
+                return web.json_response({"queue_running": rows, "queue_pending": []})
             case "/history" if self.history is not None:
-                assert request.url.params["max_items"] == "1"
-                return httpx.Response(200, json={id_: {"prompt": []} for id_ in self.history[-1:]})
+                assert request.query["max_items"] == "1"
+                return web.json_response({id_: {"prompt": []} for id_ in self.history[-1:]})
             case "/free":
                 assert not self.running, "freed while something ran"
-                return httpx.Response(200)
-        return httpx.Response(404)
+                assert await request.json() == {"unload_models": True, "free_memory": True}
+                return web.Response()
+        return web.Response(status=404)
 
     def frees(self) -> int:
         return self.asked.count("/free")
+
+
+def serving(handle: Callable[[web.Request], Awaitable[web.Response]], port: int | None = None) -> TestServer:
+    """Return a server that answers every request, while it is entered."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    return TestServer(app, port=port)
 
 
 @pytest.fixture
@@ -45,8 +56,8 @@ def node() -> ComfyUI:
 
 @pytest.fixture
 async def probe(node: ComfyUI) -> AsyncIterator[NodePoller]:
-    async with httpx.AsyncClient(transport=httpx.MockTransport(node.handle)) as client:
-        yield NodePoller("g1", "http://g1.test", client, clock=lambda: node.now)
+    async with serving(node.handle) as server, NodeSession() as session:
+        yield NodePoller("g1", str(server.make_url("")), session, clock=lambda: node.now)
 
 
 async def idle(node: ComfyUI, probe: NodePoller, seconds: float) -> None:
@@ -111,20 +122,17 @@ async def test_one_that_does_not_tell_its_history_is_left_alone(node: ComfyUI, p
 
 
 async def test_it_says_why_a_node_did_not_answer_until_it_does() -> None:
-    alive = False
-
-    def node(request: httpx.Request) -> httpx.Response:
-        if not alive:
-            raise httpx.ConnectError("Connection refused")
-        if request.url.path == "/queue":
-            return httpx.Response(200, json={"queue_running": [], "queue_pending": []})
+    async def node(request: web.Request) -> web.Response:
+        if request.path == "/queue":
+            return web.json_response({"queue_running": [], "queue_pending": []})
         device = {"name": "cpu", "type": "cpu", "vram_total": 1, "vram_free": 1}
-        return httpx.Response(200, json={"system": {"comfyui_version": "0.3.64"}, "devices": [device]})
+        return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [device]})
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(node)) as client:
-        probe = NodePoller("g1", "http://10.0.0.1:8188", client)
+    (port,) = draw(1)
+    async with NodeSession() as session:
+        probe = NodePoller("g1", f"http://127.0.0.1:{port}", session)
         await probe.look()
-        assert (probe.heard_at, "Connection refused" in probe.trouble) == (None, True)
-        alive = True
-        await probe.look()
+        assert (probe.heard_at, "connection refused" in probe.trouble) == (None, True)
+        async with serving(node, port):
+            await probe.look()
         assert (probe.heard_at is not None, probe.trouble, probe.version) == (True, "", "0.3.64")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.gpu_places import GpuPlace, places_of, slots_of
 from comfy_fleet.agent.host import HostAgent
-from comfy_fleet.agent.supervisor import GpuPlace, Supervision, Supervisor, places_of, slots_of
+from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput, ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.agent.supervisor import host_name
+from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
-import httpx
 import pytest
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from comfy_fleet.adapters.comfyui.direct_node import DirectNode, trust
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode, NodeSession, trust
 from comfy_fleet.adapters.telemetry import MetricsServer
 from comfy_fleet.agent import AgentCheckServer
 from comfy_fleet.sim import NodeOptions, SimNode
@@ -119,8 +118,8 @@ async def test_a_node_is_left_by_whoever_gives_up_while_they_shake_hands() -> No
 
     gc.disable()  # it would close the connection, too, but nobody knows when
     try:
-        async with StreamServer(never_answer) as server, httpx.AsyncClient(verify=trust(None)) as client:
-            node = DirectNode(f"https://127.0.0.1:{server.port}", client)
+        async with StreamServer(never_answer) as server, NodeSession(trust(None)) as session:
+            node = DirectNode(f"https://127.0.0.1:{server.port}", session)
             asking = asyncio.create_task(node.json("/queue", timeout_s=60))
             await asyncio.wait_for(hello.wait(), 20)
             asking.cancel()

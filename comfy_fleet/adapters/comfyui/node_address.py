@@ -73,14 +73,12 @@ def _proxied(node: Node) -> bool:
 async def _is_fleet(node: Node) -> bool:
     if node.sealed:
         return False  # its agent, which knows the password, will report it
-    # The API needs them for nothing else, and httpx takes a while to import.
-    import httpx
-
-    from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+    # Command lines need aiohttp for nothing else, and it takes a while to import.
+    from comfy_fleet.adapters.comfyui.direct_node import DirectNode, NodeSession
 
     try:
-        async with Timeout(_ANSWER_S), httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
-            return await answers_as_fleet(DirectNode(node.url, client), timeout_s=_ANSWER_S)
+        async with Timeout(_ANSWER_S), NodeSession(tls=False) as session:
+            return await answers_as_fleet(DirectNode(node.url, session), timeout_s=_ANSWER_S)
     except TimeoutError:
         return False
 

@@ -22,9 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import httpx
-
-from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode, NodeSession
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.nodes.vram import Counted, Device
 
@@ -79,7 +77,7 @@ class SystemStats:
     def __init__(
         self,
         url: str,
-        client: httpx.AsyncClient,
+        session: NodeSession,
         *,
         credentials: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -88,11 +86,11 @@ class SystemStats:
 
         Args:
             url: Base of the ComfyUI, e.g. ``http://127.0.0.1:8188``.
-            client: The HTTP client; the caller closes it.
+            session: The node's connections; the caller closes them.
             credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
-        self._node = DirectNode(url, client, credentials=credentials)
+        self._node = DirectNode(url, session, credentials=credentials)
         self._clock = clock
         self._stats: Mapping[str, Any] | None = None
         self._at = 0.0

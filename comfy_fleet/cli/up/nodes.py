@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.agent.supervisor import CPU, slots_of
+from comfy_fleet.agent.gpu_places import CPU, slots_of
 from comfy_fleet.cli.up.supervisor import ChildSpec
 from comfy_fleet.domain.nodes.gpu import Gpus
 from comfy_fleet.domain.nodes.node import Node, split_credentials

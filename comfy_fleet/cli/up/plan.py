@@ -10,7 +10,7 @@ from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificates import edge_certificates
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
-from comfy_fleet.agent.supervisor import host_name
+from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.bootstrap import open_keys_file, open_secrets
 from comfy_fleet.cli.exits import Exit, Fail
