@@ -11,6 +11,7 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from comfy_fleet.api.joined_writes import JoinedHttpProtocol
 from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, WebSocketProtocol
 from comfy_fleet.settings import Settings
 
@@ -110,7 +111,7 @@ def server(
         app,
         host=settings.api_host,
         port=settings.api_port,
-        http="httptools",
+        http=JoinedHttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_S,
