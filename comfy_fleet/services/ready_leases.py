@@ -139,11 +139,16 @@ class ReadyLeases:
         lease.release()
 
     def freed(self, node: str) -> None:
-        """Note that a node has become idle."""
+        """Note that a node has become idle.
+
+        While another lease is there for the next job, its own waits for those of other nodes, or for the next
+        beat: they are told to the store together.
+        """
         self._given_until = asyncio.get_running_loop().time() + GIVEN_S
         if self._most and not self._over.is_set():
             self._freed.add(node)
-            asyncio.get_running_loop().call_later(SOON_S, self._look.set)
+            if not self._held:
+                asyncio.get_running_loop().call_later(SOON_S, self._look.set)
 
     def stop(self) -> None:
         """Give all leases back, for good."""
@@ -160,6 +165,7 @@ class ReadyLeases:
         clock = asyncio.get_running_loop().time
         try:
             while not self._over.is_set():
+                self._freed.clear()  # it looks at all nodes
                 await self._renew()
                 due = clock() + BEAT_S
                 while not self._over.is_set() and (left_s := due - clock()) > 0:

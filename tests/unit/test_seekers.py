@@ -1045,3 +1045,42 @@ async def test_nodes_that_others_hold_are_not_asked_for_again_and_again(
     await until(lambda: list(ready.nodes) == ["g1"], what="it holds the node once that is idle anew")
     ready.stop()
     await keeping
+
+
+async def test_nodes_that_became_idle_while_others_were_held_are_told_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ready_leases, "BEAT_S", 60.0)
+    world = World("g1", "g2", "g3")
+    told: list[set[str]] = []
+
+    class Told(NoneReady):
+        async def beat(self, *said: Any) -> ReadyBeat:
+            told.append({*said[2]})
+            return ReadyBeat(holders=1, lost=frozenset())
+
+    await world.directory.look()
+    ready = ReadyLeases(
+        Told(), world.directory, world.runs, world.leases, name="d1", most=16, new_id=world.new_id
+    )
+    ready.may = lambda node: True
+    keeping = asyncio.create_task(ready.keep())
+    await until(lambda: len(ready.nodes) == 3, what="it holds all nodes")
+
+    def used(node: str) -> None:
+        held = ready.take(node)
+        assert held is not None
+        held[0].release()
+
+    told.clear()
+    for node in ("g1", "g2"):
+        used(node)
+        ready.freed(node)
+    await asyncio.sleep(5 * ready_leases.SOON_S)
+    assert told == [] and list(ready.nodes) == ["g3"]
+    used("g3")
+    ready.freed("g3")
+    await until(lambda: len(ready.nodes) == 3, what="it holds all nodes again")
+    assert told == [{"g1", "g2", "g3"}]
+    ready.stop()
+    await keeping
