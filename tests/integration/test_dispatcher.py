@@ -408,7 +408,7 @@ async def test_previews_go_out_while_somebody_follows(redis_port: int) -> None:
             return progress is not None and (progress.step or 0) > 2
 
         await until(computes, what="the sampler has taken some steps")
-        now = await fleet.stores.jobs.snapshot(job)
+        now = await fleet.stores.jobs.snapshot(job.id)
         assert now is not None and now.preview is None, "nobody has asked for one"
         for _ in range(2):  # the second is the first one's reader that comes again, say
             async with asyncio.timeout(20), fleet.stores.events.subscribe(job.id) as events:
@@ -416,7 +416,7 @@ async def test_previews_go_out_while_somebody_follows(redis_port: int) -> None:
                     if event.type == "preview":
                         assert event.data["content_type"] == "image/jpeg"
                         break
-        now = await fleet.stores.jobs.snapshot(job)
+        now = await fleet.stores.jobs.snapshot(job.id)
         assert now is not None and now.preview is not None, "for who comes late"
         await fleet.stores.jobs.request_cancel(job.id)
         await fleet.ended(job.id)

@@ -28,7 +28,7 @@ CALLS: list[Callable[[RedisJobStore, RedisRunStore, RedisNodeRegistry, RedisRepl
     lambda jobs, runs, nodes, replays: jobs.graph(JOB),
     lambda jobs, runs, nodes, replays: jobs.find(JobFilter(owner=None, limit=5)),
     lambda jobs, runs, nodes, replays: jobs.depth(),
-    lambda jobs, runs, nodes, replays: jobs.snapshot(JOB),
+    lambda jobs, runs, nodes, replays: jobs.snapshot("j"),
     lambda jobs, runs, nodes, replays: jobs.with_ui("j"),
     lambda jobs, runs, nodes, replays: jobs.made_by(Idempotency(scope="s", key="k")),
     lambda jobs, runs, nodes, replays: jobs.replayed(Idempotency(scope="s", key="k")),

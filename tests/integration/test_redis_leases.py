@@ -247,12 +247,12 @@ async def test_previews_never_get_into_the_append_only_file(stores: Stores) -> N
         before = await written()
         for _ in range(10):
             await stores.runs.preview(run, picture)
-        now = await stores.jobs.snapshot(job)
+        now = await stores.jobs.snapshot(job.id)
         assert now is not None and now.preview == picture, "who comes late gets it"
         assert now.job == await stores.jobs.get(job.id) and now.position is None
         await stores.runs.requeue(run, counts=False, reason=BROKEN)
         assert await written() - before < 20_000
-        now = await stores.jobs.snapshot(job)
+        now = await stores.jobs.snapshot(job.id)
         assert now is not None and (now.preview, now.position) == (None, 1)
     finally:
         await stores.redis.config_set("appendonly", "no")
