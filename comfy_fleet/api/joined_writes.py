@@ -1,7 +1,7 @@
-"""Joins what an answer writes in one turn of the event loop: its head, and the first part of its body.
+"""Sends an answer's head together with the first part of its body.
 
-Uvicorn writes them one by one, and the event loop sends each at once. Then the edge and the client wake up
-twice for each answer.
+Uvicorn writes them one after the other, and the event loop sends each at once. Then the edge and the client
+wake up twice for each answer.
 """
 
 import asyncio
@@ -10,8 +10,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST_BYTES = 16 * 1024
-"""More is written at once, so that the transport's own limit holds for those who write much."""
+_HEAD = b"HTTP/1.1 "
 
 
 class JoinedWrites(asyncio.Transport):
@@ -26,23 +25,23 @@ class JoinedWrites(asyncio.Transport):
         super().__init__()
         self.inner = inner
         self._soon = soon
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._head = b""
 
     def write(self, data: Any) -> None:
-        """Write, in a moment."""
-        if not self._parts:
+        """Write; a head waits for what follows in this turn of the event loop."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(_HEAD):
+            self._head = data
             self._soon(self.flush)
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MOST_BYTES:
-            self.flush()
+            return
+        self.inner.write(data)
 
     def flush(self) -> None:
-        """Write what is left, now."""
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts and not self.inner.is_closing():
-            self.inner.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        """Write a head that waits."""
+        head, self._head = self._head, b""
+        if head and not self.inner.is_closing():
+            self.inner.write(head)
 
     def close(self) -> None:
         """Close once all is written."""

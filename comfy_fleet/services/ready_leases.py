@@ -141,13 +141,13 @@ class ReadyLeases:
     def freed(self, node: str) -> None:
         """Note that a node has become idle.
 
-        While another lease is there for the next job, its own waits for those of other nodes, or for the next
-        beat: they are told to the store together.
+        While others are there for the next jobs, its lease waits for those of other nodes, or for the next
+        beat: they are told to the store together, before the last one is gone.
         """
         self._given_until = asyncio.get_running_loop().time() + GIVEN_S
         if self._most and not self._over.is_set():
             self._freed.add(node)
-            if not self._held:
+            if len(self._held) <= 1:
                 asyncio.get_running_loop().call_later(SOON_S, self._look.set)
 
     def stop(self) -> None:
