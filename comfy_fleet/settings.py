@@ -211,6 +211,12 @@ class Settings(BaseSettings):
     console_allow_from: str = Field(
         "", description="Networks whose clients the console serves; if unset, those of `FLEET_ALLOW_FROM`."
     )
+    cors_origins: str = Field(
+        "",
+        description="Origins of other sites whose pages may call the public port with a key of their own, "
+        "such as `https://shop.example,http://localhost:3000`. Cookies and passwords that browsers add are "
+        "never taken from them.",
+    )
     api_ca_file: FilePath | None = Field(
         None,
         description="Certificate authorities (PEM file) by which commands and agents know the fleet itself, "
@@ -670,6 +676,17 @@ class Settings(BaseSettings):
             raise ValueError(error.message) from error
         return value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_cors_origins(cls, value: str) -> str:
+        """Refuse what no browser sends as an origin, and lists of everybody."""
+        for origin in filter(None, map(str.strip, value.split(","))):
+            if not re.fullmatch(r"https?://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin, such as https://shop.example or http://localhost:3000"
+                )
+        return value
+
     @field_validator("trusted_user_header", "trusted_groups_header")
     @classmethod
     def _check_trusted_header(cls, value: str) -> str:
@@ -850,6 +867,12 @@ class Settings(BaseSettings):
             patience_s=self.patience_s,
             former=dict(self._former),
         )
+
+    @property
+    def cors_page_origins(self) -> tuple[str, ...]:
+        """The origins of pages that may call the public port, in lower case."""
+        named = (origin.strip().lower() for origin in self.cors_origins.split(","))
+        return tuple(dict.fromkeys(origin for origin in named if origin))
 
     @property
     def trusted_headers(self) -> tuple[str, ...]:

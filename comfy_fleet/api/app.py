@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,7 +31,6 @@ from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
-from comfy_fleet.api.wrong_keys import address_of
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.request_context import in_request
 from comfy_fleet.tasks import forever
@@ -77,7 +77,9 @@ def _guards(deps: ApiDeps) -> Mapping[Origin | None, SiteGuard]:
     urls = (settings.public_url, settings.console_url)
     names = [name for url in urls if url and (name := urlsplit(url).hostname)]
     needs_key = not deps.keys.open
-    public = SiteGuard(needs_key=needs_key, url=settings.public_url, names=names)
+    public = SiteGuard(
+        needs_key=needs_key, url=settings.public_url, names=names, pages=settings.cors_page_origins
+    )
     console = SiteGuard(needs_key=needs_key, url=settings.console_url, names=names, siblings=False)
     # What comes to the API's own port may do all that the console's may: the editor is foreign there.
     return {Origin.EDITOR: public, Origin.CONSOLE: console, None: console if settings.editor else public}
@@ -99,6 +101,7 @@ class Front:
         self.figures = metrics.Metrics(deps.registry)
         self.admission = Admission(deps.settings, routes)
         self._guards = _guards(deps)
+        self._cors_origins = deps.settings.cors_page_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -135,6 +138,8 @@ class Front:
 
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
         shown = Credentials.of(headers, scope["origin"], path_key)
+        if marked(headers) is Origin.EDITOR and headers.get("origin", "").lower() in self._cors_origins:
+            shown = replace(shown, basic=(), session="")  # what the browser adds by itself is not that page's
         scope["agent_token"] = token = await self.deps.agent_tokens.find(shown.key)
         try:
             if token is not None:
@@ -143,7 +148,7 @@ class Front:
                 found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
         except HttpError as error:
             if error.status == 401 and (shown.key or shown.basic):
-                await self.deps.wrong_keys.seen(address_of(scope, headers), scope["path"])
+                await self.deps.wrong_keys.seen(scope["client_address"], scope["path"])
             raise
         scope["principal"], scope["session"] = found.principal, found.session
         if found.principal.quotas:

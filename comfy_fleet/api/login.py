@@ -29,7 +29,6 @@ from comfy_fleet.api.endpoint import ServedRoute, console_only
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin, console_base, editor_base, page_origin
 from comfy_fleet.api.page import page
-from comfy_fleet.api.wrong_keys import address_of
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports.sessions import HandOver
@@ -111,7 +110,7 @@ async def sign_in(request: Request) -> Response:
     who = d.keys.find(fields.get("key", [""])[0].strip())
     then = _then(fields.get("then", [""])[0])
     if who is None:
-        await d.wrong_keys.seen(address_of(request.scope, request.headers), "/login")
+        await d.wrong_keys.seen(request.scope["client_address"], "/login")
         return _form(request, browser, then, workflow, wrong=True)
     token = d.keys.token(who, secrets.token_urlsafe(32))
     await d.sessions.begin(

@@ -27,17 +27,25 @@ class SiteGuard:
         needs_key: Whether callers need a key. Without one, only this machine's names are answered.
         url: What the origin is reached by; None if only the request knows.
         names: Further names that the fleet is reached by.
+        pages: Origins of other sites whose pages may do what a program with the same key may.
         siblings: Whether pages of other ports and subdomains, which to a browser are of the same site, may
             show what is here. They never may change anything.
     """
 
     def __init__(
-        self, *, needs_key: bool, url: str | None, names: Collection[str] = (), siblings: bool = True
+        self,
+        *,
+        needs_key: bool,
+        url: str | None,
+        names: Collection[str] = (),
+        pages: Collection[str] = (),
+        siblings: bool = True,
     ) -> None:
         self._needs_key = needs_key
         parts = urlsplit(url or "")
         self._names = frozenset(filter(None, (parts.hostname, *names)))
         self._public = _authority(parts.netloc.rpartition("@")[2])
+        self._pages = frozenset(pages)
         self._foreign = frozenset({"cross-site"} if siblings else {"cross-site", "same-site"})
 
     def check(self, headers: Headers, *, changing: bool) -> None:
@@ -64,6 +72,9 @@ class SiteGuard:
                 "without API keys only loopback names are answered: set FLEET_KEYS_FILE, "
                 "or FLEET_PUBLIC_URL to the name that the fleet is reached by",
             )
+        origins = [origin.lower() for origin in headers.getlist("origin")]
+        if len(origins) == 1 and origins[0] in self._pages:
+            return
         sites = headers.getlist("sec-fetch-site")
         if not changing:
             if not self._foreign.isdisjoint(sites) and not _opened(headers):

@@ -10,9 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from starlette.datastructures import Headers
-from starlette.types import Scope
-
 from comfy_fleet.api.errors import HttpError
 
 logger = logging.getLogger(__name__)
@@ -89,13 +86,6 @@ class WrongKeys:
             return
         self._told[block] = now, 0
         logger.warning("wrong key", extra={"address": address, "path": path[:200], "more_before": more})
-
-
-def address_of(scope: Scope, headers: Headers) -> str:
-    """Return the address that a request comes from, as the edge says it; empty if it is unknown."""
-    told = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    client = scope.get("client")
-    return told or (str(client[0]) if client else "")
 
 
 def _block(address: str) -> str:

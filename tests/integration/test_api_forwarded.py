@@ -15,6 +15,7 @@ from comfy_fleet.logs import JsonFormatter
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
 from tests.integration.api_kit import Api, running
+from tests.key_files import write_keys
 
 KEY = "ann-key-0123456789"
 AUTH = {"Authorization": f"Bearer {KEY}"}
@@ -31,7 +32,7 @@ EDGE = {
 @pytest.fixture
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"ann {KEY}\n")
+    write_keys(keys, f"ann {KEY}\n")
     async with running(redis_port, tmp_path, keys_file=keys) as it:
         yield it
 

@@ -39,6 +39,11 @@ _EDITOR_FILE_BYTES = 128 * 1024 * 1024
 _EDITOR_REQUESTS = 256
 """Requests for editors' files that may be on their way to the broker, which has leases to serve, too."""
 
+_CORS_HEADERS = "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Range, traceparent"
+"""What pages of other origins may send."""
+_CORS_SHOWN = "Content-Disposition, Content-Range, ETag, Location, Retry-After, X-Request-Id"
+"""What they may read of an answer, beside its type and length."""
+
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
     (408, "request_timeout", "The request took too long to arrive.", None),
@@ -324,6 +329,10 @@ def _edge(
         "hsts_s": settings.hsts_s,
         "trusted_proxies": parse_networks(settings.trusted_proxies),
         "trusted_headers": settings.trusted_headers,
+        "cors_origins": settings.cors_page_origins,
+        "cors_methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
+        "cors_headers": _CORS_HEADERS,
+        "cors_shown": _CORS_SHOWN,
         "allow_from": {
             "editor": parse_networks(settings.allow_from),
             "console": parse_networks(settings.console_allow_from or settings.allow_from),
