@@ -303,6 +303,16 @@ class Settings(BaseSettings):
     agent_token_file: FilePath | None = Field(
         None, description="File with the agents' token, if FLEET_AGENT_TOKEN is unset."
     )
+    host_nodes: Count = Field(64, ge=1, description="Most nodes that the agent of one host may register.")
+    host_pools: Count = Field(
+        4, ge=1, description="Most pools that the nodes of one host may be in, as its agent registers them."
+    )
+    node_networks: str = Field(
+        "",
+        description="Comma-separated networks and addresses in which nodes may be that agents register, such "
+        "as `10.0.0.0/8`. If empty, they may be anywhere but at link-local addresses, and on the fleet's own "
+        "machine only with an agent there. Operators may register a node anywhere.",
+    )
     agent_token: str | None = Field(
         None, repr=False, validate_default=True, description="Token that agents show to the API."
     )
@@ -666,7 +676,7 @@ class Settings(BaseSettings):
             raise ValueError(f"set FLEET_{needed.upper()}, too")
         return value
 
-    @field_validator("trusted_proxies", "allow_from", "console_allow_from")
+    @field_validator("trusted_proxies", "allow_from", "console_allow_from", "node_networks")
     @classmethod
     def _check_networks(cls, value: str) -> str:
         """Refuse what :func:`parse_networks` can't read."""

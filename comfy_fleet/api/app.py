@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Nothing reads the body of these requests, so they need not wait for it."""
+_TELLING = frozenset({"/metrics", "/api/v1/ready"})
+"""Open paths that name nodes: not for a page whose own name was made to lead here."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -202,7 +204,7 @@ class Front:
         try:
             public = scope["path"] in self._open_paths
             changing = scope["method"] not in _SAFE
-            if changing or not public:
+            if changing or not public or scope["path"] in _TELLING:
                 self._guards[marked(headers)].check(headers, changing=changing)
             if path_key or not public:
                 await self._identify(scope, headers, path_key)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from comfy_fleet.adapters.redis.agent_tokens import MOST_TOKENS
 from comfy_fleet.cli.app import build
 from comfy_fleet.domain.nodes.agent_token import AgentToken, read_shown, text_of
+from comfy_fleet.domain.nodes.node_networks import why_not
 from tests.integration.api_kit import Api, code, running
 
 SHARED = "agents-token-0123456789"
@@ -221,3 +222,83 @@ def test_a_token_s_text() -> None:
     assert not kept.is_of(other)
     for wrong in ("", "agent~~0a1b2c3d~" + "x" * 43, text + "\n", text * 10, "agent~H~0a1b2c3d~" + "x" * 43):
         assert read_shown(wrong) is None
+
+
+async def test_an_agent_registers_a_bounded_number_of_nodes_and_pools(
+    redis_port: int, tmp_path: Path
+) -> None:
+    def node(number: int, pool: str = "default") -> dict[str, Any]:
+        return {**NODE, "name": f"n{number}", "url": f"http://10.9.8.7:{9100 + number}", "pool": pool}
+
+    async with running(redis_port, tmp_path, host_nodes=3, host_pools=2) as api:
+        said = (await beat(api, "", join=[node(n) for n in range(5)])).json()
+        assert said["joined"] == ["n0", "n1", "n2"]
+        assert all("FLEET_HOST_NODES" in why for why in said["refused"].values())
+        again = (await beat(api, "", join=[node(n) for n in (0, 1, 2, 9)])).json()
+        assert (again["joined"], list(again["refused"])) == (["n0", "n1", "n2"], ["n9"])
+        moved = (await beat(api, "", join=[node(0, "a"), node(1, "b"), node(2, "c")])).json()
+        assert moved["joined"] == ["n0", "n1"] or "FLEET_HOST_POOLS" in moved["refused"]["n1"]
+        pools = {one.pool for one in await api.stores.nodes.nodes()}
+        assert len(pools) <= 2
+        other = await beat(api, "", "h2", join=[{**node(7, "d"), "name": "m0"}])
+        assert other.json()["joined"] == ["m0"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254",
+        "http://[fe80::1]:80",
+        "http://[::ffff:169.254.169.254]:80",
+        "http://0.0.0.0:8188",
+        "http://224.0.0.1:8188",
+        "http://localhost:22",
+        "http://127.0.0.1:22",
+        "http://[::1]:22",
+    ],
+)
+async def test_where_no_agent_of_another_machine_has_a_node(
+    redis_port: int, tmp_path: Path, url: str
+) -> None:
+    async with running(redis_port, tmp_path, agent_token=SHARED) as api:
+        headers = {"Authorization": f"Bearer {SHARED}", "X-Forwarded-For": "10.9.8.7"}
+        place = url.removeprefix("http://")
+        place = place if place.rpartition(":")[2].isdigit() and not place.endswith("]") else f"{place}:80"
+        for joining in ({**NODE, "url": url}, {**NODE, "agent": place}):
+            answer = await api.client.post(
+                "/api/v1/agents/h1/heartbeat", json={"instance": "i1", "join": [joining]}, headers=headers
+            )
+            assert answer.status_code == 200, answer.text
+            assert list(answer.json()["refused"]) == ["h1-gpu0"], joining
+        by_hand = await api.client.post("/api/v1/nodes", json={"name": "far", "url": url})
+        assert by_hand.status_code == 201, by_hand.text  # an operator may
+
+
+def test_networks_are_an_allow_list() -> None:
+    nets = ("10.0.0.0/8", "fd00::/8")
+    for host, fits in (
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("[fd00::7]", True),
+        ("11.0.0.1", False),
+        ("gpu1.lan", False),
+        ("169.254.169.254", False),
+        ("127.0.0.1", False),
+    ):
+        for local in (True, False):
+            assert (why_not(host, nets, local=local) == "") is fits, host
+    for host in ("127.0.0.1", "localhost", "::1", "a.localhost"):
+        assert why_not(host, (), local=False)
+        assert not why_not(host, (), local=True)
+    for host in ("169.254.1.1", "fe80::1%eth0", "0.0.0.0", "::", "ff02::1"):
+        assert why_not(host, (), local=True)
+    assert not why_not("gpu1.lan", (), local=False)
+    assert why_not("127.0.0.1", ("127.0.0.0/8",), local=False) == ""
+
+
+async def test_a_rebound_page_reads_no_node_s_name(redis_port: int, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path) as api:
+        for path in ("/metrics", "/api/v1/ready"):
+            for host, refused in (("evil.test", True), ("localhost", False), ("127.0.0.1:8190", False)):
+                answer = await api.client.get(path, headers={"Host": host})
+                assert (answer.status_code == 403) is refused, (path, host)

@@ -315,6 +315,9 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
     await call("GET", "/api/v1/hosts", 200)
+    token = await call("POST", "/api/v1/agent-tokens", 201, json={"host": "h2"})
+    await call("GET", "/api/v1/agent-tokens", 200)
+    await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
     await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)

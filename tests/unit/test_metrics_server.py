@@ -88,3 +88,30 @@ async def test_an_address_that_is_not_this_machines_is_said(caplog: pytest.LogCa
     await one.start()
     await one.stop()
     assert "metrics not served" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:{port}", 200),
+        ("localhost:{port}", 200),
+        ("[::1]:{port}", 200),
+        ("::1", 200),
+        ("evil.test:{port}", 403),
+        ("evil.test", 403),
+        ("127.0.0.1.evil.test", 403),
+        ("10.0.0.1", 403),
+        ("localhost.evil.test:{port}", 403),
+    ],
+)
+async def test_a_page_whose_name_leads_to_loopback_gets_nothing(host: str, status: int) -> None:
+    one = made()
+    await one.start()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{one.port}", trust_env=False) as http:
+        for path in ("/metrics", "/health", "/hello/g1"):
+            answer = await http.get(path, headers={"Host": host.format(port=one.port)})
+            assert (answer.status_code, "things" in answer.text) == (
+                status,
+                status == 200 and path == "/metrics",
+            )
+    await one.stop()

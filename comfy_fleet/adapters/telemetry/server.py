@@ -1,6 +1,7 @@
 """``/metrics`` for Prometheus and ``/health``, on a separate port of each process."""
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
@@ -42,7 +43,8 @@ class MetricsServer:
         self._host = host
         self._port = port
         self._setting = setting
-        app = web.Application(middlewares=[_last_of_its_connection])
+        guards = [_last_of_its_connection, *([_own_names] if _is_own(host) else [])]
+        app = web.Application(middlewares=guards)
         handlers = {"/metrics": self._metrics, "/health": _health, **(more or {})}
         app.add_routes([web.get(path, handler) for path, handler in handlers.items()])
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0)
@@ -128,6 +130,26 @@ async def _last_of_its_connection(request: web.Request, handler: Handler) -> web
     response = await handler(request)
     response.force_close()
     return response
+
+
+@web.middleware
+async def _own_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse the name of a page in a browser that was made to lead to loopback."""
+    if not _is_own(request.host):
+        raise web.HTTPForbidden(text="this is served to programs of this machine: ask at 127.0.0.1\n")
+    return await handler(request)
+
+
+def _is_own(host: str) -> bool:
+    """Return whether a host, with or without a port, is this machine by its name or address."""
+    name = host.strip("[]") if host.count(":") > 1 and "]:" not in host else host.rpartition("]")[0][1:]
+    name = name or host.partition(":")[0]
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 async def _health(_: web.Request) -> web.StreamResponse:

@@ -1,7 +1,7 @@
 """REST: GPU hosts. Their agents report here and get orders; operators read the list."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -18,10 +18,21 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
+from comfy_fleet.domain.jobs.job import DEFAULT_POOL
+from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.agent_token import AgentToken
-from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Heartbeat, Joining, NodeReport, read_written
-from comfy_fleet.domain.nodes.node import NAME, Node, check_name
+from comfy_fleet.domain.nodes.host import (
+    HOST_LABEL,
+    Cleanup,
+    GpuAllocation,
+    Heartbeat,
+    Joining,
+    NodeReport,
+    read_written,
+)
+from comfy_fleet.domain.nodes.node import NAME, Node, check_name, parse_url, split_credentials
+from comfy_fleet.domain.nodes.node_networks import why_not
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
@@ -139,7 +150,7 @@ async def heartbeat(request: Request) -> Response:
     now = await d.store_time()
     if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
-    refusals = await _join_all(d, host, body.join, now)
+    refusals = await _join_all(d, host, body.join, now, local=_is_local(request))
     refused = {node.name: why for node, why in zip(body.join, refusals, strict=True) if why}
     beat = Heartbeat(
         host=host,
@@ -186,17 +197,23 @@ async def list_hosts(request: Request) -> Response:
     )
 
 
-async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: float) -> list[str]:
+async def _join_all(
+    d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: float, *, local: bool
+) -> list[str]:
     """Register nodes, a few at a time; return for each an empty text or why it was refused.
 
     Raises:
         StoreDown: Redis was away for some. The others are registered; a repeated request completes it.
     """
+    if not joining:
+        return []
     places = asyncio.Semaphore(_JOINS)
+    of_host = {node.name: node.pool for node in await d.nodes.nodes() if node.labels.get(HOST_LABEL) == host}
+    too_many = _too_many(joining, of_host, nodes=d.settings.host_nodes, pools=d.settings.host_pools)
 
     async def one(node: JoiningBody) -> str:
         async with places:
-            return await _join(d, host, node, now)
+            return too_many.get(node.name) or await _join(d, host, node, now, local=local)
 
     outcomes = await asyncio.gather(*map(one, joining), return_exceptions=True)
     for outcome in outcomes:
@@ -205,9 +222,37 @@ async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: 
     return [outcome for outcome in outcomes if isinstance(outcome, str)]
 
 
-async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float) -> str:
+def _too_many(
+    joining: Sequence[JoiningBody], of_host: Mapping[str, str], *, nodes: int, pools: int
+) -> dict[str, str]:
+    """Return which nodes are one too many for their host, or in one pool too many, and why.
+
+    Args:
+        joining: What the agent wants to register.
+        of_host: The pools of the host's nodes as they are registered, by node.
+        nodes: Most nodes of a host.
+        pools: Most pools of a host.
+    """
+    have, refused = dict(of_host), dict[str, str]()
+    for node in joining:
+        pool = node.pool or have.get(node.name, DEFAULT_POOL)
+        others = {one for name, one in have.items() if name != node.name}
+        if node.name not in have and len(have) >= nodes:
+            refused[node.name] = f"a host may have {nodes} nodes (FLEET_HOST_NODES)"
+        elif pool not in others and len(others) >= pools:
+            refused[node.name] = f"a host's nodes may be in {pools} pools (FLEET_HOST_POOLS)"
+        else:
+            have[node.name] = pool
+    return refused
+
+
+async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float, *, local: bool) -> str:
     """Register a node; return an empty text or why it was refused."""
+    allowed = parse_networks(d.settings.node_networks)
     try:
+        for url in (split_credentials(node.url)[0], f"http://{node.agent}"):
+            if why := why_not(parse_url(url)[0], allowed, local=local):
+                return why
         await d.hosts.join(host, Joining(**read_written(node.model_dump()) | d.split(node.url)), now=now)
     except (BadInput, Conflict) as error:
         return str(error)
@@ -259,11 +304,16 @@ def _agents_only(request: Request) -> None:
         return
     if deps(request).settings.agent_token is not None:
         raise HttpError(403, "forbidden", "this needs the agents' token: `Authorization: Bearer TOKEN`")
-    peers = [request.client.host if request.client else ""]
-    peers += [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
-    if not (who.operator and all(is_loopback(peer) for peer in peers)):
+    if not (who.operator and _is_local(request)):
         raise HttpError(
             403,
             "forbidden",
             "agents on other machines need a token: set FLEET_AGENT_TOKEN for the API and for them",
         )
+
+
+def _is_local(request: Request) -> bool:
+    """Return whether a request comes from the fleet's own machine, through whatever proxies."""
+    peers = [request.client.host if request.client else ""]
+    peers += [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
+    return all(is_loopback(peer) for peer in peers)
