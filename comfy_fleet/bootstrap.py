@@ -3,7 +3,7 @@
 import gc
 import logging
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.agent_tokens import RedisAgentTokens
+from comfy_fleet.adapters.outbound.moderation_hook import HttpModerator
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
 from comfy_fleet.adapters.redis.estimates import RedisEstimates
@@ -33,8 +34,11 @@ from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
+from comfy_fleet.domain.moderation import ModerationMode
+from comfy_fleet.domain.people import Tenant
 from comfy_fleet.memory import COLLECT_AFTER
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
 
@@ -192,6 +196,37 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
         new_id=new_id,
         retention_s=settings.upload_retention_s,
         grace_s=settings.blob_grace_s,
+    )
+
+
+def open_moderation(
+    settings: Settings, assets: RedisAssets, tenant_of: Callable[[str], Tenant]
+) -> Moderation:
+    """Return what asks the moderation hook.
+
+    Args:
+        settings: The settings.
+        assets: Where files are.
+        tenant_of: Returns an owner's tenant.
+
+    Raises:
+        ConfigError: The file with the token can't be read.
+    """
+    hook = None
+    if settings.moderation_url:
+        token = None
+        if (path := settings.moderation_token_file) is not None:
+            try:
+                token = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"FLEET_MODERATION_TOKEN_FILE {path} can't be read: {error}") from error
+        hook = HttpModerator(settings.moderation_url, token=token, within_s=settings.moderation_s)
+    return Moderation(
+        hook,
+        assets,
+        mode=ModerationMode(settings.moderation),
+        tenant_of=tenant_of,
+        most_bytes=settings.moderation_bytes,
     )
 
 

@@ -33,7 +33,7 @@ from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
-from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed
+from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
 from comfy_fleet.domain.roles import Role
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
 from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, parse_schedule
@@ -544,6 +544,26 @@ class Settings(BaseSettings):
         "progress are dropped first; then the websocket is closed.",
     )
 
+    moderation_url: str = Field(
+        "",
+        description="Where somebody judges prompts, inputs and pictures over HTTP "
+        "(`docs/howto/moderation.md`); empty: nobody. Give it to the API and to every dispatcher.",
+    )
+    moderation: Literal["closed", "open", "off"] = Field(
+        "closed",
+        description="While nobody answers there: `closed`: new jobs are refused for now and files withheld; "
+        "`open`: they pass. `off`: only jobs of tenants that have set their own are judged.",
+    )
+    moderation_token_file: FilePath | None = Field(
+        None, description="File with a text that is sent there as `Authorization: Bearer`."
+    )
+    moderation_s: Seconds = Field(10.0, gt=0, description="Longest time for an answer.")
+    moderation_bytes: Count = Field(
+        20 * 1024 * 1024,
+        ge=0,
+        description="Most bytes of files in one question; of further ones, it has name, size and hash.",
+    )
+
     fetch: bool = Field(
         True, description="Whether jobs may name inputs by URL, which the fleet fetches for them."
     )
@@ -779,6 +799,17 @@ class Settings(BaseSettings):
         """Refuse what :func:`parse_weights` can't read."""
         try:
             parse_weights(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("moderation_url")
+    @classmethod
+    def _check_moderation_url(cls, value: str) -> str:
+        """Refuse what can't be called."""
+        try:
+            if value:
+                parse_target(value)
         except BadInput as error:
             raise ValueError(error.message) from error
         return value

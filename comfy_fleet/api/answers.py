@@ -77,6 +77,7 @@ class OutputAnswer(TypedDict):
     url_expires_at: Time
     job_id: str
     temporary: Annotated[bool, Field(description="A preview.")]
+    withheld: Annotated[bool, Field(description="It may not be given out; its content is a placeholder.")]
 
 
 class JobErrorAnswer(TypedDict):

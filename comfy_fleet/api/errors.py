@@ -35,6 +35,7 @@ from comfy_fleet.domain.errors import (
     StoreRefuses,
     WorkflowFormatUi,
 )
+from comfy_fleet.domain.moderation import ContentRefused
 from comfy_fleet.domain.text import clip
 
 
@@ -67,6 +68,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (WorkflowFormatUi, 422),
     (MissingAsset, 422),
     (OutboundRefused, 422),
+    (ContentRefused, 422),
     (InvalidParameter, 422),
     (InvalidManifest, 422),
     (BadInput, 400),

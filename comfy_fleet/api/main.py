@@ -47,6 +47,7 @@ from comfy_fleet.bootstrap import (
     open_assets,
     open_disk,
     open_keys_file,
+    open_moderation,
     open_nodes,
     open_secrets,
     open_stores,
@@ -57,6 +58,7 @@ from comfy_fleet.domain.machine_token import PURPOSE
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
 from comfy_fleet.domain.webhooks.delivery import parse_schedule
+from comfy_fleet.domain.people import Tenant
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import OperatorFact
@@ -90,6 +92,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
+from comfy_fleet.services.tenant_policies import TenantPolicies
 from comfy_fleet.services.unrun_saves import why_no_draft
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
@@ -151,6 +154,11 @@ def build(
     telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
     estimator = Estimator(stores.estimates, stores.jobs, inventories)
+
+    def tenant_of(user: str) -> Tenant:
+        return keys.ring.people.tenant_of(user)  # those of now
+
+    moderation = open_moderation(settings, assets, tenant_of)
     allowed = parse_allowed("FLEET_FETCH_ALLOW", settings.fetch_allow)
     fetches = RedisFetches(stores.redis, new_token=lambda: str(uuid4()), telemetry=telemetry)
     fetcher = InputFetcher(
@@ -158,7 +166,9 @@ def build(
         OutboundHttp(allowed=allowed, purpose="input"),
         assets,
         FetchLimits(most_bytes=settings.fetch_bytes, within_s=settings.fetch_s),
+        moderation,
     )
+    policy = FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes)
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
@@ -176,7 +186,7 @@ def build(
             editor_wait_s=settings.editor_wait_s,
             weights=settings.weights,
         ),
-        files=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
+        files=TenantPolicies(policy, tenant_of).of,
         clock=time.time,
         new_id=lambda: str(uuid4()),
         draw_seed=_draw_seed,
@@ -191,6 +201,7 @@ def build(
             most_bytes=settings.fetch_bytes,
             wake=fetcher.wake,
         ),
+        moderation=moderation,
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
@@ -201,7 +212,7 @@ def build(
         jobs=stores.jobs,
         tests=RedisPublishTests(stores.redis),
         inventories=inventories,
-        policy=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
+        policy=policy,
     )
     publishing = Publishing(
         catalog=catalog,

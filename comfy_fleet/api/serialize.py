@@ -165,6 +165,7 @@ def output(value: Output, job_id: str, expires_at: float, links: Links) -> Outpu
         "url_expires_at": time(expires_at),
         "job_id": job_id,
         "temporary": value.temporary,
+        "withheld": value.withheld,
     }
 
 

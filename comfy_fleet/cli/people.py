@@ -87,6 +87,12 @@ def tenant_group() -> None:
 
 
 _SHARING = "What its users see of each other: private (nothing) or shared (jobs)."
+_DENY = "Classes and groups that their jobs may not use, as in FLEET_DENY_CLASSES; '' for none."
+_ALLOW = "Classes and groups that their jobs may use, and no others, as in FLEET_ALLOW_CLASSES; '' for all."
+_MODERATION = (
+    "While nobody judges: closed (nothing passes) or open (all does). off: nobody is asked. "
+    "'': as FLEET_MODERATION says."
+)
 
 
 @tenants.command("create")
@@ -133,6 +139,15 @@ def set_tenant(
         str | None, typer.Option(metavar="private|shared", help=_SHARING, show_default="unchanged")
     ] = None,
     limit: LimitOptions = None,
+    deny_classes: Annotated[
+        str | None, typer.Option(metavar="LIST", help=_DENY, show_default="unchanged")
+    ] = None,
+    allow_classes: Annotated[
+        str | None, typer.Option(metavar="LIST", help=_ALLOW, show_default="unchanged")
+    ] = None,
+    moderation: Annotated[
+        str | None, typer.Option(metavar="open|closed|off", help=_MODERATION, show_default="unchanged")
+    ] = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -142,9 +157,15 @@ def set_tenant(
 
     Limits that are named change, an empty one (`--limit queued=`) goes, and the others stay.
     """
-    if sharing is None and not limit:
+    asked = {
+        "sharing": sharing,
+        "deny_classes": deny_classes,
+        "allow_classes": allow_classes,
+        "moderation": moderation,
+    }
+    body: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
+    if not body and not limit:
         raise Fail("nothing to set: --sharing private|shared, --limit NAME=VALUE", code=Exit.USAGE)
-    body: dict[str, Any] = {} if sharing is None else {"sharing": sharing}
     with connected(api, key, here=here) as client:
         if limit:
             before = client.get(path_of("tenant", name))["limits"]

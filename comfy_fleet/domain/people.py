@@ -51,12 +51,19 @@ class Tenant:
         sharing: What they see of each other.
         created_at: Unix seconds.
         limits: What all of them together may use, as :func:`comfy_fleet.domain.limits.parse_limits` reads it.
+        deny_classes: Classes that their jobs may not use, besides what the fleet denies.
+        allow_classes: Classes that their jobs may use, of those that the fleet allows; empty: all of these.
+        moderation: What becomes of their jobs while nobody can judge them, see
+            :class:`comfy_fleet.domain.moderation.ModerationMode`; empty: what the fleet's setting says.
     """
 
     name: str
     limits: Mapping[str, str] = field(default_factory=dict)
     sharing: TenantSharing = TenantSharing.PRIVATE
     created_at: float = 0.0
+    deny_classes: str = ""
+    allow_classes: str = ""
+    moderation: str = ""
 
     def __post_init__(self) -> None:
         check_person("tenant", self.name)

@@ -121,6 +121,9 @@ class AssetStore(Protocol):
         without a record are deleted some hours later.
         """
 
+    async def discard_output(self, asset: Asset) -> None:
+        """Delete the bytes of an output that was put and has no record."""
+
     async def replace_output(self, path: str, *, by: Asset) -> None:
         """Let bytes of an output take the place of the same bytes that are stored already.
 

@@ -34,6 +34,7 @@ from comfy_fleet.bootstrap import (
     check_schema,
     open_assets,
     open_beats,
+    open_moderation,
     open_nodes,
     open_secrets,
     open_stores,
@@ -41,6 +42,8 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.domain.people import Tenant
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits
@@ -212,6 +215,7 @@ async def open_dispatcher(
             while True:
                 yield (await queue.get()).decode()
 
+    assets = open_assets(settings, stores)
     async with open_nodes(settings, stores) as nodes, open_beats(settings) as beats:
         yield Dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
@@ -231,7 +235,9 @@ async def open_dispatcher(
             ),
             ready_leases=stores.ready_leases,
             nodes=nodes,
-            assets=open_assets(settings, stores),
+            assets=assets,
+            # A job's record says what its tenant wants.
+            moderation=open_moderation(settings, assets, lambda user: Tenant(name=DEFAULT_TENANT)),
             open_secret=open_secret,
             wakes=wakes,
             run_limits=RunLimits(

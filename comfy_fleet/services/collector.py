@@ -30,11 +30,13 @@ from comfy_fleet.domain.graphs.pictures.submitted import SubmittedGraph
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
+from comfy_fleet.domain.moderation import ModerationMode, load_mode, placeholder
 from comfy_fleet.domain.schedule.waiting_job import WARMING
 from comfy_fleet.ports.assets import AssetStore, Content
 from comfy_fleet.ports.comfyui import RunNodes
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.output_naming import OutputNaming
 from comfy_fleet.services.store_retry import Reminder, retry_while_store_down
 from comfy_fleet.timeouts import Timeout
@@ -118,6 +120,7 @@ class Collector:
         limits: The operator's limits for one job.
         sharing: Shared by all runs of this process.
         telemetry: Is told when Redis does not answer.
+        moderation: Judges files of jobs that say so.
     """
 
     def __init__(
@@ -130,8 +133,10 @@ class Collector:
         limits: OutputLimits,
         sharing: Sharing,
         telemetry: Telemetry,
+        moderation: Moderation | None = None,
     ) -> None:
         self._claim = claim
+        self._moderation = moderation
         self._runs = runs
         self._nodes = nodes
         self._assets = assets
@@ -270,6 +275,9 @@ class Collector:
                     await self._hasten.wait()
         self._naming.start()
         asset = await self._kept(item)
+        allowed = await self._released(item, asset)
+        if not allowed:
+            asset = await self._withheld(item, asset)
         saved = await self._naming.of(item)
         output = Output(
             asset_id=asset.id,
@@ -278,9 +286,10 @@ class Collector:
             index=item.index,
             name=saved.filename if saved else item.name,
             kind=item.kind,
-            content_type=item.content_type,
+            content_type=item.content_type if allowed else asset.content_type,
             size_bytes=asset.size_bytes,
             hash=asset.hash,
+            withheld=not allowed,
             temporary=item.temporary,
             saved=saved is not None,
             subfolder=saved.subfolder if saved else "",
@@ -290,6 +299,39 @@ class Collector:
             self.last = made
         else:
             self._committed[item.id] = await self._commit(made)
+
+    async def _released(self, item: OutputItem, asset: Asset) -> bool:
+        """Return whether a file may be given out. Texts that a node returns are in its other answers, too."""
+        job = self._claim.job
+        if not job.moderation or isinstance(item.source, InlineText):
+            return True
+        if self._moderation is None:
+            return load_mode(job.moderation)[0] is ModerationMode.OPEN
+        judged = await self._moderation.releases(job, asset, node_id=item.node_id, key=item.key)
+        if not judged.allowed:
+            logger.info("output withheld", extra={**self._extra, "reason": judged.reason})
+        return judged.allowed
+
+    async def _withheld(self, item: OutputItem, asset: Asset) -> Asset:
+        """Delete a file's bytes, which have no record yet, and store a placeholder."""
+        data, content_type = placeholder(item.content_type)
+        job = self._claim.job
+        await self._assets.discard_output(asset)
+        saved = await self._naming.of(item)
+        while True:
+            try:
+                return await self._insist(
+                    lambda: self._assets.put_output(
+                        owner=job.owner,
+                        job_id=job.id,
+                        chunks=_pieces(data),
+                        name=saved.filename if saved else item.name,
+                        content_type=content_type,
+                        expires_at=job.expires_at,
+                    )
+                )
+            except NoRoom as error:
+                await self._room(len(data), error)
 
     def _ends_with(self, id_: tuple[str, str, int], made: StoredOutput) -> bool:
         """Return whether an output can wait for the write that ends the run, because it is the last one.

@@ -33,6 +33,7 @@ from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.lease_holder import LeaseHolder
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.merged_prompt import MergedPrompt, PromptMember, TakenOverFirst
+from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.run_deps import RunDeps
@@ -103,6 +104,7 @@ class Dispatcher:
         now: Monotonic seconds.
         new_id: Makes run ids and fencing tokens.
         chance: Random numbers from 0 to 1; they spread load.
+        moderation: Judges files before they are given out.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Dispatcher:
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
+        moderation: Moderation | None = None,
     ) -> None:
         self.name = name
         self._runs = runs
@@ -176,6 +179,7 @@ class Dispatcher:
             ahead=self._ahead,
             files=files,
             now=now,
+            moderation=moderation,
             elsewhere=lambda claim: self._directory.free(claim.job.placement, besides=claim.node),
             safe=self._safe,
         )

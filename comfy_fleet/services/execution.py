@@ -109,6 +109,7 @@ class Execution:
             limits=tools.output_limits,
             sharing=tools.sharing,
             telemetry=tools.telemetry,
+            moderation=tools.moderation,
         )
         self._relay = FrameRelay(
             tools.frames, claim, tools.now, heard=claim.heard, committed=self._outputs.committed
@@ -299,7 +300,9 @@ class Execution:
             actions = machine.handle(event, self._tools.now())
             if isinstance(event, Frame | Binary):
                 place = machine.pictured if isinstance(event, Binary) else None
-                self._relay.take(event, running=machine.phase is RunPhase.RUNNING, place=place)
+                # Nobody sees a picture that is not judged yet.
+                if not (self.claim.job.moderation and isinstance(event, Binary)):
+                    self._relay.take(event, running=machine.phase is RunPhase.RUNNING, place=place)
             self._began = self._began or machine.phase is RunPhase.RUNNING
             for action in actions:
                 if isinstance(action, Left) or (isinstance(action, Finish) and self._began):
@@ -359,7 +362,8 @@ class Execution:
             case Report():
                 self._reporter.progress(action.progress)
             case ShowPreview():
-                self._reporter.preview(action)
+                if not self.claim.job.moderation:
+                    self._reporter.preview(action)
             case Collect():
                 self._outputs.add(self._wanted(action.items))
                 if self._outputs.over is not None:

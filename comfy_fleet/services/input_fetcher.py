@@ -20,10 +20,12 @@ from comfy_fleet.domain.jobs.input_fetch import (
 )
 from comfy_fleet.domain.jobs.job import JobError
 from comfy_fleet.domain.jobs.sniffing import HEAD_BYTES, content_type_of_bytes, file_name
+from comfy_fleet.domain.moderation import ContentRefused, ModerationDown
 from comfy_fleet.domain.outbound import parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import Fetch, FetchStore
 from comfy_fleet.ports.outbound import GuardedCalls, OutboundAnswer
+from comfy_fleet.services.moderation import Moderation
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +66,22 @@ class InputFetcher:
         calls: Calls them.
         assets: Where the files go: each becomes an asset of its job's owner.
         limits: What may be fetched.
+        moderation: Judges the files.
     """
 
     def __init__(
-        self, fetches: FetchStore, calls: GuardedCalls, assets: AssetStore, limits: FetchLimits
+        self,
+        fetches: FetchStore,
+        calls: GuardedCalls,
+        assets: AssetStore,
+        limits: FetchLimits,
+        moderation: Moderation,
     ) -> None:
         self._fetches = fetches
         self._calls = calls
         self._assets = assets
         self._limits = limits
+        self._moderation = moderation
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -141,13 +150,14 @@ class InputFetcher:
                 within_s=self._limits.within_s,
             ) as answer:
                 asset = await self._asset(fetch, answer)
+                await self._moderation.check_input(fetch.owner, asset)
                 facts = answer.headers
                 if answer.status == _UNCHANGED:
                     facts = {"etag": fetch.etag, "last-modified": fetch.modified, **facts}
         except NoRoom as error:
             logger.warning("input not stored", extra={"url": _shown(fetch), "error": error.message})
             await self._fetches.again(fetch, in_s=FULL_DISK_S, counts=False)
-        except (OutboundRefused, OutboundFailed, _Useless) as error:
+        except (OutboundRefused, OutboundFailed, ContentRefused, ModerationDown, _Useless) as error:
             await self._missed(fetch, error)
         else:
             await self._fetches.done(
@@ -165,7 +175,8 @@ class InputFetcher:
             return
         status = error.status if isinstance(error, _Useless) else None
         details = {"url": _shown(fetch), **({"status": status} if status else {})}
-        await self._fetches.failed(fetch, JobError(code=ERROR, message=str(error), details=details))
+        code = error.code if isinstance(error, ContentRefused | ModerationDown) else ERROR
+        await self._fetches.failed(fetch, JobError(code=code, message=str(error), details=details))
 
     async def _asset(self, fetch: Fetch, answer: OutboundAnswer) -> Asset:
         if answer.status == _UNCHANGED and fetch.asset_id:

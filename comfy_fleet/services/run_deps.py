@@ -14,6 +14,7 @@ from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.memory_prediction import MemoryPrediction
+from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.services.staging_ahead import StagingAhead
 
@@ -37,6 +38,7 @@ class RunDeps:
         files: Which files graphs may name.
         safe: Returns True if this run's lease certainly still holds (its last confirmed beat is recent
             enough).
+        moderation: Judges files of jobs that say so, before they are given out.
     """
 
     runs: RunStore
@@ -56,3 +58,4 @@ class RunDeps:
     now: Callable[[], float]
     elsewhere: Callable[[Claim], Awaitable[bool]]
     safe: Callable[[str], bool]
+    moderation: Moderation | None = None

@@ -53,6 +53,7 @@ from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
+from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.result_cache import CacheControl, Computation, ResultCache
 from comfy_fleet.turns import FairTurns, NoTurn
 
@@ -182,7 +183,7 @@ class Submitter:
 
     Args:
         client_files: Finds files by the names that clients know.
-        files: Which files graphs may name.
+        files: Which files an owner's graphs may name, and which classes they may use.
         clock: Unix seconds.
         new_id: Draws a job's UUID.
         draw_seed: Draws a seed for a parameter.
@@ -192,6 +193,7 @@ class Submitter:
         missing: Explains what nodes lack.
         results: Says which results of earlier jobs a job may get.
         inputs: Takes files that a request carries itself, or names by URL.
+        moderation: Judges what jobs ask for.
     """
 
     def __init__(
@@ -206,7 +208,7 @@ class Submitter:
         catalog: Catalog,
         sealer: Sealer,
         limits: SubmitLimits,
-        files: FilePolicy,
+        files: Callable[[str], FilePolicy],
         clock: Callable[[], float],
         new_id: Callable[[], str],
         draw_seed: Callable[[], int],
@@ -215,6 +217,7 @@ class Submitter:
         missing: MissingParts,
         results: ResultCache,
         inputs: InputFiles,
+        moderation: Moderation,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -234,6 +237,7 @@ class Submitter:
         self._missing = missing
         self._results = results
         self._inputs = inputs
+        self._moderation = moderation
         self._large = FairTurns(
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
@@ -267,6 +271,8 @@ class Submitter:
             LimitReached: A limit of theirs is used up.
             StoredTooMuch: They keep as many bytes as they may.
             NoRoom: The fleet's own disk is too full for another job's outputs.
+            ContentRefused: Who judges content has said no.
+            ModerationDown: They don't answer, and nothing passes without.
             QueueFull: Too many jobs wait.
             IdempotencyKeyReuse: The key has made a job.
         """
@@ -378,9 +384,11 @@ class Submitter:
         others = [one for one in others if not is_url(one.name)]
         assets = {place: asset.id for place, asset in found.items()}
         settled = assets.keys() | {place for inputs in awaited.values() for place, _ in inputs}
-        await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=settled))
+        await worked(
+            large, lambda: file_check.check(read, declared, policy=self._files(owner), assets=settled)
+        )
         others = [one for one in others if one.node_id in runs]
-        await self._check_known(read, others)
+        await self._check_known(owner, read, others)
         uploads = graph.place_names(assets)
         where = placement_request(workflow.requires, options.where) if workflow else options.where
         try:
@@ -404,12 +412,16 @@ class Submitter:
             raise InvalidWorkflow(
                 f"the workflow can't be written as JSON: {error}", details={"field": "workflow"}
             ) from error
+        warming = options.tier == WARMING
+        if not warming:
+            await self._moderation.check_prompt(
+                owner, runs, found, workflow=workflow.name if workflow else ""
+            )
         now = self._clock()
         editor = editor_key(owner, options.prompt.client_id, options.extra_data)
         shown, secrets = split_secrets(options.extra_data)
         results = None
         mode = self._results.mode(workflow, options.cache_control)
-        warming = options.tier == WARMING
         # Not what runs in part, reads files that are no owner's, is secret, or is there to run. An editor has
         # its results on its node.
         alone = targets or others or secrets or editor or options.retry_of or warming or awaited
@@ -466,6 +478,7 @@ class Submitter:
             weight=self._limits.weights.get(owner, 1.0),
             merge=None if editor or warming or awaited else merge,
             results=results,
+            moderation="" if warming else self._moderation.rule(owner),
             fetches=as_fetches({url: [takes for _, takes in inputs] for url, inputs in awaited.items()}),
             webhook=options.webhook,
             quota=script_quota(options.quotas),
@@ -609,9 +622,9 @@ class Submitter:
                 others.append(named)
         return found, others
 
-    async def _check_known(self, checked: Graph, files: Sequence[NamedFile]) -> None:
+    async def _check_known(self, owner: str, checked: Graph, files: Sequence[NamedFile]) -> None:
         """Refuse names that are no upload's and that no node lists, if the nodes say so now."""
-        files = file_check.listable(checked, files, self._files)
+        files = file_check.listable(checked, files, self._files(owner))
         for age_s in (KEPT_S, NEW_S):
             if not files:
                 return

@@ -276,6 +276,10 @@ class RedisAssets:
             job_id=job_id,
         )
 
+    async def discard_output(self, asset: Asset) -> None:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.discard_output`."""
+        await self._blobs.delete(asset.path)
+
     async def replace_output(self, path: str, *, by: Asset) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.replace_output`; this repairs broken bytes."""
         await self._blobs.replace(path, by=by.path)

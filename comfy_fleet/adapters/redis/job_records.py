@@ -110,11 +110,17 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
-    return fields | _merge_fields(new.merge) | _webhook_fields(new)
+    return (
+        fields | _merge_fields(new.merge) | _webhook_fields(new) | _moderation_fields(new.moderation)
+    )
 
 
 def _webhook_fields(new: NewJob) -> dict[str, str | bytes]:
     return {"webhook": orjson.dumps(new.webhook.record(new.owner))} if new.webhook else {}
+
+
+def _moderation_fields(rule: str) -> dict[str, str | bytes]:
+    return {"moderation": rule} if rule else {}
 
 
 def _merge_fields(merge: MergeKey | None) -> dict[str, str | bytes]:
@@ -421,4 +427,5 @@ def load_job(
         workload=load_workload(record["workload"]) if "workload" in record else None,
         batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,
         cached=bool(record.get("cached")),
+        moderation=text("moderation") or "",
     )

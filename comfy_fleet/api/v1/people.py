@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -15,7 +15,8 @@ from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
 from comfy_fleet.api.typed_bodies import read, read_optional, read_query
-from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.errors import BadInput, Conflict
+from comfy_fleet.domain.graphs.class_rules import ClassRules
 from comfy_fleet.domain.limits import parse_limits
 from comfy_fleet.domain.people import (
     KEY_LENGTH,
@@ -54,6 +55,24 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _check_classes(value: str) -> str:
+    try:
+        ClassRules.parse(value, value)
+    except BadInput as error:
+        raise ValueError(error.message) from error
+    return value
+
+
+Classes = Annotated[str, Field(max_length=4000), AfterValidator(_check_classes)]
+_DENY = "Classes and groups that their jobs may not use, separated by commas, as in FLEET_DENY_CLASSES."
+_ALLOW = "Classes and groups that their jobs may use, and no others, as in FLEET_ALLOW_CLASSES; empty: all."
+ModerationWord = Literal["", "open", "closed", "off"]
+_MODERATION = (
+    "While nobody judges: `closed`: nothing passes; `open`: all does. `off`: nobody is asked. "
+    "Empty: as FLEET_MODERATION says."
+)
+
+
 class TenantBody(_Body):
     """A tenant."""
 
@@ -65,6 +84,9 @@ class TenantBody(_Body):
         description="What its users see of each other: `private`: nothing; `shared`: jobs.",
     )
     limits: LimitsField = Field(default_factory=dict)
+    deny_classes: Classes = Field("", description=_DENY)
+    allow_classes: Classes = Field("", description=_ALLOW)
+    moderation: ModerationWord = Field("", description=_MODERATION)
 
 
 class TenantChangeBody(_Body):
@@ -74,6 +96,9 @@ class TenantChangeBody(_Body):
 
     sharing: TenantSharing | None = Field(None, description="As for a new one.")
     limits: LimitsField | None = Field(None, description="All of its limits: those that are left out go.")
+    deny_classes: Classes | None = Field(None, description=_DENY)
+    allow_classes: Classes | None = Field(None, description=_ALLOW)
+    moderation: ModerationWord | None = Field(None, description=_MODERATION)
 
 
 class UserBody(_Body):
@@ -126,6 +151,9 @@ class TenantAnswer(TypedDict):
 
     name: str
     sharing: TenantSharing
+    deny_classes: str
+    allow_classes: str
+    moderation: str
     created_at: str | None
     limits: dict[str, str]
     users: Annotated[list[str], Field(description="Their names.")]
@@ -222,12 +250,8 @@ async def add_tenant(request: Request) -> Response:
     """Adds a tenant; 409 if there is one of this name."""
     who = _changer(request)
     d, body = deps(request), await read(request, TenantBody)
-    tenant = Tenant(
-        name=body.name,
-        sharing=body.sharing,
-        limits=_checked(body.limits),
-        created_at=await d.store_time(),
-    )
+    told = body.model_dump(exclude={"limits"})
+    tenant = Tenant(**told, limits=_checked(body.limits), created_at=await d.store_time())
     await d.keys.ring.change(lambda people: people.add_tenant(tenant))
     _note("tenant added", who, tenant=tenant.name)
     return json_response(_tenant(d, tenant.name), 201)
@@ -434,6 +458,9 @@ def _tenant(d: ApiDeps, name: str) -> TenantAnswer:
     return {
         "name": tenant.name,
         "sharing": tenant.sharing,
+        "deny_classes": tenant.deny_classes,
+        "allow_classes": tenant.allow_classes,
+        "moderation": tenant.moderation,
         "created_at": _time(tenant.created_at),
         "limits": dict(tenant.limits),
         "users": list(people.members(tenant.name)),

@@ -112,6 +112,7 @@ class Output:
         saved: Whether ``GET /view`` knows it by its name: a file, and neither a text nor a picture from a
             frame. Outputs of versions that drew no names are not.
         subfolder: The folder in which its owner sees a saved file.
+        withheld: Whether it may not be given out: a placeholder is stored, and the file itself nowhere.
     """
 
     asset_id: str
@@ -126,6 +127,7 @@ class Output:
     temporary: bool = False
     saved: bool = False
     subfolder: str = ""
+    withheld: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +320,7 @@ class NewJob:
         fetches: Files that it names by URL and that are not here yet: it can't start before they are.
         webhook: Who is told what becomes of it.
         quota: What is checked as it is written; None: nothing.
+        moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
     """
 
     id: str
@@ -359,6 +362,7 @@ class NewJob:
     fetches: tuple[InputFetch, ...] = ()
     webhook: Webhook | None = None
     quota: Mapping[str, Any] | None = None
+    moderation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,6 +404,7 @@ class Job:
         batch: Which pictures are its own, if it was one of a batch of several jobs.
         cached: Whether its outputs were not computed for it: it got those of an equal job.
         follows: Whether it waits, or has waited, for the result of an equal job, and is in no queue.
+        moderation: How its files are judged before they are given out; empty: not at all.
     """
 
     id: str
@@ -456,6 +461,7 @@ class Job:
     batch: BatchPart | None = None
     cached: bool = False
     follows: bool = False
+    moderation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
