@@ -85,6 +85,7 @@ class ModerationQuestion:
     Attributes:
         job: The job's id, if it has one.
         workflow: The stored workflow of which it was made; empty: none.
+        params: The values of its parameters; all other texts of its graph are its author's.
     """
 
     stage: ModerationStage
@@ -92,6 +93,7 @@ class ModerationQuestion:
     tenant: str = ""
     job: str = ""
     workflow: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
     texts: Sequence[JudgedText] = ()
     files: Sequence[JudgedFile] = ()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.domain.graphs.graph import Graph, Place
@@ -70,7 +71,13 @@ class Moderation:
             return ModerationMode.CLOSED
 
     async def check_prompt(
-        self, owner: str, graph: Graph, files: Mapping[Place, Asset], *, workflow: str
+        self,
+        owner: str,
+        graph: Graph,
+        files: Mapping[Place, Asset],
+        *,
+        workflow: str,
+        params: Mapping[str, Any],
     ) -> None:
         """Ask about a job before it is accepted.
 
@@ -89,6 +96,7 @@ class Moderation:
                 owner=owner,
                 tenant=tenant.name,
                 workflow=workflow,
+                params=params,
                 texts=judged_texts(graph),
                 files=await self._files([*once.values()]),
             ),

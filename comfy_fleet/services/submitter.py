@@ -415,7 +415,7 @@ class Submitter:
         warming = options.tier == WARMING
         if not warming:
             await self._moderation.check_prompt(
-                owner, runs, found, workflow=workflow.name if workflow else ""
+                owner, runs, found, workflow=workflow.name if workflow else "", params=params or {}
             )
         now = self._clock()
         editor = editor_key(owner, options.prompt.client_id, options.extra_data)

@@ -79,6 +79,7 @@ def _dump(question: ModerationQuestion) -> bytes:
             "tenant": question.tenant,
             "job": question.job or None,
             "workflow": question.workflow or None,
+            "params": dict(question.params),
             "texts": [asdict(one) for one in question.texts],
             "files": [_file(one) for one in question.files],
         }
