@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from comfy_fleet.domain.jobs.job import JobStatus
-from comfy_fleet.domain.people import Tenant
+from comfy_fleet.domain.people import People, Tenant
 from tests.children import mortal
 from tests.fleet import until
 from tests.integration.api_kit import code
@@ -189,7 +189,7 @@ async def test_tenants_have_their_own_rule(redis_port: int, redis: Any, tmp_path
         ring = world.api.deps.keys.ring
         await world.done(await world.submit())
         assert hook.questions == []
-        await ring.change(lambda people: people.add_tenant(Tenant(name="default", moderation="closed")))
+        ring.take(People(tenants={"default": Tenant(name="default", moderation="closed")}))
         hook.says = refuse("prompt")
         answer = await world.client.post("/api/v1/workflows/noise/jobs", json={"params": {"seed": 7}})
         assert code(answer) == (422, "content_refused")
@@ -198,18 +198,17 @@ async def test_tenants_have_their_own_rule(redis_port: int, redis: Any, tmp_path
 async def test_tenants_have_their_own_classes(redis_port: int, redis: Any, tmp_path: Path) -> None:
     async with judged(redis_port, tmp_path, moderation="off") as (world, _):
         ring = world.api.deps.keys.ring
-        tenant = Tenant(name="default", deny_classes="ImageAddNoise")
-        await ring.change(lambda people: people.add_tenant(tenant))
+        ring.take(People(tenants={"default": Tenant(name="default", deny_classes="ImageAddNoise")}))
         answer = await world.client.post("/api/v1/workflows/noise/jobs", json={"params": {"seed": 7}})
         assert code(answer) == (422, "invalid_workflow")
         assert "fleet tenant set default --deny-classes" in answer.text
         allowing = Tenant(name="default", allow_classes="LoadImage,SaveImage")
-        await ring.change(lambda people: people.change_tenant(allowing))
+        ring.take(People(tenants={"default": allowing}))
         answer = await world.client.post("/api/v1/workflows/noise/jobs", json={"params": {"seed": 7}})
         assert code(answer) == (422, "invalid_workflow")
         await world.done(await world.api.submit(graph(uri(png()))))
         unknown = Tenant(name="default", allow_classes="@of-a-newer-version")
-        await ring.change(lambda people: people.change_tenant(unknown))
+        ring.take(People(tenants={"default": unknown}))
         answer = await world.client.post("/api/v2/jobs", json={"workflow": graph(uri(png()))})
         assert code(answer) == (422, "invalid_workflow")
 

@@ -91,6 +91,24 @@ async def _values(redis: Redis, name: Any) -> list[bytes]:
     return [str(found).encode()]
 
 
+async def test_tenants_have_rules_for_classes_and_for_what_is_judged(api: Api) -> None:
+    rules = {"deny_classes": "@code", "allow_classes": "@core,Theirs", "moderation": "open"}
+    made = await call(api, "POST", "tenants", {"name": "studio", **rules})
+    assert made.status_code == 201, made.text
+    assert rules.items() <= made.json().items()
+    changed = await call(api, "PATCH", "tenants/studio", {"deny_classes": "", "moderation": ""})
+    assert (changed.json()["deny_classes"], changed.json()["moderation"]) == ("", "")
+    assert changed.json()["allow_classes"] == "@core,Theirs"
+    for wrong in ({"deny_classes": "@folder"}, {"allow_classes": "@all"}, {"moderation": "perhaps"}):
+        assert (await call(api, "PATCH", "tenants/studio", wrong)).status_code == 422
+    ada = await new_key(api, "ada", tenant="studio")
+    assert (await call(api, "PATCH", "tenants/studio", {"allow_classes": "LoadImage"})).status_code == 200
+    refused = await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=bearer(ada["key"]))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_workflow")
+    assert "fleet tenant set studio --allow-classes" in refused.text
+    assert await submit(api, OPS), "others are in another tenant"
+
+
 async def test_keys_count_and_are_revoked_in_every_process(api: Api, redis_port: int, tmp_path: Path) -> None:
     made = await new_key(api, "ada")
     async with keyed(redis_port, tmp_path) as other:
