@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.agent_tokens import RedisAgentTokens
-from comfy_fleet.adapters.outbound.moderation_hook import HttpModerator
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
 from comfy_fleet.adapters.redis.estimates import RedisEstimates
@@ -220,6 +219,9 @@ def open_moderation(
                 token = path.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"FLEET_MODERATION_TOKEN_FILE {path} can't be read: {error}") from error
+        # Only whoever is asked to judge needs an HTTP client for it.
+        from comfy_fleet.adapters.outbound.moderation_hook import HttpModerator
+
         hook = HttpModerator(settings.moderation_url, token=token, within_s=settings.moderation_s)
     return Moderation(
         hook,
