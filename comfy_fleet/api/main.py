@@ -57,8 +57,8 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.machine_token import PURPOSE
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
-from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.domain.people import Tenant
+from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import OperatorFact

@@ -110,9 +110,7 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
-    return (
-        fields | _merge_fields(new.merge) | _webhook_fields(new) | _moderation_fields(new.moderation)
-    )
+    return fields | _merge_fields(new.merge) | _webhook_fields(new) | _moderation_fields(new.moderation)
 
 
 def _webhook_fields(new: NewJob) -> dict[str, str | bytes]:
