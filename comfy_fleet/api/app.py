@@ -16,7 +16,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from comfy_fleet.api import console_page, errors, front_page, login, metrics, publish_page, workflow_pages
+from comfy_fleet.api import (
+    console_page,
+    errors,
+    front_page,
+    login,
+    metrics,
+    publish_page,
+    signed_access,
+    workflow_pages,
+)
 from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.credentials import Credentials, take_path_key
@@ -28,11 +37,14 @@ from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
 from comfy_fleet.api.origins import Origin, client_address, marked, origin_of
 from comfy_fleet.api.routing import GroupedRouter
+from comfy_fleet.api.signed_access import SignedAccess
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.principal import PrincipalLimits
 from comfy_fleet.request_context import in_request
+from comfy_fleet.services.signed_urls import Readable
 from comfy_fleet.tasks import forever
 
 logger = logging.getLogger(__name__)
@@ -157,6 +169,16 @@ class Front:
             self.deps.request_pace.take(found.principal.quotas)
         scope["by_header"], scope["more_elsewhere"] = found.by_header, found.more_elsewhere
 
+    async def _read_by_signature(
+        self, scope: Scope, kind: Readable, id_: str, query: Mapping[str, str]
+    ) -> None:
+        """Let a request act for a job's owner, to read what its URL was signed for, and nothing else."""
+        d = self.deps
+        limits = PrincipalLimits(streams=d.settings.max_streams, sockets=0)
+        access = SignedAccess(urls=d.signed_urls, jobs=d.jobs, assets=d.assets, limits=limits)
+        found = await access.granted(kind, id_, query, now=d.clock())
+        scope["principal"], scope["session"], scope["signed"] = found.principal, "", found.expires_at
+
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handshake = Handshake(scope, receive, send, self.deps.sockets)
         headers = Headers(scope=scope)
@@ -182,6 +204,7 @@ class Front:
         headers = Headers(scope=scope)
         path_key = self._place(scope, headers)
         ticket = self.admission.ticket(scope["method"], scope["path"])
+        reads = signed_access.asked(scope)
         incoming = Incoming(receive, headers, self.deps.pace, ticket.enter)
 
         async def sending(message: Message) -> None:
@@ -191,6 +214,8 @@ class Front:
                 ticket.leave()
                 # Refused before it was read: the unread body will be drained.
                 more = [NO_REFERRER] if incoming.ended else [NO_REFERRER, (b"connection", b"close")]
+                if reads is not None:
+                    more += signed_access.HEADERS
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
@@ -205,8 +230,10 @@ class Front:
             public = scope["path"] in self._open_paths
             changing = scope["method"] not in _SAFE
             if changing or not public or scope["path"] in _TELLING:
-                self._guards[marked(headers)].check(headers, changing=changing)
-            if path_key or not public:
+                self._guards[marked(headers)].check(headers, changing=changing, signed=reads is not None)
+            if reads is not None:
+                await self._read_by_signature(scope, *reads)
+            elif path_key or not public:
                 await self._identify(scope, headers, path_key)
                 incoming.narrow(scope["principal"])
             if incoming.ended or scope["method"] in _BODILESS:

@@ -54,6 +54,7 @@ from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
+from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
@@ -127,6 +128,7 @@ class ApiDeps:
         clients: Brings what happens to jobs to websockets.
         editors: Whose editor a person gets, and what its node says.
         extension_calls: Passes calls of extensions' own routes on.
+        signed_urls: Signs URLs that need no key.
         editor_tickets: Signs the cookies that name a person's editor node.
         user_files: People's files in the editor.
         missing: What people asked for and no node had.
@@ -184,6 +186,7 @@ class ApiDeps:
     extension_calls: ExtensionCalls
     publishing: Publishing
     editor_tickets: EditorTickets
+    signed_urls: SignedUrls
     user_files: UserFiles
     missing: MissingRecord
     editor_settings: EditorSettings

@@ -15,7 +15,7 @@ from comfy_fleet.api.answers import StatusEventAnswer
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.jobs import read_job
-from comfy_fleet.api.links import Links
+from comfy_fleet.api.links import Links, Signing
 from comfy_fleet.domain.jobs.job import Job, JobEvent, Output, Progress
 from comfy_fleet.ports.jobs import JobSnapshot
 from comfy_fleet.services.job_queries import is_id, is_seen, no_job
@@ -46,6 +46,12 @@ async def open_stream(request: Request, job_id: str) -> Response:
         answer = Response()
         answer.raw_headers = [*_HEADERS]
         return answer
+    expires_at: float | None = request.scope.get("signed")
+    to, left_s = links(request), None
+    if expires_at is not None:  # what the stream names can be read as the stream itself can
+        to = to.signed(Signing(urls=d.signed_urls, owner=who, expires_at=expires_at))
+        left_s = max(0.0, expires_at - d.clock())
+        who = f"{who}, signed"  # people on an owner's pages don't take the owner's own streams
     if d.streams[who] >= most:
         await read_job(request, job_id)
         raise HttpError(
@@ -68,14 +74,27 @@ async def open_stream(request: Request, job_id: str) -> Response:
             now,
             events,
             subscription.pop_all(),
-            links(request),
+            to,
             session=request.scope["session"],
             key=caller.key,
+            left_s=left_s,
         )
 
 
 class EventStream(Response):
-    """Streams until the job's last status, the client's disconnect or sign-out, or the server's end."""
+    """Streams until the job's last status, the client's disconnect or sign-out, or the server's end.
+
+    Args:
+        d: The services.
+        who: Whose streams it is counted among.
+        now: The job as it is now.
+        events: What happens to it from now on.
+        subscription: Is closed at the end.
+        to: Makes the URLs in what is told.
+        session: The session that it ends with, if there is one.
+        key: The key that it ends with, if there is one.
+        left_s: Seconds after which its URL holds no more; None: it has no end.
+    """
 
     def __init__(
         self,
@@ -88,6 +107,7 @@ class EventStream(Response):
         *,
         session: str,
         key: str,
+        left_s: float | None = None,
     ) -> None:
         super().__init__()
         self._deps = d
@@ -97,6 +117,7 @@ class EventStream(Response):
         self._subscription = subscription
         self._links = to
         self._session = session
+        self._left_s = left_s
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +130,8 @@ class EventStream(Response):
         streams[self._who] += 1
         with self._deps.session_watch.follow(self._session, self._key) as signed_out:
             telling = asyncio.ensure_future(self._tell(send))
-            others = [asyncio.ensure_future(one) for one in (_left(receive), signed_out.wait())]
+            ends = (_left(receive), signed_out.wait(), _over(self._left_s))
+            others = [asyncio.ensure_future(one) for one in ends]
             try:
                 await asyncio.wait({telling, *others}, return_when=asyncio.FIRST_COMPLETED)
                 if telling.done():
@@ -119,8 +141,10 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(telling, *others, return_exceptions=True)
                 try:
-                    if signed_out.is_set() and telling.cancelled():
-                        await _goodbye(send)
+                    if telling.cancelled() and signed_out.is_set():
+                        await _goodbye(send, b"signed out")
+                    elif telling.cancelled() and not others[2].cancelled():
+                        await _goodbye(send, b"this URL has expired")
                 finally:  # until then the connection counts
                     streams[self._who] -= 1
                     if not streams[self._who]:
@@ -142,10 +166,15 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _goodbye(send: Send) -> None:
+async def _goodbye(send: Send, why: bytes) -> None:
     with contextlib.suppress(TimeoutError):  # it may wait behind what is not read
         async with Timeout(GOODBYE_S):
-            await send({"type": "http.response.body", "body": b": signed out\n\n"})
+            await send({"type": "http.response.body", "body": b": " + why + b"\n\n"})
+
+
+async def _over(left_s: float | None) -> None:
+    async with Timeout(left_s):
+        await asyncio.Event().wait()
 
 
 async def _left(receive: Receive) -> None:

@@ -9,8 +9,9 @@ from starlette.requests import Request
 
 from comfy_fleet.api.answers import ANYTHING
 from comfy_fleet.api.cache_control import cache_control_in
-from comfy_fleet.api.deps import deps, links, principal
+from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.links import Links
 from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs import job_times
@@ -271,7 +272,7 @@ def webhook_in(request: Request, url: str | None, events: tuple[str, ...] | None
         return None
     allowed = deps(request).settings.webhook_allowed
     url = _checked(lambda value: checked_url(value, allowed), url)
-    return Webhook(url=url, events=events or ENDS, base=links(request).base)
+    return Webhook(url=url, events=events or ENDS, base=Links.public(request, deps(request).settings).base)
 
 
 def most_priority(request: Request) -> int:

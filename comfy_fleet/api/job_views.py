@@ -8,12 +8,16 @@ import orjson
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import JobAnswer
-from comfy_fleet.api.links import Links
+from comfy_fleet.api.links import Links, Signing
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.webhooks import WebhookMessage
 from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.signed_urls import SignedUrls
+
+TOLD_S = 86_400.0
+"""For how long the URLs in a message to a webhook can be read without a key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +26,16 @@ class JobViews:
 
     Attributes:
         simulated: Returns True if a node, by name, is simulated.
+        signed_urls: Signs URLs.
+        clock: Unix seconds.
     """
 
     jobs: JobStore
     estimator: Estimator
     inventories: NodeInventories
     simulated: Callable[[str | None], bool]
+    signed_urls: SignedUrls
+    clock: Callable[[], float]
 
     async def shown(self, job: Job, links: Links) -> JobAnswer:
         """Return a job with its place in the queue and its probable end."""
@@ -49,4 +57,7 @@ class JobViews:
         if job is None or job.removed:
             word = message.type.removeprefix("job.")
             return {"id": message.job, "status": "running" if word == "started" else word}
-        return await self.shown(job, Links(message.base))
+        signing = Signing(
+            urls=self.signed_urls, owner=job.owner, expires_at=min(self.clock() + TOLD_S, job.expires_at)
+        )
+        return await self.shown(job, Links(message.base, signing))

@@ -13,9 +13,12 @@ from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
 from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
+from comfy_fleet.api.links import Links, Signing
+from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
 from comfy_fleet.services.job_queries import owned, seen, settled
+from comfy_fleet.services.signed_urls import LONGEST_S
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,37 @@ async def cancel_job(request: Request, job_id: str, *, by_operator: bool = False
 
 async def shown(request: Request, job: Job) -> JobAnswer:
     """Return a job in the form of every surface, with its place in the queue and its probable end."""
-    return await deps(request).job_views.shown(job, links(request))
+    return await deps(request).job_views.shown(job, _links(request, job))
+
+
+class SignedQuery(BaseModel):
+    """Whether URLs need a key."""
+
+    signed: int | None = Field(
+        None,
+        ge=1,
+        le=LONGEST_S,
+        description="For so many seconds, the answer's URLs of outputs and events can be read without a key: "
+        "for `<img>` and `EventSource` of a page.",
+    )
+
+
+def _links(request: Request, job: Job) -> Links:
+    """Return the links in an answer about a job, signed if the query asks for it.
+
+    Raises:
+        HttpError: 422 if the time is none.
+    """
+    if request.method != "GET" or "signed" not in request.query_params:
+        return links(request)
+    d = deps(request)
+    seconds = read_query(request, SignedQuery).signed
+    if seconds is None:
+        return links(request)
+    expires_at = min(d.clock() + seconds, job.expires_at) if job.status.terminal else d.clock() + seconds
+    return Links.public(request, d.settings).signed(
+        Signing(urls=d.signed_urls, owner=job.owner, expires_at=expires_at)
+    )
 
 
 # -- listing -----------------------------------------------------------------

@@ -90,6 +90,7 @@ from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.result_cache import ResultCache
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
+from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.tenant_policies import TenantPolicies
@@ -223,11 +224,14 @@ def build(
         assets=assets,
         pictures=pictures,
     )
+    signed_urls = SignedUrls.under(sealer)
     views = JobViews(
         jobs=stores.jobs,
         estimator=estimator,
         inventories=inventories,
         simulated=inventories.simulated,
+        signed_urls=signed_urls,
+        clock=time.time,
     )
     webhooks = RedisWebhooks(stores.redis, stores.events)
     webhook_secrets = WebhookSecrets(webhooks, sealer, draw=secrets.token_bytes, clock=time.time)
@@ -308,6 +312,7 @@ def build(
         extension_calls=ExtensionCalls(stores.prompts, stores.nodes, editors, info),
         publishing=publishing,
         editor_tickets=EditorTickets.under(sealer),
+        signed_urls=signed_urls,
         missing=stores.missing,
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),

@@ -48,7 +48,7 @@ class SiteGuard:
         self._pages = frozenset(pages)
         self._foreign = frozenset({"cross-site"} if siblings else {"cross-site", "same-site"})
 
-    def check(self, headers: Headers, *, changing: bool) -> None:
+    def check(self, headers: Headers, *, changing: bool, signed: bool = False) -> None:
         """Refuse malformed and rebound hosts, and what another site's page asks for.
 
         A page can't forge ``Host``, but it can send ``X-Forwarded-Host`` to the API's own port: both must be
@@ -57,6 +57,7 @@ class SiteGuard:
         Args:
             headers: The request's.
             changing: Whether it may change something, or opens a websocket.
+            signed: Whether it reads by a signature alone, which any page may hold.
 
         Raises:
             HttpError: 400 or 403.
@@ -77,7 +78,7 @@ class SiteGuard:
             return
         sites = headers.getlist("sec-fetch-site")
         if not changing:
-            if not self._foreign.isdisjoint(sites) and not _opened(headers):
+            if not signed and not self._foreign.isdisjoint(sites) and not _opened(headers):
                 raise _foreign("other sites' pages can't show what is here")
             return
         if not _OWN_SITE.issuperset(sites):

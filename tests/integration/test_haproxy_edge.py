@@ -256,6 +256,18 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [vars(record)["path"] for record in caplog.records if record.msg == "haproxy request"]
 
 
+async def test_no_log_shows_a_signature(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    await edge.api.__aexit__()  # the edge logs what it could not have answered
+    await edge.raw("/api/v2/jobs/j/events?expires=1&signature=5f0c")
+    await eventually("it is logged", lambda: len(logged(caplog)) == 1)
+    assert logged(caplog) == ["/api/v2/jobs/j/events"]
+    assert not any(
+        "5f0c" in str(vars(record)) for record in caplog.records if record.msg == "haproxy request"
+    )
+    await edge.api.__aenter__()
+
+
 async def test_no_log_shows_a_key_in_the_path(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     key = "ann-key-0123456789"

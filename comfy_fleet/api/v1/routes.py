@@ -169,6 +169,7 @@ TABLE = (
         handler=v1_jobs.get_job,
         summary="Show a job",
         tag="jobs",
+        query=jobs.SignedQuery,
         answers={200: answers.JobDetailAnswer},
     ),
     Endpoint(

@@ -116,7 +116,12 @@ async def get_asset(request: Request) -> Response:
 async def get_asset_content(request: Request) -> Response:
     """The bytes; one range at a time."""
     asset = await _readable(request)
-    return await asset_response.respond(request, asset, deps(request).assets)
+    expires_at: float | None = request.scope.get("signed")
+    shown_as = {}
+    if expires_at is not None:
+        left_s = max(0, int(expires_at - deps(request).clock()))
+        shown_as = {"Cache-Control": f"private, max-age={min(3600, left_s)}"}
+    return await asset_response.respond(request, asset, deps(request).assets, shown_as=shown_as)
 
 
 async def delete_asset(request: Request) -> Response:

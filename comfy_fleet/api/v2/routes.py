@@ -57,6 +57,7 @@ TABLE = (
         handler=jobs.get_job,
         summary="Show a job",
         tag="jobs",
+        query=every_jobs.SignedQuery,
         answers={200: JobAnswer},
     ),
     Endpoint(
