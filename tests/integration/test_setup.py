@@ -322,9 +322,10 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
         "apt-get install -y -qq --no-install-recommends curl",
         "apt-get install -y -qq --no-install-recommends nginx",
         "apt-get install -y -qq --no-install-recommends caddy",
+        "apt-get install -y -qq --no-install-recommends keepalived",
     ]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 5
+    assert len(installed(machine)) == 6
 
 
 def test_help_changes_nothing(machine: Machine) -> None:
