@@ -168,6 +168,7 @@ def build(
         assets,
         FetchLimits(most_bytes=settings.fetch_bytes, within_s=settings.fetch_s),
         moderation,
+        quotas_of=keys.ring.quotas_of,
     )
     policy = FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes)
     submitter = Submitter(

@@ -7,7 +7,7 @@ dies meanwhile, another one fetches it some seconds later.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from comfy_fleet.domain.errors import FleetError, NoRoom, OutboundFailed, OutboundRefused, StoreDown
@@ -20,7 +20,7 @@ from comfy_fleet.domain.jobs.input_fetch import (
 )
 from comfy_fleet.domain.jobs.job import JobError
 from comfy_fleet.domain.jobs.sniffing import HEAD_BYTES, content_type_of_bytes, file_name
-from comfy_fleet.domain.moderation import ContentRefused, ModerationDown
+from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.outbound import parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import Fetch, FetchStore
@@ -67,6 +67,7 @@ class InputFetcher:
         assets: Where the files go: each becomes an asset of its job's owner.
         limits: What may be fetched.
         moderation: Judges the files.
+        quotas_of: Returns the limits of an owner.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class InputFetcher:
         assets: AssetStore,
         limits: FetchLimits,
         moderation: Moderation,
+        quotas_of: Callable[[str], tuple[ScopedLimits, ...]] = lambda _: (),
     ) -> None:
         self._fetches = fetches
         self._calls = calls
         self._assets = assets
         self._limits = limits
         self._moderation = moderation
+        self._quotas_of = quotas_of
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -157,7 +160,9 @@ class InputFetcher:
         except NoRoom as error:
             logger.warning("input not stored", extra={"url": _shown(fetch), "error": error.message})
             await self._fetches.again(fetch, in_s=FULL_DISK_S, counts=False)
-        except (OutboundRefused, OutboundFailed, ContentRefused, ModerationDown, _Useless) as error:
+        except StoreDown:
+            raise
+        except (FleetError, _Useless) as error:
             await self._missed(fetch, error)
         else:
             await self._fetches.done(
@@ -175,7 +180,8 @@ class InputFetcher:
             return
         status = error.status if isinstance(error, _Useless) else None
         details = {"url": _shown(fetch), **({"status": status} if status else {})}
-        code = error.code if isinstance(error, ContentRefused | ModerationDown) else ERROR
+        usual = isinstance(error, OutboundRefused | OutboundFailed | _Useless)
+        code = ERROR if usual or not isinstance(error, FleetError) else error.code
         await self._fetches.failed(fetch, JobError(code=code, message=str(error), details=details))
 
     async def _asset(self, fetch: Fetch, answer: OutboundAnswer) -> Asset:
@@ -202,6 +208,7 @@ class InputFetcher:
                 content_type=content_type,
                 file_path=file_name(path, content_type, digest),
                 numbered=True,  # the same bytes are the same asset again
+                quotas=self._quotas_of(fetch.owner),
             )
             return asset
 

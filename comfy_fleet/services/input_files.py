@@ -18,6 +18,7 @@ from comfy_fleet.domain.graphs.workflow import FILES, ParameterType, TargetForm,
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.input_fetch import MAX_URLS, FetchedInput, InputFetch, is_url
 from comfy_fleet.domain.jobs.sniffing import EXTENSIONS, HEAD_BYTES, content_type_of_bytes
+from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.outbound import AllowedHosts, OutboundTarget, checked_addresses, parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import FetchStore
@@ -56,13 +57,18 @@ class InputFiles:
     # -- files in the request itself
 
     async def stored_params(
-        self, owner: str, workflow: Workflow, params: Mapping[str, Any]
+        self,
+        owner: str,
+        workflow: Workflow,
+        params: Mapping[str, Any],
+        quotas: tuple[ScopedLimits, ...] = (),
     ) -> Mapping[str, Any]:
         """Return parameters with assets' ids in place of ``data:`` URIs.
 
         Raises:
             InvalidParameter: One of the parameters is not what the workflow takes, or a URI can't be read.
             NoRoom: There is no room.
+            StoredTooMuch: A limit of somebody's is used up.
         """
         uris = {
             parameter.name: value
@@ -86,15 +92,18 @@ class InputFiles:
                 ) from None
             if (parameter := workflow.parameter(name)) is not None:
                 binding.check_file(parameter, content_type=content_type, size_bytes=len(data))
-            found[name] = (await self._stored(owner, data, content_type)).id
+            found[name] = (await self._stored(owner, data, content_type, quotas)).id
         return {**params, **found}
 
-    async def stored_graph(self, owner: str, graph: Graph, declared: Declared) -> Graph:
+    async def stored_graph(
+        self, owner: str, graph: Graph, declared: Declared, quotas: tuple[ScopedLimits, ...] = ()
+    ) -> Graph:
         """Return a graph with files' names in place of ``data:`` URIs, in inputs that name files.
 
         Raises:
             InvalidWorkflow: A URI can't be read.
             NoRoom: There is no room.
+            StoredTooMuch: A limit of somebody's is used up.
         """
         if not any(
             isinstance(value, str) and data_uris.is_data_uri(value)
@@ -115,7 +124,7 @@ class InputFiles:
                     f"node {one.node_id}: {fault['message']}",
                     details={"field": "workflow", "node_errors": {one.node_id: [fault]}},
                 ) from None
-            names[one.place] = (await self._stored(owner, data, content_type)).file_path
+            names[one.place] = (await self._stored(owner, data, content_type, quotas)).file_path
         return with_texts(graph, names)
 
     async def _decoded(self, uri: str) -> tuple[bytes, str]:
@@ -125,7 +134,9 @@ class InputFiles:
             data = data_uris.decode(uri, most_bytes=self._most_bytes)
         return data, content_type_of_bytes(data[:HEAD_BYTES], "")
 
-    async def _stored(self, owner: str, data: bytes, content_type: str) -> Asset:
+    async def _stored(
+        self, owner: str, data: bytes, content_type: str, quotas: tuple[ScopedLimits, ...]
+    ) -> Asset:
         digest = blake3(data).hexdigest()
         async with self._assets.receive(_one(data)) as received:
             asset, _ = await self._assets.keep(
@@ -134,6 +145,7 @@ class InputFiles:
                 content_type=content_type,
                 file_path=f"data/{digest[:32]}{EXTENSIONS.get(content_type, '')}",
                 numbered=True,  # the same bytes are the same asset again
+                quotas=quotas,
             )
             return asset
 

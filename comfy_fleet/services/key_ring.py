@@ -158,6 +158,11 @@ class KeyRing:
             quotas=found,
         )
 
+    def quotas_of(self, user: str) -> tuple[ScopedLimits, ...]:
+        """Return the limits of a user and of their tenant, whichever of their keys is used."""
+        roles = [key.roles for key in self._people.keys_of(user)]
+        return self.principal(user, frozenset().union(*roles)).quotas if roles else ()
+
     # -- what has changed ----------------------------------------------------
 
     def read_file(self) -> None:

@@ -320,7 +320,7 @@ class Submitter:
             InvalidParameter: A parameter is out of its limits.
             FleetError: Everything that :meth:`graph` raises.
         """
-        params = await self._inputs.stored_params(owner, workflow, params)
+        params = await self._inputs.stored_params(owner, workflow, params, options.quotas)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
         for parameter_name, value in bound.assets.items():
             await self._check_file(owner, workflow, parameter_name, value)
@@ -367,7 +367,7 @@ class Submitter:
         check_workflow_allowed(options.quotas, workflow.name if workflow else None)
         self._assets.check_room()
         declared = self._inventories.declared()
-        checked = await self._inputs.stored_graph(owner, checked, declared)
+        checked = await self._inputs.stored_graph(owner, checked, declared, options.quotas)
         outputs = self._inventories.output_nodes(checked)
         targets = tuple(node_id for node_id in outputs if node_id in options.prompt.targets)
         if options.prompt.targets and not targets:

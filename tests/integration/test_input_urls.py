@@ -18,6 +18,7 @@ from comfy_fleet.services.input_fetcher import EACH
 from tests.fleet import until
 from tests.integration.api_kit import code, upload
 from tests.integration.sharing_kit import Sharing, sharing
+from tests.integration.test_limits import ANN, bearer, limited
 from tests.web_site import Site, page, site
 
 MANIFEST = """
@@ -338,3 +339,25 @@ async def test_one_owner_can_not_keep_others_waiting(redis: Any, world: Sharing)
         await client.zadd("fleet:fetch:owners", {owner: at})
     taken = [await fetches.take(each=EACH) for _ in range(EACH + 3)]
     assert [one and one.owner for one in taken] == ["ada", "eve", "ada", "eve", "eve", "eve", None]
+
+
+async def test_files_by_url_and_data_uris_count_as_stored(
+    redis_port: int, redis: Any, tmp_path: Path, web: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.input_fetcher.RETRY_S", ())
+    options = {"fetch_allow": "127.0.0.1"}
+    async with limited(redis_port, tmp_path, "submit: stored=100", **options) as api:
+        body = {"workflow": graph(uri(png(1, size=200)))}
+        refused = await api.client.post("/api/v2/jobs", json=body, headers=bearer(ANN))
+        assert code(refused) == (507, "storage_limit")
+        web.pages["/a.png"] = page(png(1, size=200))
+        body = {"workflow": graph(web.url("/a.png"))}
+        job = (await api.client.post("/api/v2/jobs", json=body, headers=bearer(ANN))).json()
+
+        async def failed() -> bool:
+            record = await api.stores.jobs.get(job["id"])
+            return record is not None and record.status is JobStatus.FAILED
+
+        await until(failed, what="its file is too much")
+        shown = (await api.client.get(f"/api/v2/jobs/{job['id']}", headers=bearer(ANN))).json()
+        assert shown["error"]["code"] == "storage_limit"
