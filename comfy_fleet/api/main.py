@@ -13,6 +13,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
+from comfy_fleet.adapters.haproxy.certificates import certificate_ends
 from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.fetches import RedisFetches
@@ -81,7 +82,13 @@ from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
-from comfy_fleet.services.operator_news import OperatorNews, disk_fact, node_facts, queue_fact
+from comfy_fleet.services.operator_news import (
+    OperatorNews,
+    certificate_fact,
+    disk_fact,
+    node_facts,
+    queue_fact,
+)
 from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
@@ -362,7 +369,13 @@ def _news(settings: Settings, stores: Stores, webhooks: RedisWebhooks) -> list[C
         found = await asyncio.to_thread(disk.room)
         return [disk_fact(path=found.path, free_bytes=found.free_bytes, floor_bytes=found.floor_bytes)]
 
-    return [OperatorNews(webhooks, settings.operator_webhook_url, (nodes, queue, room)).run]
+    async def certificates() -> list[OperatorFact]:
+        ends = await asyncio.to_thread(certificate_ends, settings)
+        now = time.time()
+        return [certificate_fact(name=origin, expires_at=at, now=now) for origin, at in ends.items()]
+
+    sources = (nodes, queue, room, certificates)
+    return [OperatorNews(webhooks, settings.operator_webhook_url, sources).run]
 
 
 def _draw_seed() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from comfy_fleet.adapters.haproxy.certificates import expiry_words, read_certificate
+from comfy_fleet.adapters.haproxy.certificates import certificate_ends, expiry_words, read_certificate
 from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.adapters.system.self_signed import self_signed
 from comfy_fleet.cli.app import build
@@ -67,6 +67,15 @@ def test_a_key_elsewhere_is_asked_for(tmp_path: Path) -> None:
 )
 def test_the_end_in_words(in_s: float, words: str) -> None:
     assert words in expiry_words(1e9 + in_s, now=1e9)
+
+
+def test_who_needs_no_key_learns_the_end_all_the_same(tmp_path: Path) -> None:
+    certificate, key = made(tmp_path)
+    key.unlink()
+    named = Settings(tls_cert_file=certificate, tls_key_file=key, console_tls_cert_file=tmp_path / "none.pem")
+    ends = certificate_ends(named)
+    assert ends.keys() == {"editor"} and 29 * 86400 < ends["editor"] - time.time() < 30 * 86400
+    assert certificate_ends(Settings()) == {}
 
 
 def test_no_certificate_for_what_is_no_name() -> None:

@@ -5,6 +5,7 @@ renewed certificate makes another configuration, which is checked and taken like
 is only half done, the certificate new and the key still old, changes nothing.
 """
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -80,6 +81,20 @@ def edge_certificates(settings: Settings) -> EdgeCertificates:
     return EdgeCertificates(editor=editor, console=console)
 
 
+def certificate_ends(settings: Settings) -> Mapping[str, float]:
+    """Return when each origin's certificate ends, in seconds since 1970.
+
+    For processes that need no key, and may not even see the files: what can't be read is left out.
+    """
+    found = {"editor": settings.tls_cert_file, "console": settings.console_tls_cert_file}
+    ends = {}
+    for origin, path in found.items():
+        if path is not None:
+            with contextlib.suppress(ConfigError):
+                ends[origin] = _end(_chain(path, _content(path)))
+    return ends
+
+
 def certificate_paths(settings: Settings) -> tuple[Path, ...]:
     """Return the operator's files, whose changes the edge follows."""
     named = (
@@ -113,10 +128,7 @@ def read_certificate(cert_file: Path, key_file: Path | None) -> Certificate:
         ConfigError: A file can't be read, holds none, or the key is another certificate's.
     """
     chain_pem = _content(cert_file)
-    try:
-        chain = x509.load_pem_x509_certificates(chain_pem)
-    except ValueError:
-        raise ConfigError(f"{cert_file} holds no certificate (PEM)") from None
+    chain = _chain(cert_file, chain_pem)
     key_path = key_file or cert_file
     key_pem = chain_pem if key_file is None else _content(key_file)
     try:
@@ -137,7 +149,7 @@ def read_certificate(cert_file: Path, key_file: Path | None) -> Certificate:
         path=cert_file,
         pem=pem,
         names=_names(chain[0]),
-        expires_at=min(one.not_valid_after_utc for one in chain).timestamp(),
+        expires_at=_end(chain),
     )
 
 
@@ -157,6 +169,17 @@ def write_private(path: Path, content: bytes) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
+
+
+def _chain(path: Path, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ConfigError(f"{path} holds no certificate (PEM)") from None
+
+
+def _end(chain: list[x509.Certificate]) -> float:
+    return min(one.not_valid_after_utc for one in chain).timestamp()
 
 
 def _content(path: Path) -> bytes:
