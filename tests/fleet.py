@@ -183,9 +183,9 @@ async def fleet_of(
     """Start a fleet of simulated nodes; yields when all of them are up."""
     with tempfile.TemporaryDirectory() as folder:
         config = Settings(
-            redis_url=f"redis://127.0.0.1:{redis_port}/0",
             data=Path(folder),
             **{
+                "redis_url": f"redis://127.0.0.1:{redis_port}/0",
                 "port": free_port(),
                 "console_port": free_port(),
                 "api_port": free_port(),

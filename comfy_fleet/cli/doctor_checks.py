@@ -36,6 +36,7 @@ STRICT_HAPROXY = (3, 2)  # from this version on, maxconn is strict even with sev
 FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, generously
 ENOUGH_FILES = 4096
 LOW_DISK_BYTES = 2 * 10**9
+_NEARLY_FULL = 0.8
 _MAKE_ROOM = "make room, or shorten FLEET_RETENTION_S"
 
 
@@ -238,6 +239,15 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
                 "Redis eviction",
                 f"maxmemory-policy is {policy}: Redis may throw jobs away",
                 "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+            )
+        )
+    most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
+    if most and used > _NEARLY_FULL * most:
+        findings.append(
+            _warn(
+                "Redis memory",
+                f"{used / most:.0%} of maxmemory is used: a full Redis takes no new jobs",
+                "raise maxmemory, or set none (docs/howto/sizing.md)",
             )
         )
     return findings
