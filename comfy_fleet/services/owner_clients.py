@@ -91,6 +91,7 @@ class OwnerClients:
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_due: asyncio.TimerHandle | None = None
         self._status_at = float("-inf")
+        self._begun = 0
         self._kept = KeptSockets(name, deps.sockets, deps.jobs, deps.monotonic, self._is_here)
         self._reads = asyncio.Semaphore(AT_ONCE)
         self._attaching: Counter[str] = Counter()
@@ -137,7 +138,7 @@ class OwnerClients:
         client.socket, client.newest = socket, False
         client.receiver, client.since = receiver, self._deps.clock()
         receiver.on_told = partial(self._told, client)
-        client.told_live = self._count
+        client.told_live, client.told_begun = self._count, self._begun
         client.told_live_at.append(self._deps.monotonic())
         client.send([client_messages.status(self._count, sid=client_id), *client.view.again()])
         missed, client.missed = client.missed, []
@@ -304,6 +305,8 @@ class OwnerClients:
         else:
             if event.client_id is not None:
                 self._jobs_of[event.client_id][event.job_id] = None
+            if before is not None and before.status is not event.status:
+                self._begun += 1
             self._live[event.job_id] = LiveJob(event.prompt_id, event.client_id, event.status, event.run)
         if client is not None:
             if event.status.terminal:
@@ -382,13 +385,16 @@ class OwnerClients:
         """Return the client's next status, if it is due and says anything new.
 
         An editor that is to run a prompt again and again waits for the number to become 0. So whoever has
-        submitted something is told of it, even if that is over by now.
+        submitted something is told of it, even if that is over by now. Editors read their lists again at each
+        status, so the same number is told once more when a job has begun, as ComfyUI does it.
         """
         live = 1 if client.risen and self._count == client.told_live == 0 else self._count
         now, sent = self._deps.monotonic(), client.told_live_at
-        if live == client.told_live or (len(sent) == MOST_STATUS and now - sent[0] < STATUS_S):
+        if (live, self._begun) == (client.told_live, client.told_begun):
             return None
-        client.told_live, client.risen = live, False
+        if len(sent) == MOST_STATUS and now - sent[0] < STATUS_S:
+            return None
+        client.told_live, client.told_begun, client.risen = live, self._begun, False
         sent.append(now)
         return client_messages.status(live)
 
@@ -404,13 +410,16 @@ class OwnerClients:
         self._status_due, self._status_at = None, self._deps.monotonic()
         late = False
         for client in self._clients.values():
-            if client.receiver is None or (client.told_live == self._count and not client.risen):
+            if client.receiver is None or not self._has_news(client):
                 continue
             if not client.ending and (one := self._status_for(client)) is not None:
                 client.send([one])
-            late = late or client.risen or client.told_live != self._count
+            late = late or self._has_news(client)
         if late:
             self._status_due = asyncio.get_running_loop().call_later(STATUS_GAP_S, self._tell_status)
+
+    def _has_news(self, client: SocketClient) -> bool:
+        return client.risen or (client.told_live, client.told_begun) != (self._count, self._begun)
 
     # -- losses ----------------------------------------------------------------------------------------
 

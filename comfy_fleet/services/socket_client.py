@@ -62,6 +62,7 @@ class SocketClient:
         missed: Jobs whose end was not told: there was no websocket, or it broke.
         told: When in monotonic seconds its last ends were certainly told, and whose.
         told_live: The last ``status``.
+        told_begun: How many times a job had begun, or had gone back to its queue, by then.
         told_live_at: When the last ones were sent, in monotonic seconds.
         risen: Whether it has submitted something since.
         leaving: Ends this if it does not come again.
@@ -79,6 +80,7 @@ class SocketClient:
     missed: list[str] = field(default_factory=list)
     told: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=MOST_UNTOLD))
     told_live: int | None = None
+    told_begun: int = 0
     told_live_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_STATUS))
     risen: bool = False
     leaving: asyncio.TimerHandle | None = None

@@ -191,6 +191,18 @@ async def test_each_of_many_short_prompts_shows_in_the_status(redis_port: int) -
             await client.until(lambda type_, data: queue_remaining(type_, data) == 0)
 
 
+async def test_a_prompt_that_begins_later_is_told_with_the_same_number(redis_port: int) -> None:
+    async with faced(redis_port, "g1", dispatch=False, sim={"timing": SimTiming(job_s=3)}) as fleet:
+        client = await fleet.client()
+        for color in range(2):
+            await client.post(picture(color))
+        await client.until(lambda type_, data: queue_remaining(type_, data) == 2)
+        await fleet.fleet.dispatcher()
+        await client.until(lambda type_, data: queue_remaining(type_, data) == 2)
+        found = (await client.http.get("/queue")).json()
+        assert [len(found[name]) for name in ("queue_running", "queue_pending")] == [1, 1]
+
+
 async def test_each_person_sees_what_is_theirs(redis_port: int, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     write_keys(keys, "".join(f"{name} {key}\n" for name, key in KEYS.items()))
