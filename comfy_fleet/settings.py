@@ -206,7 +206,9 @@ class Settings(BaseSettings):
         "", description="Header in which they say of which groups that person is, such as `Remote-Groups`."
     )
     allow_from: str = Field(
-        "", description="Networks whose clients are served, by their own addresses; if unset, all are."
+        "",
+        description="Networks whose clients are served, by their own addresses; if unset, all are. Commands "
+        "on this machine come from `127.0.0.1`.",
     )
     console_allow_from: str = Field(
         "", description="Networks whose clients the console serves; if unset, those of `FLEET_ALLOW_FROM`."
