@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.logs import JsonLines
 from comfy_fleet.cli.logs import show as show_lines
 from comfy_fleet.cli.options import DEFAULT_API, Api, Data, Json, Key
@@ -226,12 +227,32 @@ def logs_(
 
 
 @app.command()
-def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+def cancel(
+    job: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The job's id, or a unique beginning of it.")
+    ] = None,
+    all_mine: Annotated[bool, typer.Option("--all-mine", help="All of your jobs instead of one.")] = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="With --all-mine: only those that wait.")
+    ] = False,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
     """Cancel a job: a queued one ends at once, a running one is interrupted. Operators cancel everybody's."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer, styled
 
+    if (job is None) != all_mine:
+        raise Fail("name a job, or give --all-mine", code=Exit.USAGE)
+    if waiting and not all_mine:
+        raise Fail("--waiting needs --all-mine", code=Exit.USAGE)
     with Client(api, key) as client:
+        if job is None:
+            done = client.post("/api/v1/jobs-cancel", {"waiting_only": waiting})
+            running = f", {done['ending']} are being interrupted" if done["ending"] else ""
+            print_answer(done, f"{done['ended']} canceled{running}", json_=json_)
+            return
         job = client.job_id(job)
         before = str(client.job(job)["status"])
         record = client.post(path_of("job", job, "/cancel"))

@@ -318,6 +318,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     token = await call("POST", "/api/v1/agent-tokens", 201, json={"host": "h2"})
     await call("GET", "/api/v1/agent-tokens", 200)
     await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
+    await call("POST", "/api/v1/jobs-cancel", 200, json={"waiting_only": True})
     await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)

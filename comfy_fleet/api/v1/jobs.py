@@ -1,18 +1,24 @@
 """REST: jobs."""
 
+import logging
 import math
+from typing import Annotated
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from comfy_fleet.api import events, jobs, serialize
 from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed_bodies import read_query
+from comfy_fleet.api.typed_bodies import read_optional, read_query
 from comfy_fleet.api.v1.answers import JobDetailAnswer
 from comfy_fleet.domain.jobs.job import Job
+from comfy_fleet.services.job_cancels import cancel_all
+
+logger = logging.getLogger(__name__)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -51,6 +57,30 @@ async def cancel_job(request: Request) -> Response:
     """
     job = await jobs.cancel_job(request, request.path_params["job_id"], by_operator=True)
     return json_response(await shown(request, job))
+
+
+class CancelAllBody(BaseModel):
+    """Which of the caller's jobs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {}})
+
+    waiting_only: bool = Field(False, description="Only those that wait; those that run go on.")
+
+
+class CanceledJobsAnswer(TypedDict):
+    """What became of them."""
+
+    ended: Annotated[int, Field(description="How many are canceled.")]
+    ending: Annotated[int, Field(description="How many ran, and end at their next step.")]
+
+
+async def cancel_all_jobs(request: Request) -> Response:
+    """All of the caller's own that wait or run; nobody else's, also for operators. Safe to send again."""
+    body = await read_optional(request, CancelAllBody)
+    who = owner(request)
+    done = await cancel_all(deps(request).jobs, who, waiting_only=body.waiting_only)
+    logger.info("all jobs canceled", extra={"owner": who, "ended": done.ended, "ending": done.ending})
+    return json_response({"ended": done.ended, "ending": done.ending})
 
 
 async def job_outputs(request: Request) -> Response:

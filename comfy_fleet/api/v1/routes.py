@@ -183,6 +183,18 @@ TABLE = (
         at_once=True,
     ),
     Endpoint(
+        method="POST",
+        path="/api/v1/jobs-cancel",
+        operation="cancel_all_jobs",
+        handler=v1_jobs.cancel_all_jobs,
+        summary="Cancel all of one's jobs",
+        tag="jobs",
+        body=v1_jobs.CancelAllBody,
+        body_required=False,
+        answers={200: v1_jobs.CanceledJobsAnswer},
+        at_once=True,
+    ),
+    Endpoint(
         method="DELETE",
         path="/api/v1/jobs/{job_id}",
         operation="remove_job",
