@@ -34,7 +34,7 @@ from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
-from comfy_fleet.domain.roles import Role
+from comfy_fleet.domain.roles import Role, parse_group_roles
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
 from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, parse_schedule
 from comfy_fleet.domain.webhooks.webhook import checked_url
@@ -204,6 +204,11 @@ class Settings(BaseSettings):
     )
     trusted_groups_header: str = Field(
         "", description="Header in which they say of which groups that person is, such as `Remote-Groups`."
+    )
+    group_roles: str = Field(
+        "",
+        description="Roles of those groups, as `admins=operator,artists=artist,*=submit`; `*` is everybody. "
+        "Who is in none of them is refused. If unset, everybody whom a proxy names may submit.",
     )
     allow_from: str = Field(
         "",
@@ -727,6 +732,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is no name of a header, such as Remote-User")
         if value.lower().startswith(_OWN_HEADERS):
             raise ValueError(f"{value!r} has a meaning of its own; name another, such as Remote-User")
+        return value
+
+    @field_validator("group_roles")
+    @classmethod
+    def _check_group_roles(cls, value: str) -> str:
+        """Refuse what :func:`parse_group_roles` can't read."""
+        parse_group_roles(value)
         return value
 
     @field_validator("plain_port", "hsts_s")

@@ -28,7 +28,7 @@ from comfy_fleet.api import (
 )
 from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.body_pace import Incoming
-from comfy_fleet.api.credentials import Credentials, take_path_key
+from comfy_fleet.api.credentials import take_path_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
@@ -151,7 +151,7 @@ class Front:
         return path_key
 
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
-        shown = Credentials.of(headers, scope["origin"], path_key)
+        shown = self.deps.keys.shown(headers, scope["origin"], path_key)
         if marked(headers) is Origin.EDITOR and headers.get("origin", "").lower() in self._cors_origins:
             shown = replace(shown, basic=(), session="")  # what the browser adds by itself is not that page's
         scope["agent_token"] = token = await self.deps.agent_tokens.find(shown.key)

@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from starlette.datastructures import Headers
+
 from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.origins import Origin
-from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.api.trusted_headers import TrustedHeaders
+from comfy_fleet.domain.edge_word import edge_word
+from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.machine_token import is_machine_token
+from comfy_fleet.domain.people import check_person
 from comfy_fleet.domain.principal import Principal, PrincipalLimits
-from comfy_fleet.domain.roles import Role
+from comfy_fleet.domain.roles import Role, parse_group_roles, roles_of_groups
 from comfy_fleet.ports.people import KeysFile, PeopleStore
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.services.key_ring import KeyRing
@@ -53,6 +58,7 @@ class Keys:
         ring: The keys that count; None: no key is needed, and every caller is :data:`LOCAL`, an operator.
         agent_token: The token that agents show instead.
         machine: The secret of tokens that show that somebody may read this machine's secrets.
+        trusted: The headers of trusted proxies; None: there are none.
         clock: Unix seconds.
     """
 
@@ -63,6 +69,7 @@ class Keys:
         *,
         agent_token: str | None = None,
         machine: bytes = b"",
+        trusted: TrustedHeaders | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ring = ring or KeyRing(limits)
@@ -70,6 +77,7 @@ class Keys:
         """Whether no key is needed."""
         self._agent_digest = _digest(agent_token) if agent_token else None
         self._machine = machine
+        self._trusted = trusted
         self._clock = clock
         roles = frozenset({Role.AGENT, Role.OPERATOR} if self.open else {Role.AGENT})
         self._agent = Principal(owner="agent", limits=limits, roles=roles)
@@ -88,6 +96,7 @@ class Keys:
         store: PeopleStore | None = None,
         *,
         machine: bytes = b"",
+        ticket_key: bytes = b"",
     ) -> "Keys":
         """Return what the settings ask for.
 
@@ -96,12 +105,13 @@ class Keys:
             file: Their ``keys_file``; it is read at once.
             store: Where the other keys are.
             machine: As for the class.
+            ticket_key: The key of editor tickets, by which the edge is known.
 
         Raises:
             ConfigError: The file can't be used, or no key is needed and the fleet is not on loopback.
         """
         limits = PrincipalLimits(streams=settings.max_streams, sockets=settings.max_sockets)
-        if settings.keys_file is None and not settings.require_keys:
+        if settings.keys_file is None and not settings.require_keys and not settings.trusted_user_header:
             for name, host in (("host", settings.host), ("api_host", settings.api_host)):
                 if not is_loopback(host):
                     raise ConfigError(
@@ -112,7 +122,23 @@ class Keys:
             return cls(limits, agent_token=settings.agent_token)
         ring = KeyRing(limits, by_role=settings.role_limits, store=store, file=file)
         ring.read_file()
-        return cls(limits, ring, agent_token=settings.agent_token, machine=machine)
+        trusted = None
+        if settings.trusted_user_header and ticket_key:
+            trusted = TrustedHeaders(
+                user=settings.trusted_user_header.lower(),
+                groups=settings.trusted_groups_header.lower(),
+                word=edge_word(ticket_key),
+                roles=parse_group_roles(settings.group_roles),
+            )
+        return cls(limits, ring, agent_token=settings.agent_token, machine=machine, trusted=trusted)
+
+    def shown(self, headers: Headers, origin: Origin, path_key: str = "") -> Credentials:
+        """Return the credentials of a request to an origin."""
+        found = Credentials.of(headers, origin, path_key)
+        if self._trusted is None:
+            return found
+        person, groups = self._trusted.said(headers)
+        return replace(found, person=person, groups=groups)
 
     async def identify(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
         """Return who shows these credentials at an origin.
@@ -144,6 +170,8 @@ class Keys:
                 return Identity(principal=owner, by_header=shown.in_header)
             if shown.in_header and is_machine_token(shown.key, self._machine, self._clock()):
                 return Identity(principal=self._local, by_header=True)
+        elif shown.person and self._trusted is not None:
+            return Identity(principal=self._named(shown, self._trusted))
         elif (owner := next(filter(None, map(self.find, shown.basic)), None)) is not None:
             return Identity(principal=owner)
         elif shown.session:
@@ -157,6 +185,22 @@ class Keys:
             "HTTP Basic with the key as password, or /k/KEY in front of the path. Browsers: /login",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+    def _named(self, shown: Credentials, trusted: TrustedHeaders) -> Principal:
+        try:
+            name = check_person("user", shown.person)
+        except BadInput as error:
+            raise HttpError(
+                403, "forbidden", f"the proxy's name for you can't be a user's: {error}"
+            ) from None
+        roles = roles_of_groups(trusted.roles, shown.groups)
+        if not roles:
+            raise HttpError(
+                403,
+                "forbidden",
+                f"{name} is in none of the groups that may use this fleet (FLEET_GROUP_ROLES)",
+            )
+        return self.ring.principal(name, roles)
 
     def find(self, shown: str) -> Principal | None:
         """Return whose key this is."""

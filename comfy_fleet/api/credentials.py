@@ -2,7 +2,8 @@
 
 The order, if there are several: a key in the path, ``Authorization: Bearer KEY``, ``X-API-Key: KEY``, a bare
 key in ``Authorization``: the first of these counts, right or wrong. Without any of them, what a browser or a
-proxy sends by itself: HTTP Basic, then the cookie of a session; the first that is right counts.
+proxy sends by itself: whom a trusted proxy names, HTTP Basic, then the cookie of a session; the first that is
+right counts.
 """
 
 import base64
@@ -29,6 +30,8 @@ class Credentials:
         key: A key that was certainly meant for the fleet; empty if there is none.
         basic: HTTP Basic's password and user, either of which may be a key; or meant for a proxy.
         session: A session's token; empty if there is none, or several are shown.
+        person: Whom a trusted proxy names; empty if none does.
+        groups: That person's groups.
         in_header: Whether the key came in a header: no page's script has one to send.
     """
 
@@ -36,6 +39,8 @@ class Credentials:
     in_header: bool = False
     basic: tuple[str, ...] = ()
     session: str = ""
+    person: str = ""
+    groups: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, headers: Headers, origin: Origin, path_key: str = "") -> "Credentials":

@@ -27,6 +27,7 @@ from comfy_fleet.domain.principal import Principal
 from comfy_fleet.domain.roles import Role
 from comfy_fleet.ports.agent_tokens import AgentTokenStore
 from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.audit import AuditTrail
 from comfy_fleet.ports.comfyui import NodeCalls
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.missing import MissingRecord
@@ -131,6 +132,7 @@ class ApiDeps:
         signed_urls: Signs URLs that need no key.
         editor_tickets: Signs the cookies that name a person's editor node.
         user_files: People's files in the editor.
+        audit: Who changed the fleet.
         missing: What people asked for and no node had.
         editor_settings: People's settings in the editor.
         streams: Open event streams by caller.
@@ -189,6 +191,7 @@ class ApiDeps:
     signed_urls: SignedUrls
     user_files: UserFiles
     missing: MissingRecord
+    audit: AuditTrail
     editor_settings: EditorSettings
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes

@@ -9,7 +9,6 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.deps import deps, origin
 from comfy_fleet.api.editor_address import address, opened
 from comfy_fleet.api.editor_cookie import editor_node, give_ticket
@@ -59,7 +58,7 @@ async def _who(request: Request) -> str | None:
     """Return the caller's name if it shows that it may use the fleet."""
     d, place = deps(request), origin(request)
     try:
-        found = await d.keys.identify(Credentials.of(request.headers, place), d.sessions, place)
+        found = await d.keys.identify(d.keys.shown(request.headers, place), d.sessions, place)
     except HttpError:
         return None
     return found.principal.owner

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import re
 import secrets
+from dataclasses import replace
 from html import escape
 from urllib.parse import parse_qs, urlsplit
 
@@ -162,11 +163,12 @@ async def sign_out(request: Request) -> Response:
 
 async def _signed_in(request: Request) -> Principal | None:
     """Return whose session the browser has at the request's origin; None if it has none, or it has ended."""
-    d, session = deps(request), _token(request)
-    if not session:
+    d = deps(request)
+    shown = replace(d.keys.shown(request.headers, origin(request)), key="", basic=())
+    if not shown.session and not shown.person:
         return None
     try:
-        found = await d.keys.identify(Credentials(session=session), d.sessions, origin(request))
+        found = await d.keys.identify(shown, d.sessions, origin(request))
     except HttpError:
         return None
     return found.principal

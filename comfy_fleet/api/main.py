@@ -16,6 +16,7 @@ from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.haproxy.certificates import certificate_ends
 from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.audit import RedisAudit
 from comfy_fleet.adapters.redis.fetches import RedisFetches
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
@@ -70,6 +71,7 @@ from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.editor_files import EditorFiles
 from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
+from comfy_fleet.services.editor_ticket import PURPOSE as TICKETS
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.extension_calls import ExtensionCalls
@@ -139,7 +141,11 @@ def build(
     """
     sealer = open_secrets(settings)
     keys = Keys.load(
-        settings, open_keys_file(settings), RedisPeople(stores.redis), machine=sealer.derive(PURPOSE)
+        settings,
+        open_keys_file(settings),
+        RedisPeople(stores.redis),
+        machine=sealer.derive(PURPOSE),
+        ticket_key=sealer.derive(TICKETS),
     )
     assets = open_assets(settings, stores)
     files = ClientFiles(assets, stores.jobs)
@@ -322,6 +328,7 @@ def build(
         editor_tickets=EditorTickets.under(sealer),
         signed_urls=signed_urls,
         missing=stores.missing,
+        audit=RedisAudit(stores.redis),
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),

@@ -5,6 +5,7 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.console_page import (
     changes,
     console_page,
@@ -91,6 +92,7 @@ async def act(request: Request) -> Response:
         )
     except (BadInput, Conflict) as error:
         return await _page(request, who, name, problem=error, form=form)
+    await audit(request, "workflow.published", workflow=name, version=done.version, before=done.before)
     return see(f"../workflows/{name}?published={done.version}")
 
 

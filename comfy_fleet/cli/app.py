@@ -20,6 +20,7 @@ _COMMANDS = {
     "logs": ("logs",),
     "agent": ("agent",),
     "status": ("status",),
+    "audit": ("audit",),
     "warm": ("warm",),
     "demo": ("demo",),
     "doctor": ("doctor",),

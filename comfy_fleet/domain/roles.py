@@ -1,5 +1,6 @@
 """What a key may do."""
 
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 
@@ -38,3 +39,31 @@ def parse_role(word: str) -> Role:
     if role not in _GIVEN:
         raise ValueError(word)
     return role
+
+
+def parse_group_roles(text: str) -> Mapping[str, Role]:
+    """Return the roles of groups from ``GROUP=ROLE,GROUP=ROLE``; the group ``*`` is everybody.
+
+    Raises:
+        ValueError: A part is no such pair; it is what the error says.
+    """
+    found: dict[str, Role] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        group, equals, word = part.rpartition("=")
+        try:
+            role = parse_role(word.strip())
+        except ValueError:
+            role = None
+        if not equals or not group.strip() or role is None or group.strip() in found:
+            raise ValueError(
+                f"{part[:80]!r} must be GROUP=ROLE, each group once; a role is one of {', '.join(ROLE_WORDS)}"
+            )
+        found[group.strip()] = role
+    return found
+
+
+def roles_of_groups(table: Mapping[str, Role], groups: Collection[str]) -> frozenset[Role]:
+    """Return the roles of somebody in these groups; none if a table has none for them."""
+    if not table:
+        return frozenset({Role.SUBMIT})
+    return frozenset(role for group, role in table.items() if group == "*" or group in groups)

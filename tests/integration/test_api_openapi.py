@@ -278,6 +278,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/workflows/image_card/check",
         "/api/v1/missing",
         "/api/v1/me",
+        "/api/v1/audit?limit=1",
         "/api/v1/metrics",
         "/api/v1/health",
     )

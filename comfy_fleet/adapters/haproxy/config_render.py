@@ -24,6 +24,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     tls_options,
 )
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
+from comfy_fleet.domain.edge_word import edge_word
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.domain.networks import parse_networks
@@ -329,6 +330,7 @@ def _edge(
         "hsts_s": settings.hsts_s,
         "trusted_proxies": parse_networks(settings.trusted_proxies),
         "trusted_headers": settings.trusted_headers,
+        "edge_word": edge_word(ticket_key) if ticket_key and settings.trusted_user_header else "",
         "cors_origins": settings.cors_page_origins,
         "cors_methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
         "cors_headers": _CORS_HEADERS,

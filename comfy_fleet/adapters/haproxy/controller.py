@@ -223,7 +223,7 @@ class Controller:
                     ),
                     asyncio.create_task(stop.wait(), name="stop"),
                 ]
-                if self._settings.editor and self._ticket_key() is None:
+                if self._wants_key and self._ticket_key() is None:
                     tasks.append(asyncio.create_task(self._open_editor(), name="open the editor"))
                 if literal(self._settings.api_host) is None:
                     tasks.append(
@@ -280,6 +280,11 @@ class Controller:
     async def _write_and_renew(self) -> None:
         if self._files.edge.name in await self._write_files() or self._edge_behind:
             await self._renew_edge()
+
+    @property
+    def _wants_key(self) -> bool:
+        """Whether the edge needs the key of editor tickets: to check them, or to show who it is."""
+        return self._settings.editor or bool(self._settings.trusted_user_header)
 
     async def _open_editor(self) -> NoReturn:
         """Wait for the key of editor tickets, which the API may have to make first; then let files pass."""
@@ -350,7 +355,7 @@ class Controller:
                     addresses=addresses,
                     credentials=self._credentials,
                     templates=self._templates,
-                    ticket_key=self._ticket_key() if self._settings.editor else None,
+                    ticket_key=self._ticket_key() if self._wants_key else None,
                     certificates=self.certificates.shown,
                     broker_secret=self._broker_secret(),
                 )

@@ -7,6 +7,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import deps, operator, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.json import json_response
@@ -60,6 +61,7 @@ async def free(request: Request) -> Response:
     if not any(orders.values()):
         return Response(status_code=200)
     nodes = [state.node.name for state in await d.answers.states() if state.verdict != "down"]
+    await audit(request, "nodes.freed", **orders)
     limit = asyncio.Semaphore(_FREE_AT_ONCE)
 
     async def tell(node: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import deps, operator
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read
@@ -40,7 +41,7 @@ async def list_tokens(request: Request) -> Response:
 
 async def create_token(request: Request) -> Response:
     """Its text is in this answer only. From now on the host's agent needs it, or another one of this host."""
-    who = operator(request)
+    operator(request)
     d, body = deps(request), await read(request, AgentTokenBody)
     id_ = secrets.token_hex(4)
     text = text_of(body.host, id_, secrets.token_urlsafe(32))
@@ -52,18 +53,18 @@ async def create_token(request: Request) -> Response:
         created_at=await d.store_time(),
     )
     await d.agent_tokens.add(token)
-    logger.info("agent token made", extra={"host": body.host, "id": id_, "by": who.owner})
+    await audit(request, "agent_token.made", host=body.host, id=id_, central=body.central)
     return json_response({**_shown(token), "token": text}, 201)
 
 
 async def revoke_token(request: Request) -> Response:
     """Its agent is refused from its next heartbeat on; its nodes are drained a little later."""
-    who = operator(request)
+    operator(request)
     id_ = request.path_params["token"]
     token = await deps(request).agent_tokens.revoke(id_)
     if token is None:
         raise NotFound("no agent's token has this id", details={"id": id_[:80]})
-    logger.info("agent token revoked", extra={"host": token.host, "id": token.id, "by": who.owner})
+    await audit(request, "agent_token.revoked", host=token.host, id=token.id)
     return Response(status_code=204)
 
 

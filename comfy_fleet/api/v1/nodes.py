@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -107,6 +108,7 @@ async def add_node(request: Request) -> Response:
     node = Node(**fields, weight_by_gpu=body.weight is None, added_at=await d.store_time())
     await d.check_place(node, await d.nodes.nodes())
     node = await d.nodes.add(node)
+    await audit(request, "node.added", node=node.name, url=node.url, pool=node.pool)
     return json_response(state(NodeState(node=node)), 201)
 
 
@@ -153,6 +155,7 @@ async def drain_node(request: Request) -> Response:
     name = request.path_params["node"]
     body = await read_optional(request, DrainBody)
     await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
+    await audit(request, "node.drained", node=name, reason=body.reason, requeue=body.requeue)
     return json_response(state(await _state(request, name)))
 
 
@@ -161,6 +164,7 @@ async def resume_node(request: Request) -> Response:
     operator(request)
     name = request.path_params["node"]
     await _life(request).resume(_name(name))
+    await audit(request, "node.resumed", node=name)
     return json_response(state(await _state(request, name)))
 
 
@@ -169,6 +173,7 @@ async def restart_node(request: Request) -> Response:
     operator(request)
     name = request.path_params["node"]
     await _life(request).restart(_name(name))
+    await audit(request, "node.restarted", node=name)
     return json_response(state(await _state(request, name)), 202)
 
 
@@ -194,7 +199,9 @@ async def remove_node(request: Request) -> Response:
     """Forget it; 409 while it works. With `force` its jobs go back to the queue first."""
     operator(request)
     name = request.path_params["node"]
-    await _life(request).remove(_name(name), force=read_query(request, RemoveQuery).force)
+    force = read_query(request, RemoveQuery).force
+    await _life(request).remove(_name(name), force=force)
+    await audit(request, "node.removed", node=name, force=force)
     return Response(status_code=204)
 
 

@@ -1,6 +1,5 @@
 """REST: tenants, users and their keys, for operators; and who one is oneself."""
 
-import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import ApiDeps, deps, operator, principal
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
@@ -30,10 +30,8 @@ from comfy_fleet.domain.people import (
     User,
     digest_of,
 )
-from comfy_fleet.domain.principal import DEFAULT_TENANT, Principal
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.roles import Role
-
-logger = logging.getLogger(__name__)
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 RoleWord = Literal["submit", "artist", "operator", "metrics"]
@@ -248,12 +246,12 @@ async def list_tenants(request: Request) -> Response:
 
 async def add_tenant(request: Request) -> Response:
     """Adds a tenant; 409 if there is one of this name."""
-    who = _changer(request)
+    _changer(request)
     d, body = deps(request), await read(request, TenantBody)
     told = body.model_dump(exclude={"limits"})
     tenant = Tenant(**told, limits=_checked(body.limits), created_at=await d.store_time())
     await d.keys.ring.change(lambda people: people.add_tenant(tenant))
-    _note("tenant added", who, tenant=tenant.name)
+    await audit(request, "tenant.added", tenant=tenant.name)
     return json_response(_tenant(d, tenant.name), 201)
 
 
@@ -267,7 +265,7 @@ async def get_tenant(request: Request) -> Response:
 
 async def change_tenant(request: Request) -> Response:
     """Changes what the body names. It counts for the jobs that are there already."""
-    who = _changer(request)
+    _changer(request)
     d, body = deps(request), await read(request, TenantChangeBody)
     name = request.path_params["tenant"]
     changes = body.model_dump(exclude_none=True)
@@ -275,16 +273,16 @@ async def change_tenant(request: Request) -> Response:
         changes["limits"] = _checked(body.limits)
 
     await d.keys.ring.change(lambda people: people.change_tenant(_replaced(people.tenant(name), changes)))
-    _note("tenant changed", who, tenant=name, changes=changes)
+    await audit(request, "tenant.changed", tenant=name, changes=changes)
     return json_response(_tenant(d, name))
 
 
 async def remove_tenant(request: Request) -> Response:
     """Removes a tenant; 409 if it has users."""
-    who = _changer(request)
+    _changer(request)
     name = request.path_params["tenant"]
     await deps(request).keys.ring.change(lambda people: people.drop_tenant(name))
-    _note("tenant removed", who, tenant=name)
+    await audit(request, "tenant.removed", tenant=name)
     return Response(status_code=204)
 
 
@@ -304,11 +302,11 @@ async def add_user(request: Request) -> Response:
 
     A name of the keys file can be added, too, which puts it into a tenant.
     """
-    who = _changer(request)
+    _changer(request)
     d, body = deps(request), await read(request, UserBody)
     user = User(name=body.name, tenant=body.tenant, created_at=await d.store_time())
     await d.keys.ring.change(lambda people: people.add_user(user))
-    _note("user added", who, user=user.name, tenant=user.tenant)
+    await audit(request, "user.added", user=user.name, tenant=user.tenant)
     return json_response(_user(d, user.name), 201)
 
 
@@ -325,7 +323,7 @@ async def remove_user(request: Request) -> Response:
 
     Whoever gets the name next would find them. To keep somebody out, revoke their keys.
     """
-    who = _changer(request)
+    _changer(request)
     d, name = deps(request), request.path_params["user"]
     await d.keys.ring.ready()
     d.keys.ring.people.user(name)
@@ -336,7 +334,7 @@ async def remove_user(request: Request) -> Response:
             details={"field": "user", "user": name},
         )
     await d.keys.ring.change(lambda people: people.drop_user(name))
-    _note("user removed", who, user=name)
+    await audit(request, "user.removed", user=name)
     return Response(status_code=204)
 
 
@@ -358,7 +356,7 @@ async def list_keys(request: Request) -> Response:
 
 async def add_key(request: Request) -> Response:
     """Makes a key and tells it once: only its hash is kept."""
-    who = _changer(request)
+    _changer(request)
     d, body = deps(request), await read(request, KeyBody)
     now = await d.store_time()
     text, made = _drawn(
@@ -374,7 +372,7 @@ async def add_key(request: Request) -> Response:
         )
     )
     await d.keys.ring.change(lambda people: people.add_key(made))
-    _note("key added", who, key=made.id, user=made.user, roles=_role_words(made.roles))
+    await audit(request, "key.made", key=made.id, user=made.user, roles=_role_words(made.roles))
     return _told(d, made, text)
 
 
@@ -388,45 +386,44 @@ async def get_key(request: Request) -> Response:
 
 async def revoke_key(request: Request) -> Response:
     """Revokes a key: within a second or two nobody gets in by it, and what it has opened is closed."""
-    who = _changer(request)
+    _changer(request)
     d, id_ = deps(request), request.path_params["key"]
     await _stored(d, id_)
     await d.keys.ring.change(lambda people: people.drop_key(id_))
-    _note("key revoked", who, key=id_)
+    await audit(request, "key.revoked", key=id_)
     return Response(status_code=204)
 
 
 async def rotate_key(request: Request) -> Response:
     """Makes another key in a key's place, for its user, roles and end; the old one ends `grace_s` later."""
-    who = _changer(request)
+    _changer(request)
     d, id_ = deps(request), request.path_params["key"]
     body = await read_optional(request, RotateBody)
     old = await _stored(d, id_)
     now = await d.store_time()
     text, made = _drawn(_replaced(old, {"created_at": now}))
     await d.keys.ring.change(lambda people: people.rotate_key(id_, made, now=now, grace_s=body.grace_s))
-    _note("key rotated", who, key=id_, new_key=made.id, user=old.user, grace_s=body.grace_s)
+    await audit(request, "key.rotated", key=id_, new_key=made.id, user=old.user, grace_s=body.grace_s)
     return _told(d, d.keys.ring.people.key(made.id), text)
 
 
 # -- parts ---------------------------------------------------------------------
 
 
-def _changer(request: Request) -> Principal:
-    """Return the operator who changes something.
+def _changer(request: Request) -> None:
+    """Admit operators who change something.
 
     Raises:
         HttpError: 403.
         Conflict: The fleet asks nobody for a key.
     """
-    who = operator(request)
+    operator(request)
     if deps(request).keys.open:
         raise Conflict(
             "this fleet asks nobody for a key: start it with FLEET_REQUIRE_KEYS=1 (or a FLEET_KEYS_FILE), "
             "then make the first key with `fleet key create NAME --role operator --here`",
             details={"setting": "FLEET_REQUIRE_KEYS"},
         )
-    return who
 
 
 async def _stored(d: ApiDeps, id_: str) -> AccessKey:
@@ -506,7 +503,3 @@ def _checked(limits: Mapping[str, str]) -> Mapping[str, str]:
 
 def _role_words(roles: frozenset[Role]) -> list[Any]:
     return sorted(role.value for role in roles) or [Role.SUBMIT.value]
-
-
-def _note(what: str, who: Principal, **about: Any) -> None:
-    logger.info(what, extra={"by": who.owner, "by_key": who.key, **about})

@@ -1,7 +1,7 @@
 """The part of ``/api/v1``'s table about tenants, users and keys."""
 
 from comfy_fleet.api.endpoint import Endpoint
-from comfy_fleet.api.v1 import people
+from comfy_fleet.api.v1 import audit, people
 
 TABLE = (
     Endpoint(
@@ -13,6 +13,17 @@ TABLE = (
         tag="people",
         answers={200: people.MeAnswer},
         figures=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/audit",
+        operation="list_audit",
+        handler=audit.list_audit,
+        summary="Who changed what?",
+        tag="people",
+        query=audit.AuditQuery,
+        answers={200: audit.AuditAnswer},
+        console=True,
     ),
     Endpoint(
         method="GET",

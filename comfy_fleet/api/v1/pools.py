@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import deps, operator
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read
@@ -82,6 +83,7 @@ async def set_pool(request: Request) -> Response:
     d = deps(request)
     name, body = request.path_params["pool"], await read(request, PoolBody)
     await d.pools.set(Pool(name=name, **body.model_dump()))
+    await audit(request, "pool.changed", pool=name, **body.model_dump())
     return json_response(_row(await d.pools.get(name), await d.nodes.states()))
 
 
@@ -91,6 +93,7 @@ async def change_pool(request: Request) -> Response:
     d = deps(request)
     name, body = request.path_params["pool"], await read(request, PoolChangeBody)
     await d.pools.change(name, body.model_dump(exclude_unset=True))
+    await audit(request, "pool.changed", pool=name, **body.model_dump(exclude_unset=True))
     return json_response(_row(await d.pools.get(name), await d.nodes.states()))
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import serialize
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.body import graph_limits
 from comfy_fleet.api.deps import artist, deps, links, owner, workflow_alone
 from comfy_fleet.api.json import json_response
@@ -175,6 +176,7 @@ async def publish(request: Request) -> Response:
         leave_out_unrun=body.leave_out_unrun,
         leave_out_files=body.leave_out_files,
     )
+    await audit(request, "workflow.published", workflow=name, version=done.version, before=done.before)
     return json_response(
         {
             "workflow": name,

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import deps, operator
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read_optional
@@ -100,4 +101,5 @@ async def warm_nodes(request: Request) -> Response:
     skipped: list[SkippedWorkflowAnswer] = [
         {"workflow": workflow, "pool": pool, "why": why} for (workflow, pool), why in done.skipped.items()
     ]
+    await audit(request, "nodes.warmed", nodes=[one["node"] for one in nodes][:50])
     return json_response({"nodes": nodes, "skipped": skipped})

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.asset_response import SAFE_HEADERS, is_known
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import artist, deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
@@ -63,7 +64,9 @@ async def publish_workflow(request: Request) -> Response:
     if options.dry_run:
         return json_response(published(name, await d.publisher.prepare(name, wanted), None))
     made, done = await d.publisher.publish(name, wanted)
-    return json_response(published(name, made, done))
+    answer = published(name, made, done)
+    await audit(request, "workflow.published", workflow=name, version=answer["version"])
+    return json_response(answer)
 
 
 async def remove_workflow(request: Request) -> Response:
@@ -71,6 +74,7 @@ async def remove_workflow(request: Request) -> Response:
     who = artist(request)
     d, (name, _) = deps(request), named(request)
     if await d.workflows.remove(name, author=who):
+        await audit(request, "workflow.removed", workflow=name)
         return Response(status_code=204)
     if folder := d.catalog.folder_of(name):
         raise kept_in_folder(name, folder)
@@ -233,6 +237,7 @@ async def roll_back_workflow(request: Request) -> Response:
     entry = await d.publisher.roll_back(
         name, body.version, author=who, base_version=body.base_version, note=body.note
     )
+    await audit(request, "workflow.rolled_back", workflow=name, version=body.version, note=body.note)
     return json_response(_label(name, entry))
 
 
@@ -265,6 +270,8 @@ async def put_label(request: Request) -> Response:
         base_version=body.base_version,
         new=body.base_version is None and "base_version" in body.model_fields_set,
     )
+    label = request.path_params["label"]
+    await audit(request, "workflow.labeled", workflow=name, label=label, version=body.version)
     return json_response(_label(name, entry))
 
 
@@ -274,6 +281,7 @@ async def remove_label(request: Request) -> Response:
     label = request.path_params["label"]
     if not await d.workflows.unlabel(name, label, author=who):
         raise NotFound(f"no version of {name} has the label {label[:80]!r}", details={"field": "label"})
+    await audit(request, "workflow.unlabeled", workflow=name, label=label)
     return Response(status_code=204)
 
 
