@@ -249,10 +249,12 @@ async def test_what_a_node_says_beside_its_file_stays_away(editor: Editor) -> No
     editor.nodes["g1"].put("/assets/x.js", "Content-Type: text/javascript", *STRANGE)
     answer = await editor.get("/assets/x.js")
     assert answer.status == 200
+    assert len(answer.headers.pop("x-request-id")) == 36
     assert answer.headers == {
         "content-length": "1",
         "content-type": "text/javascript",
         "cache-control": "private, no-cache",
+        "cross-origin-resource-policy": "same-origin",
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "connection": "close",
