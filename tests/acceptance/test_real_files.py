@@ -5,8 +5,12 @@ import json
 import re
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -42,7 +46,7 @@ def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) ->
     shared = comfyui_server.folder / "input" / "shared-set" / "deep"
     shared.mkdir(parents=True)
     (shared / "one.png").write_bytes(png((9, 8, 7)))
-    env = {"FLEET_KEYS_FILE": str(keys), "FLEET_AGENT_TOKEN": AGENT}
+    env = {"FLEET_KEYS_FILE": str(keys), "FLEET_AGENT_TOKEN": AGENT, "FLEET_FETCH_ALLOW": "127.0.0.1"}
     fleet = start_fleet(folder / "data", "--node", f"real={comfyui_server.url}", env=env)
     yield fleet
     stop_fleet(fleet)
@@ -233,6 +237,23 @@ def test_own_uploads_are_read_by_every_class(up: Up, classes: dict[str, Any]) ->
             found = outputs(up, BOB, done(up, BOB, graph))
             assert found
             assert {pixel(picture) for picture in found} == {expected}, graph
+
+
+def test_pictures_are_read_by_url_and_from_the_request(up: Up, tmp_path: Path) -> None:
+    picture = png((4, 5, 6))
+    (tmp_path / "a.png").write_bytes(picture)
+    serve = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for value in (f"{url}/a.png", f"data:image/png;base64,{b64encode(picture).decode()}"):
+            job = done(up, BOB, {"1": loads(value), "2": saves("1")})
+            assert pixel(outputs(up, BOB, job)[0]) == (4, 5, 6)
+        answer = send(up, BOB, {"1": loads(f"{url}/none.png"), "2": saves("1")})
+        job = ends(up, answer.json(), bearer(BOB))
+        assert (job["status"], job["error"]["code"]) == ("failed", "input_not_fetched")
+        assert job["attempts"] == []
+        server.shutdown()
 
 
 def test_own_latents_and_videos_are_read(up: Up) -> None:
