@@ -15,8 +15,9 @@ from comfy_fleet.adapters.telemetry import Observers
 from comfy_fleet.domain.jobs.input_fetch import MAX_URLS
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.services.input_fetcher import EACH
-from tests.fleet import until
+from tests.fleet import fleet_of, until
 from tests.integration.api_kit import code, upload
+from tests.integration.serve_kit import served
 from tests.integration.sharing_kit import Sharing, sharing
 from tests.integration.test_limits import ANN, bearer, limited
 from tests.web_site import Site, page, site
@@ -361,3 +362,28 @@ async def test_files_by_url_and_data_uris_count_as_stored(
         await until(failed, what="its file is too much")
         shown = (await api.client.get(f"/api/v2/jobs/{job['id']}", headers=bearer(ANN))).json()
         assert shown["error"]["code"] == "storage_limit"
+
+
+async def test_kill_9_while_a_file_is_fetched(redis_port: int, redis: Any, tmp_path: Path, web: Site) -> None:
+    """Another process of the fleet fetches it again, and the job runs."""
+    gate = web.pages["/a.png"] = Gate(png(6))
+    options = {"fetch_allow": "127.0.0.1"}
+    async with (
+        fleet_of(redis_port, "g1", dispatch=False) as fleet,
+        served(fleet, tmp_path, "s1", **options) as first,
+    ):
+        answer = await first.http.post("/api/v2/jobs", json={"workflow": graph(web.url("/a.png"))})
+        assert answer.status_code == 201, answer.text
+        await until(lambda: web.asked("/a.png"), what="it is fetched")
+        first.process.kill()
+        first.process.wait()
+        async with served(fleet, tmp_path, "s2", **options) as second:
+            gate.open.set()
+
+            async def done() -> bool:
+                return await second.status(answer.json()["id"]) == "succeeded"
+
+            await until(done, what="the job has run", timeout_s=60)
+            job = (await second.http.get(f"/api/v2/jobs/{answer.json()['id']}")).json()
+            assert (job["attempt"], len(job["outputs"])) == (0, 1)
+        assert web.asked("/a.png") == 2
