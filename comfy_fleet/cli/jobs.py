@@ -158,7 +158,12 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     if outputs := record.get("outputs"):
         console.print()
         rows = [
-            (output.get("name"), output.get("type"), size(output.get("size_bytes") or 0), output.get("url"))
+            (
+                output.get("name"),
+                "withheld" if output.get("withheld") else output.get("type"),
+                size(output.get("size_bytes") or 0),
+                output.get("url"),
+            )
             for output in outputs
         ]
         console.print(table(["Output", "<Kind", ">Size", "URL"], rows))

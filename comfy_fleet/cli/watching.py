@@ -114,7 +114,8 @@ def say_end(job: Mapping[str, Any], saved: "Sequence[Saved]") -> None:
     outputs = job.get("outputs") or []
     for index, output in enumerate(outputs):
         where = saved[index].path if index < len(saved) else output.get("url")
-        console.print(f"  {where}  ({size(output.get('size_bytes') or 0)})", markup=False)
+        what = "withheld" if output.get("withheld") else size(output.get("size_bytes") or 0)
+        console.print(f"  {where}  ({what})", markup=False)
     if params := job.get("params"):
         seed = {name: value for name, value in params.items() if "seed" in name}
         if seed:

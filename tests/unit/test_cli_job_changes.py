@@ -347,3 +347,11 @@ def test_a_shared_result_and_the_place_in_a_batch_are_shown(canned: Canned) -> N
     canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "cached": True})
     shown = run(canned, "job", "show", JOB).stdout
     assert "that of an equal job" in shown and "batch" not in shown
+
+
+def test_what_was_withheld_is_told(canned: Canned) -> None:
+    withheld = {**output("b.png"), "withheld": True}
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "outputs": [output(), withheld]})
+    lines = run(canned, "job", "show", JOB).stdout.splitlines()
+    assert "withheld" in next(line for line in lines if "b.png" in line)
+    assert "image" in next(line for line in lines if "card_00001_.png" in line)
