@@ -403,7 +403,12 @@ class Settings(BaseSettings):
         "asking HAProxy; live dispatchers share the idle nodes. 0: none.",
     )
     run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time of one run on a node.")
-    silence_s: Seconds = Field(600.0, gt=0, description="Longest time of a run without a sign of progress.")
+    silence_s: Seconds = Field(
+        600.0,
+        gt=0,
+        description="Longest time of a run without a sign of progress; then it is interrupted, and its job "
+        "fails. A pool may have its own value (`fleet pool set`).",
+    )
     pending_s: Seconds = Field(
         10.0,
         gt=0,

@@ -60,6 +60,7 @@ OPTIONS = {
     "prefer_pool": "--prefer-pool",
     "priority": "--priority",
     "reason": "--reason",
+    "silence_s": "--silence-s",
     "spill_to": "--spill-to",
     "status": "--status",
     "timeout_s": "--run-timeout",

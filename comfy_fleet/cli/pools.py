@@ -93,6 +93,15 @@ def set_(
             show_default="unchanged",
         ),
     ] = None,
+    silence_s: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S",
+            help="Seconds without a sign of progress after which a run is interrupted; the word default: use "
+            "FLEET_SILENCE_S.",
+            show_default="unchanged",
+        ),
+    ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -105,7 +114,7 @@ def set_(
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.domain.nodes.node import check_name
-    from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, LONGEST_S
+    from comfy_fleet.domain.nodes.pool import LEAST_SILENCE_S, LONGEST_PATIENCE_S, LONGEST_S
 
     wanted: dict[str, Any] = {}
     if free_idle_s is not None:
@@ -114,22 +123,25 @@ def set_(
         wanted["free_on_oom"] = _truth(free_on_oom)
     if patience_s is not None:
         wanted["patience_s"] = _seconds("--patience-s", patience_s, LONGEST_PATIENCE_S)
+    if silence_s is not None:
+        wanted["silence_s"] = _seconds("--silence-s", silence_s, LONGEST_S, least=LEAST_SILENCE_S)
     if not wanted:
-        raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no, --patience-s S", code=Exit.USAGE)
+        options = "--free-idle-s S, --free-on-oom yes|no, --patience-s S, --silence-s S"
+        raise Fail(f"nothing to set: {options}", code=Exit.USAGE)
     path = path_of("pool", check_name("pool", name))
     with Client(api, key) as client:
         _print(client.patch(path, wanted), json_=json_)
 
 
-def _seconds(option: str, text: str, most: float) -> float | None:
+def _seconds(option: str, text: str, most: float, *, least: float = 0) -> float | None:
     if text == DEFAULT:
         return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds <= most:
-        why = f"must be a number of seconds from 0 to {most:.0f}, or default"
+    if not least <= seconds <= most:
+        why = f"must be a number of seconds from {least:g} to {most:.0f}, or default"
         raise Fail(f"{option} {text!r} {why}", code=Exit.USAGE)
     return seconds
 
@@ -156,6 +168,7 @@ def _print(pool: Mapping[str, Any], *, json_: bool) -> None:
                 "unload when idle": _idle(pool),
                 "unload after OOM": _on_oom(pool),
                 "patience": _patience(pool),
+                "interrupt": _silence(pool),
             }
         )
     )
@@ -173,6 +186,11 @@ def _patience(pool: Mapping[str, Any]) -> str:
     if patience_s is None:
         return DEFAULT
     return f"{patience_s:g} s"
+
+
+def _silence(pool: Mapping[str, Any]) -> str:
+    silence_s = pool.get("silence_s")
+    return DEFAULT if silence_s is None else f"after {silence_s:g} s without progress"
 
 
 def _on_oom(pool: Mapping[str, Any]) -> str:

@@ -142,6 +142,7 @@ class Dispatcher:
         self._pools = pools
         self._pool_defaults = failure_limits.pools
         self._patience: Mapping[str, float] = {}
+        self._silence: Mapping[str, float] = {}
         self._assets = assets
         self._wakes = wakes
         self._limits = limits
@@ -398,6 +399,8 @@ class Dispatcher:
 
     def _execution(self, claim: Claim, lease: Lease | None, member: PromptMember | None = None) -> Execution:
         tools = self._tools
+        if (silence_s := self._silence.get(claim.pool)) is not None:
+            tools = replace(tools, limits=replace(tools.limits, silence_s=silence_s))
         if member is not None:
             tools = replace(tools, nodes=member)
         elif claim.merged is not None:
@@ -504,8 +507,10 @@ class Dispatcher:
             await asyncio.sleep(max(1.0, self._limits.beat_s))
 
     async def _read_patience(self) -> None:
-        """Read for how long pools' nodes may pass over jobs."""
-        self._patience = {one.name: self._pool_defaults.patience_of(one) for one in await self._pools.pools()}
+        """Read for how long pools' nodes may pass over jobs, and compute without a sign of progress."""
+        pools, defaults = await self._pools.pools(), self._pool_defaults
+        self._patience = {one.name: defaults.patience_of(one) for one in pools}
+        self._silence = {one.name: one.silence_s for one in pools if one.silence_s is not None}
 
     def _patience_of(self, pool: str) -> float:
         return self._patience.get(pool, self._pool_defaults.patience_s)

@@ -26,7 +26,7 @@ from tests.integration.redis_kit import add_nodes
 from tests.integration.test_host_verdict import beside
 from tests.integration.test_lifecycle import operated
 
-UNSET = {"free_idle_s": None, "free_on_oom": None}
+UNSET = {"free_idle_s": None, "free_on_oom": None, "silence_s": None}
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         done = await world.cli("pool", "set", "big", "--free-on-oom", "no")  # what was set stays
         assert "after 120 s" in done.stdout and "no" in done.stdout
         big = {"name": "big", "slot": None, "nodes": 0, "up": 0, "free_idle_s": 120, "free_on_oom": False}
-        big["patience_s"] = None
+        big |= {"patience_s": None, "silence_s": None}
         assert (await client.get("/api/v1/pools/big")).json() == big
         listed = (await world.cli("pool", "ls")).stdout
         assert "Unload when idle" in listed and "after 120 s" in listed and "default" in listed
@@ -137,6 +137,8 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         assert done.exit_code == 0 and "20 s" in done.stdout, done.output
         assert (await client.get("/api/v1/pools/big")).json() == {**big, "patience_s": 20, **UNSET}
         assert "20 s" in (await world.cli("pool", "ls")).stdout
+        done = await world.cli("pool", "set", "big", "--silence-s", "120")
+        assert done.exit_code == 0 and "after 120 s without progress" in done.stdout, done.output
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,7 @@ async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: P
         ("big", {"free_idle_s": "120"}, 422, "free_idle_s"),
         ("big", {"free_on_oom": 1}, 422, "free_on_oom"),
         ("big", {"patience_s": -1}, 422, "patience_s"),
+        ("big", {"silence_s": 0}, 422, "silence_s"),
         ("big", {"patience_s": 86401}, 422, "patience_s"),
         ("big", {"patience_s": "20"}, 422, "patience_s"),
         ("big", {"weight": 2}, 422, "there is no such field; there are free_idle_s, free_on_oom, patience_s"),

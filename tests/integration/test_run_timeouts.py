@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.pool import Pool
 from tests.factories import picture
 from tests.fleet import fleet_of
 
@@ -29,4 +30,22 @@ async def test_the_smaller_limit_ends_a_run_and_its_node_goes_on(
         assert "still running after 1 s" in ended.error.message
         assert len(ended.attempts) == 1  # another run would take as long
         after = await fleet.ended((await fleet.submit(picture(2), timeout_s=30)).id)
+        assert after.status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("pool_s", [1.0, None])
+async def test_a_run_without_a_sign_of_progress_is_interrupted_as_its_pool_says(
+    redis: Redis, redis_port: int, pool_s: float | None
+) -> None:
+    async with fleet_of(redis_port, "g1", silence_s=600.0 if pool_s else 1.0, dispatch=False) as fleet:
+        if pool_s:
+            await fleet.stores.pools.set(Pool(name="default", silence_s=pool_s))
+        fleet.sims["g1"].faults.update({"drop_types": ["progress", "progress_state"]})
+        await fleet.dispatcher()
+        job = await fleet.submit(sleeping(60.0))
+        ended = await fleet.ended(job.id)
+        assert ended.error is not None
+        assert (ended.status, ended.error.code) == (JobStatus.FAILED, "run_timeout")
+        assert "no sign of progress for 1 s" in ended.error.message
+        after = await fleet.ended((await fleet.submit(picture(2))).id)
         assert after.status is JobStatus.SUCCEEDED

@@ -88,5 +88,6 @@ def _dump(pool: Pool) -> bytes:
         "free_idle_s": pool.free_idle_s,
         "free_on_oom": pool.free_on_oom,
         "patience_s": pool.patience_s,
+        "silence_s": pool.silence_s,
     }
     return orjson.dumps(record) if pool.is_set else b""

@@ -263,6 +263,7 @@ class PoolAnswer(TypedDict):
     free_idle_s: float | None
     free_on_oom: bool | None
     patience_s: float | None
+    silence_s: float | None
 
 
 class PoolListAnswer(TypedDict):

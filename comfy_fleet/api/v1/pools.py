@@ -14,7 +14,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.nodes.node import NodeState, check_name
-from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, LONGEST_S, Pool
+from comfy_fleet.domain.nodes.pool import LEAST_SILENCE_S, LONGEST_PATIENCE_S, LONGEST_S, Pool
 
 
 class PoolBody(BaseModel):
@@ -43,6 +43,13 @@ class PoolBody(BaseModel):
         allow_inf_nan=False,
         description="For how many seconds a job may be passed over beyond its turn, so that nodes keep the "
         "models that they have; 0: never.",
+    )
+    silence_s: float | None = Field(
+        None,
+        ge=LEAST_SILENCE_S,
+        le=LONGEST_S,
+        allow_inf_nan=False,
+        description="After how many seconds without a sign of progress a run is interrupted.",
     )
 
 
@@ -107,4 +114,5 @@ def _row(pool: Pool, states: Sequence[NodeState]) -> dict[str, Any]:
         "free_idle_s": pool.free_idle_s,
         "free_on_oom": pool.free_on_oom,
         "patience_s": pool.patience_s,
+        "silence_s": pool.silence_s,
     }

@@ -10,6 +10,7 @@ LONGEST_S = 10 * 365 * 86400.0
 PATIENCE_S = 60.0
 """For how long a job is passed over at most beyond its turn, so that nodes keep the models that they have."""
 LONGEST_PATIENCE_S = 86400.0
+LEAST_SILENCE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Pool:
         free_idle_s: Idle seconds after which a node unloads its models; 0: never.
         free_on_oom: Whether a node on which a job ran out of memory unloads its models.
         patience_s: For how many seconds a job may be passed over beyond its turn; 0: never.
+        silence_s: After how many seconds without a sign of progress a run is interrupted.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Pool:
     free_idle_s: float | None = None
     free_on_oom: bool | None = None
     patience_s: float | None = None
+    silence_s: float | None = None
 
     def __post_init__(self) -> None:
         check_name("pool", self.name)
@@ -42,11 +45,17 @@ class Pool:
                 f"patience_s {self.patience_s:g} must be seconds, from 0 to {LONGEST_PATIENCE_S:.0f}",
                 details={"field": "patience_s"},
             )
+        if self.silence_s is not None and not LEAST_SILENCE_S <= self.silence_s <= LONGEST_S:
+            raise BadInput(
+                f"silence_s {self.silence_s:g} must be seconds, from {LEAST_SILENCE_S:g} to {LONGEST_S:.0f}",
+                details={"field": "silence_s"},
+            )
 
     @property
     def is_set(self) -> bool:
         """Whether an operator has set anything."""
-        return any(value is not None for value in (self.free_idle_s, self.free_on_oom, self.patience_s))
+        own = (self.free_idle_s, self.free_on_oom, self.patience_s, self.silence_s)
+        return any(value is not None for value in own)
 
 
 @dataclass(frozen=True, kw_only=True)
