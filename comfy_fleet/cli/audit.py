@@ -53,4 +53,7 @@ def audit(
 
 
 def _words(about: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, "", False))
+    told = {
+        name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in about.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value not in (None, "", False))

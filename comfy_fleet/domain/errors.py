@@ -198,7 +198,7 @@ class LimitReached(Busy):
     def __init__(
         self, name: str, scope: str, *, most: int, used: int, per: str = "", wait_s: float | None = None
     ) -> None:
-        what = f"{most} in {per}" if per else str(most)
+        what = per or str(most)
         super().__init__(
             f"the {scope}'s limit {name!r} is {what}, and {used} are used: try again later",
             retry_after_s=max(1, math.ceil(wait_s or 0)),

@@ -85,7 +85,7 @@ async def test_every_face_obeys_a_window_of_submits(
         refused = await face(api, ANN)
         assert refused.status_code == 429, refused.text
         assert 3500 < int(refused.headers["Retry-After"]) <= 3600
-        assert "submits" in refused.text and "2 in 2/3600s" in refused.text
+        assert "submits" in refused.text and "is 2/3600s, and 2 are used" in refused.text
         for other in FACES:  # one limit for all ways in
             assert (await other(api, ANN)).status_code == 429
         assert (await face(api, ART)).status_code in ACCEPTED
