@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
 
 from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
@@ -167,12 +168,30 @@ class People:
 
     def members(self, tenant: str) -> Sequence[str]:
         """Return the names of a tenant's users, sorted."""
-        return sorted(user.name for user in self.users.values() if user.tenant == tenant)
+        return self._members.get(tenant, ())
 
     def keys_of(self, user: str) -> Sequence[AccessKey]:
         """Return a user's keys, the newest first."""
-        found = [key for key in self.keys.values() if key.user == user]
-        return sorted(found, key=lambda key: (-key.created_at, key.id))
+        return self._keys_by_user.get(user, ())
+
+    # Lists ask for each tenant and each user: to look through all of them each time would take minutes.
+
+    @cached_property
+    def _members(self) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        for user in self.users.values():
+            found.setdefault(user.tenant, []).append(user.name)
+        return {tenant: tuple(sorted(names)) for tenant, names in found.items()}
+
+    @cached_property
+    def _keys_by_user(self) -> Mapping[str, Sequence[AccessKey]]:
+        found: dict[str, list[AccessKey]] = {}
+        for key in self.keys.values():
+            found.setdefault(key.user, []).append(key)
+        newest = {
+            user: sorted(keys, key=lambda key: (-key.created_at, key.id)) for user, keys in found.items()
+        }
+        return {user: tuple(keys) for user, keys in newest.items()}
 
     # -- changes -------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,3 +191,26 @@ def test_many_wrong_keys_of_one_address_are_slowed_and_no_other_address_is() -> 
     assert wrong.wait_s("2001:db8:0:1::1") == 0
     now[0] += 1000
     assert wrong.wait_s("192.0.2.1") == 0
+
+
+class Counted(dict[str, Any]):
+    """Counts how often somebody looks through all of it."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        self.looks += 1
+        return super().values()
+
+
+def test_a_list_of_everybody_looks_through_all_users_and_keys_once() -> None:
+    users = Counted({f"u{n}": User(name=f"u{n}", tenant=f"t{n % 7}") for n in range(50)})
+    keys = Counted({f"k{n}": key(f"k{n}", f"u{n % 50}") for n in range(100)})
+    people = People(users=users, keys=keys)
+    assert {name: [one.id for one in people.keys_of(name)] for name in users} == {
+        f"u{n}": sorted((f"k{n}", f"k{n + 50}")) for n in range(50)
+    }
+    assert sum(len(people.members(f"t{n}")) for n in range(7)) == 50
+    assert (users.looks, keys.looks) == (1, 1)
+    fewer = people.drop_user("u0")
+    assert "u0" not in fewer.members("t0") and not fewer.keys_of("u0")
