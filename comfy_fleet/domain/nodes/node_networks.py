@@ -4,9 +4,12 @@ Operators may register a node anywhere.
 """
 
 import ipaddress
+import re
 from collections.abc import Collection
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+"""What programs take for an IPv4 address, written as one number or several: ``127.1``, ``0x7f000001``."""
 
 
 def why_not(host: str, allowed: Collection[str], *, local: bool) -> str:
@@ -23,6 +26,8 @@ def why_not(host: str, allowed: Collection[str], *, local: bool) -> str:
     if allowed:
         inside = address is not None and any(address in ipaddress.ip_network(one) for one in allowed)
         return "" if inside else f"{host} is in none of the networks of FLEET_NODE_NETWORKS"
+    if address is None and _NUMBER.fullmatch(host):
+        return f"{host} is an address that is not written as four decimal numbers"
     if address is None:
         name = host.lower().rstrip(".")
         loopback = name == "localhost" or name.endswith(".localhost")
