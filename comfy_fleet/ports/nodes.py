@@ -144,11 +144,14 @@ class Hosts(Protocol):
             Conflict: Another agent speaks for the host.
         """
 
-    async def join(self, host: str, joining: Joining, *, now: float) -> Node:
+    async def join(
+        self, host: str, joining: Joining, *, now: float, most_nodes: int = ..., most_pools: int = ...
+    ) -> Node:
         """Register a host's node, or move it; cordon, pool and counts stay.
 
         Raises:
-            Conflict: The name or the URL belongs to a node that is not this host's.
+            Conflict: The name or the URL belongs to a node that is not this host's, or the host would have
+                too many nodes, or in too many pools.
         """
 
     async def hosts(self) -> Sequence[HostState]:

@@ -29,6 +29,8 @@ FRESH_S = 10
 ALLOCATION_S = 60
 """How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
 MAX_HOSTS = 1000
+MOST_NODES = 10_000
+"""Of a host, where nobody says less."""
 _TRIES = 5
 
 
@@ -143,16 +145,27 @@ class RedisHosts:
             self._complaints.about("host", host, error)
             return {}
 
-    async def join(self, host: str, joining: Joining, *, now: float) -> Node:
+    async def join(
+        self,
+        host: str,
+        joining: Joining,
+        *,
+        now: float,
+        most_nodes: int = MOST_NODES,
+        most_pools: int = MOST_NODES,
+    ) -> Node:
         """Register a host's node, or update its address; cordon, pool and counts stay.
 
         Args:
             host: The host's name.
             joining: The agent's registration of the node.
             now: Unix seconds.
+            most_nodes: How many nodes the host may have.
+            most_pools: In how many pools they may be.
 
         Raises:
-            Conflict: The name or the URL belongs to a node that is not this host's.
+            Conflict: The name or the URL belongs to a node that is not this host's, or the host would have
+                too many nodes or pools.
             BadInput: A name or address can't be used.
         """
         for _ in range(_TRIES):
@@ -172,6 +185,8 @@ class RedisHosts:
                     url=node.key,
                     pool=node.pool,
                     cleans_up=joining.cleans_up,
+                    most_nodes=most_nodes,
+                    most_pools=most_pools,
                 )
             ).decode()
             if answer in ("ok", "same"):
@@ -182,6 +197,10 @@ class RedisHosts:
                     "or give the agent another --host",
                     details={"field": "name", "value": node.name},
                 )
+            if answer == "nodes":
+                raise Conflict(f"a host may have {most_nodes} nodes (FLEET_HOST_NODES)")
+            if answer == "pools":
+                raise Conflict(f"a host's nodes may be in {most_pools} pools (FLEET_HOST_POOLS)")
             if answer != "changed":
                 other = answer.removeprefix("url ")
                 raise Conflict(

@@ -1,7 +1,6 @@
 """REST: GPU hosts. Their agents report here and get orders; operators read the list."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -18,12 +17,10 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
-from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.agent_token import AgentToken
 from comfy_fleet.domain.nodes.host import (
-    HOST_LABEL,
     Cleanup,
     GpuAllocation,
     Heartbeat,
@@ -36,7 +33,6 @@ from comfy_fleet.domain.nodes.node_networks import why_not
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
-_JOINS = 16  # nodes that are registered at the same time
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 MAX_FACTS_BYTES, MAX_FACTS_DEPTH = 16 * 1024, 16
@@ -200,50 +196,12 @@ async def list_hosts(request: Request) -> Response:
 async def _join_all(
     d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: float, *, local: bool
 ) -> list[str]:
-    """Register nodes, a few at a time; return for each an empty text or why it was refused.
+    """Register nodes, the first ones first; return for each an empty text or why it was refused.
 
     Raises:
-        StoreDown: Redis was away for some. The others are registered; a repeated request completes it.
+        StoreDown: Redis was away. A repeated request completes it.
     """
-    if not joining:
-        return []
-    places = asyncio.Semaphore(_JOINS)
-    of_host = {node.name: node.pool for node in await d.nodes.nodes() if node.labels.get(HOST_LABEL) == host}
-    too_many = _too_many(joining, of_host, nodes=d.settings.host_nodes, pools=d.settings.host_pools)
-
-    async def one(node: JoiningBody) -> str:
-        async with places:
-            return too_many.get(node.name) or await _join(d, host, node, now, local=local)
-
-    outcomes = await asyncio.gather(*map(one, joining), return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, str)]
-
-
-def _too_many(
-    joining: Sequence[JoiningBody], of_host: Mapping[str, str], *, nodes: int, pools: int
-) -> dict[str, str]:
-    """Return which nodes are one too many for their host, or in one pool too many, and why.
-
-    Args:
-        joining: What the agent wants to register.
-        of_host: The pools of the host's nodes as they are registered, by node.
-        nodes: Most nodes of a host.
-        pools: Most pools of a host.
-    """
-    have, refused = dict(of_host), dict[str, str]()
-    for node in joining:
-        pool = node.pool or have.get(node.name, DEFAULT_POOL)
-        others = {one for name, one in have.items() if name != node.name}
-        if node.name not in have and len(have) >= nodes:
-            refused[node.name] = f"a host may have {nodes} nodes (FLEET_HOST_NODES)"
-        elif pool not in others and len(others) >= pools:
-            refused[node.name] = f"a host's nodes may be in {pools} pools (FLEET_HOST_POOLS)"
-        else:
-            have[node.name] = pool
-    return refused
+    return [await _join(d, host, node, now, local=local) for node in joining]
 
 
 async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float, *, local: bool) -> str:
@@ -253,7 +211,13 @@ async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float, *, local: 
         for url in (split_credentials(node.url)[0], f"http://{node.agent}"):
             if why := why_not(parse_url(url)[0], allowed, local=local):
                 return why
-        await d.hosts.join(host, Joining(**read_written(node.model_dump()) | d.split(node.url)), now=now)
+        await d.hosts.join(
+            host,
+            Joining(**read_written(node.model_dump()) | d.split(node.url)),
+            now=now,
+            most_nodes=d.settings.host_nodes,
+            most_pools=d.settings.host_pools,
+        )
     except (BadInput, Conflict) as error:
         return str(error)
     return ""

@@ -1,7 +1,7 @@
--- Register a host's node, or move it.  args: host, node, url, pool, cleans_up (bool).
+-- Register a host's node, or move it.  args: host, node, url, pool, cleans_up (bool), most_nodes, most_pools (of the host).
 -- ARGV: its record as JSON, the one that it had or ''.
 -- Returns 'ok' | 'same' | 'changed' (read it again) | 'owner' (the name is not this host's)
---       | 'url NODE' (the URL is another node's)
+--       | 'url NODE' (the URL is another node's) | 'nodes' (the host has as many as it may) | 'pools' (it would be in one too many)
 local host, node, url, record = args.host, args.node, args.url, ARGV[2]
 local key = node_key(node)
 local had = redis.call('HGET', nodes_key, node)
@@ -9,6 +9,19 @@ if had and redis.call('HGET', key, 'host') ~= host then return 'owner' end
 if (had or '') ~= ARGV[3] then return 'changed' end
 local other = redis.call('HGET', urls_key, url)
 if other and other ~= node then return 'url ' .. other end
+-- Here, and not before: an agent may send several requests at once.
+if not had or redis.call('HGET', key, 'pool') ~= args.pool then
+  local others, pools, count = 0, {}, 0
+  for _, name in ipairs(redis.call('SMEMBERS', host_nodes_key(host))) do
+    local f = redis.call('HMGET', node_key(name), 'host', 'pool')
+    if name ~= node and f[1] == host and f[2] then
+      others = others + 1
+      if not pools[f[2]] then pools[f[2]], count = true, count + 1 end
+    end
+  end
+  if not had and others >= args.most_nodes then return 'nodes' end
+  if not pools[args.pool] and count >= args.most_pools then return 'pools' end
+end
 redis.call('SADD', host_nodes_key(host), node)
 redis.call('HSET', key, 'host', host, 'cleans', args.cleans_up and 1 or 0)
 if had == record then return 'same' end
