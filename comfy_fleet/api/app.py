@@ -153,7 +153,8 @@ class Front:
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
         shown = self.deps.keys.shown(headers, scope["origin"], path_key)
         if marked(headers) is Origin.EDITOR and headers.get("origin", "").lower() in self._cors_origins:
-            shown = replace(shown, basic=(), session="")  # what the browser adds by itself is not that page's
+            # What the browser adds by itself, or a proxy for it, is not that page's.
+            shown = replace(shown, basic=(), session="", person="", groups=())
         scope["agent_token"] = token = await self.deps.agent_tokens.find(shown.key)
         try:
             if token is not None:

@@ -79,6 +79,25 @@ async def test_nobody_but_the_edge_is_believed(api: Api, change: dict[str, str])
     assert code(answer) == (401, "unauthorized")
 
 
+async def test_a_listed_page_of_another_site_acts_for_nobody_by_it(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    shop = "https://shop.example"
+    keys = write_keys(tmp_path / "keys", f"ann {ANN}\n")
+    async with running(redis_port, tmp_path / "data", keys_file=keys, cors_origins=shop, **NAMES) as started:
+        head = named(started, "ada", origin="editor")
+        assert (await started.client.get("/api/v1/jobs", headers=head)).status_code == 200
+        page = head | {"Origin": shop, "Sec-Fetch-Site": "cross-site"}
+        form = {"image": ("a.png", b"\x89PNG", "image/png")}
+        for answer in (
+            await started.client.get("/api/v1/jobs", headers=page),
+            await started.client.post("/upload/image", files=form, headers=page),
+        ):
+            assert answer.status_code == 401, answer.text
+        by_key = page | {"Authorization": f"Bearer {ANN}"}
+        assert (await started.client.get("/api/v1/me", headers=by_key)).json()["user"] == "ann"
+
+
 async def test_no_group_no_name_no_entry_and_a_key_decides(api: Api) -> None:
     for user, groups in (("ada", ""), ("ada", "others"), ("a b", "staff"), ("../x", "staff")):
         answer = await api.client.get("/api/v1/jobs", headers=named(api, user, groups))
