@@ -12,6 +12,7 @@ from comfy_fleet.adapters.redis.agent_tokens import MOST_TOKENS
 from comfy_fleet.cli.app import build
 from comfy_fleet.domain.nodes.agent_token import AgentToken, read_shown, text_of
 from comfy_fleet.domain.nodes.node_networks import why_not
+from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running
 
 SHARED = "agents-token-0123456789"
@@ -290,6 +291,20 @@ async def test_where_no_agent_of_another_machine_has_a_node(
             assert list(answer.json()["refused"]) == ["h1-gpu0"], joining
         by_hand = await api.client.post("/api/v1/nodes", json={"name": "far", "url": url})
         assert by_hand.status_code == 201, by_hand.text  # an operator may
+
+
+async def test_agents_are_not_told_what_runs_on_others_nodes(redis_port: int, tmp_path: Path) -> None:
+    """Who knows a run's id could say that a node of theirs has it, and so that both are one ComfyUI."""
+    async with running(redis_port, tmp_path, agent_token=SHARED) as api:
+        await api.add_node()
+        job = (await api.submit(GRAPH))["id"]
+        claim = await api.claim(job)
+        token = await api.client.post("/api/v1/agent-tokens", json={"host": "h1"})
+        agent = {"Authorization": f"Bearer {token.json()['token']}"}
+        (told,) = (await api.client.get("/api/v1/nodes", headers=agent)).json()["nodes"]
+        assert (told["name"], told["run"], told["job"], told["work"]) == ("g1", None, None, [])
+        (known,) = (await api.client.get("/api/v1/nodes")).json()["nodes"]
+        assert (known["run"], known["job"]) == (claim.run, job)
 
 
 def test_networks_are_an_allow_list() -> None:

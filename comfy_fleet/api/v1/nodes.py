@@ -66,6 +66,11 @@ class DrainBody(BaseModel):
     requeue: bool = Field(False, description="Give its jobs back to the queue at once.")
 
 
+_UNTOLD: dict[str, Any] = {"run": None, "job": None, "work": []}
+"""What agents are not told: who knows another node's run could claim that one of theirs has it, and so that
+both are the same ComfyUI, of which one gets no jobs."""
+
+
 class NodesQuery(BaseModel):
     """What the list shows."""
 
@@ -75,9 +80,11 @@ class NodesQuery(BaseModel):
 async def list_nodes(request: Request) -> Response:
     """All nodes with their state; has an ETag, so that asking often is cheap.
 
-    Query: `sealed=true` adds their passwords as they are kept, encrypted, for the central agent.
+    Agents are not told what runs there. Query: `sealed=true` adds their passwords as they are kept,
+    encrypted, for the central agent.
     """
-    if not principal(request).agent:
+    who = principal(request)
+    if not who.agent:
         operator(request)
     sealed = read_query(request, NodesQuery).sealed
     token = request.scope["agent_token"]
@@ -88,6 +95,7 @@ async def list_nodes(request: Request) -> Response:
     rows = [
         {
             **state(s),
+            **({} if who.operator else _UNTOLD),
             **({"sealed": s.node.sealed} if sealed and s.node.sealed else {}),
             **({"free_idle_s": idle[s.node.pool]} if s.node.pool in idle else {}),
         }
