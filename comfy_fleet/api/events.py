@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from comfy_fleet.domain.jobs.job import Job, JobEvent, Output, Progress
 from comfy_fleet.ports.jobs import JobSnapshot
 from comfy_fleet.services.job_queries import is_id, is_seen, no_job
 from comfy_fleet.services.job_watch import Alive, Preview, Seen, Status, watch
+from comfy_fleet.services.session_watch import EVERY_S
 from comfy_fleet.timeouts import Timeout
 
 GOODBYE_S = 1.0
@@ -77,6 +78,7 @@ async def open_stream(request: Request, job_id: str) -> Response:
             to,
             session=request.scope["session"],
             key=caller.key,
+            seen=lambda: is_seen(now.job, d.keys.ring.seen_by(caller)),
             left_s=left_s,
         )
 
@@ -93,6 +95,7 @@ class EventStream(Response):
         to: Makes the URLs in what is told.
         session: The session that it ends with, if there is one.
         key: The key that it ends with, if there is one.
+        seen: Returns whether the caller may still see the job: a tenant may be shared no longer.
         left_s: Seconds after which its URL holds no more; None: it has no end.
     """
 
@@ -107,6 +110,7 @@ class EventStream(Response):
         *,
         session: str,
         key: str,
+        seen: Callable[[], bool],
         left_s: float | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +123,7 @@ class EventStream(Response):
         self._session = session
         self._left_s = left_s
         self._key = key
+        self._seen = seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames; a client that goes away ends it at once."""
@@ -130,8 +135,13 @@ class EventStream(Response):
         streams[self._who] += 1
         with self._deps.session_watch.follow(self._session, self._key) as signed_out:
             telling = asyncio.ensure_future(self._tell(send))
-            ends = (_left(receive), signed_out.wait(), _over(self._left_s))
-            others = [asyncio.ensure_future(one) for one in ends]
+            left = asyncio.ensure_future(_left(receive))
+            ends = {
+                b"signed out": asyncio.ensure_future(signed_out.wait()),
+                b"this URL has expired": asyncio.ensure_future(_over(self._left_s)),
+                b"this job is no longer shared": asyncio.ensure_future(_hidden(self._seen)),
+            }
+            others = (left, *ends.values())
             try:
                 await asyncio.wait({telling, *others}, return_when=asyncio.FIRST_COMPLETED)
                 if telling.done():
@@ -141,10 +151,9 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(telling, *others, return_exceptions=True)
                 try:
-                    if telling.cancelled() and signed_out.is_set():
-                        await _goodbye(send, b"signed out")
-                    elif telling.cancelled() and not others[2].cancelled():
-                        await _goodbye(send, b"this URL has expired")
+                    why = next((why for why, end in ends.items() if not end.cancelled()), None)
+                    if telling.cancelled() and why is not None:
+                        await _goodbye(send, why)
                 finally:  # until then the connection counts
                     streams[self._who] -= 1
                     if not streams[self._who]:
@@ -175,6 +184,11 @@ async def _goodbye(send: Send, why: bytes) -> None:
 async def _over(left_s: float | None) -> None:
     async with Timeout(left_s):
         await asyncio.Event().wait()
+
+
+async def _hidden(seen: Callable[[], bool]) -> None:
+    while seen():  # noqa: ASYNC110 - what a refresh of all keys has changed
+        await asyncio.sleep(EVERY_S)
 
 
 async def _left(receive: Receive) -> None:

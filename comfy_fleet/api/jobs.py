@@ -111,7 +111,7 @@ def _links(request: Request, job: Job) -> Links:
     """Return the links in an answer about a job, signed if the query asks for it.
 
     Raises:
-        HttpError: 422 if the time is none.
+        HttpError: 422 if the time is none; 403 for an operator who may read the job, and none of its files.
     """
     if request.method != "GET" or "signed" not in request.query_params:
         return links(request)
@@ -119,6 +119,13 @@ def _links(request: Request, job: Job) -> Links:
     seconds = read_query(request, SignedQuery).signed
     if seconds is None:
         return links(request)
+    if job.owner not in d.keys.ring.seen_by(principal(request)):
+        raise HttpError(
+            403,
+            "forbidden",
+            "this job's files are not yours to read: its owner may ask for signed URLs",
+            details={"field": "signed"},
+        )
     expires_at = min(d.clock() + seconds, job.expires_at) if job.status.terminal else d.clock() + seconds
     return Links.public(request, d.settings).signed(
         Signing(urls=d.signed_urls, owner=job.owner, expires_at=expires_at)

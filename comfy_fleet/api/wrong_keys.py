@@ -6,6 +6,7 @@ A right key works meanwhile, from that address too: others may be behind the sam
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +22,7 @@ LONGEST_S = 2.0
 _WAITING = 32  # of all addresses: each holds a place of a request meanwhile
 _LOG_S = 10.0
 _ADDRESSES = 10_000
+_KEYS = re.compile(r"/k/[^/]*")
 
 
 class WrongKeys:
@@ -85,7 +87,9 @@ class WrongKeys:
             self._told[block] = last, more + 1
             return
         self._told[block] = now, 0
-        logger.warning("wrong key", extra={"address": address, "path": path[:200], "more_before": more})
+        # The first key was taken off; behind it there may be another one, and a right one.
+        shown = _KEYS.sub("/k/***", path)[:200]
+        logger.warning("wrong key", extra={"address": address, "path": shown, "more_before": more})
 
 
 def _block(address: str) -> str:

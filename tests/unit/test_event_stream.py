@@ -57,7 +57,15 @@ async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
     left: list[bool] = []
     subscription.callback(left.append, True)
     stream = events.EventStream(
-        deps, "me", JobSnapshot(job=job), nothing(), subscription, cast(Links, None), session="", key=""
+        deps,
+        "me",
+        JobSnapshot(job=job),
+        nothing(),
+        subscription,
+        cast(Links, None),
+        session="",
+        key="",
+        seen=lambda: True,
     )
     await stream({"type": "http"}, receive, send)
     assert not deps.streams and left
@@ -124,6 +132,7 @@ async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_th
         cast(Links, None),
         session="s",
         key="",
+        seen=lambda: True,
     )
     async with asyncio.timeout(20):
         await stream({"type": "http"}, receive, send)
