@@ -54,8 +54,18 @@ def connected(api: str, key: str | None, *, here: bool) -> Iterator["Client"]:
     Raises:
         Fail: There is no such secret, or it can't be read.
     """
+    from urllib.parse import urlsplit
+
+    from comfy_fleet.api.host_names import is_loopback
     from comfy_fleet.cli.client import Client
 
+    with Client(api, key) as client:
+        if here and not is_loopback(urlsplit(client.url).hostname or ""):
+            raise Fail(
+                f"--here: {client.url} is not on this machine; who answers there could use what it is shown",
+                hint="run it on the fleet's machine; or leave --here out, and show an operator's key",
+                code=Exit.USAGE,
+            )
     with Client(api, _of_this_machine() if here else key) as client:
         yield client
 
@@ -194,6 +204,9 @@ def user_group() -> None:
 def create_user(
     name: UserName,
     tenant: Annotated[str, typer.Option(help="Their tenant, which stays.")] = "default",
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Give them the jobs and files that are there of this name.")
+    ] = False,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -201,7 +214,10 @@ def create_user(
 ) -> None:
     """Add a user: a person or a program, to whom jobs and files belong."""
     with connected(api, key, here=here) as client:
-        _facts(client.post("/api/v1/users", {"name": name, "tenant": tenant}), json_=json_)
+        body: dict[str, Any] = {"name": name, "tenant": tenant}
+        if adopt:  # earlier versions don't know it, and adopt always
+            body["adopt"] = True
+        _facts(client.post("/api/v1/users", body), json_=json_)
 
 
 @users.command("list", hidden=True)
@@ -255,8 +271,9 @@ def create_key(
     note: Annotated[str, typer.Option(help="What it is for.")] = "",
     limit: LimitOptions = None,
     tenant: Annotated[
-        str, typer.Option(help="The tenant of a user who is not there yet, and is added.")
-    ] = "default",
+        str | None,
+        typer.Option(help="The tenant of a user who is not there yet, and is added.", show_default="default"),
+    ] = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -274,11 +291,18 @@ def create_key(
         body["expires_in_s"] = seconds("--expires", expires)
     with connected(api, key, here=here) as client:
         try:
-            client.get(path_of("user", user))
+            known = client.get(path_of("user", user))
         except Fail as error:
             if error.exit is not Exit.NOT_FOUND:
                 raise
-            client.post("/api/v1/users", {"name": user, "tenant": tenant})
+            client.post("/api/v1/users", {"name": user, "tenant": tenant or "default"})
+        else:
+            if tenant not in (None, known["tenant"]):
+                raise Fail(
+                    f"{user} is in the tenant {known['tenant']}, and stays there",
+                    hint="leave --tenant out, or choose another name for a user of that tenant",
+                    code=Exit.REFUSED,
+                )
         _new(client.post("/api/v1/keys", body), json_=json_)
 
 

@@ -31,7 +31,7 @@ LONGEST_S = 10 * 365 * 86400.0
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,64}")
 
 
 class TenantSharing(StrEnum):
@@ -310,8 +310,8 @@ def check_person(what: str, name: str) -> str:
     """
     if not _NAME.fullmatch(name) and not _FILE_NAME.fullmatch(name):
         raise BadInput(
-            f"{what} {name[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ . @ + -, "
-            "and begin with a letter, a digit or _",
+            f"{what} {name[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ . @ + -, not . or .., "
+            "and with @ or + begin with a letter, a digit or _",
             details={"field": "name", "value": name[:80]},
         )
     return name

@@ -21,6 +21,9 @@ class PeopleStore(Protocol):
         The function is called again if somebody else has changed them meanwhile; what it raises is raised.
         """
 
+    async def left_by(self, user: str) -> Sequence[str]:
+        """Return in words what there is of a user's name, such as ``jobs``; empty if there is nothing."""
+
 
 class KeysFile(Protocol):
     """An operator's file of keys."""

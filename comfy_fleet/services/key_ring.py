@@ -59,6 +59,7 @@ class KeyRing:
         self._every_s = every_s
         self._version: str | None = None
         self._people = People()
+        self._stored = People()
         self._of_file: Sequence[AccessKey] = ()
         self._by_digest: Mapping[str, AccessKey] = {}
         self._by_id: Mapping[str, AccessKey] = {}
@@ -173,7 +174,7 @@ class KeyRing:
         """
         if self._file is not None and (keys := self._file.read()) is not None:
             self._of_file = keys
-            self.take(self._people)
+            self.take(self._stored)
 
     async def ready(self) -> None:
         """Read the store, unless that was done since this process began.
@@ -208,6 +209,14 @@ class KeyRing:
         await self._store.change(update)
         await self.refresh()
 
+    async def left_by(self, user: str) -> Sequence[str]:
+        """Return what there is of a name that nobody has, in words: of somebody who was removed, perhaps.
+
+        Raises:
+            StoreDown: That can't be read.
+        """
+        return () if self._store is None else await self._store.left_by(user)
+
     async def run(self) -> None:
         """Read what has changed, as long as the process runs."""
         while True:
@@ -223,6 +232,7 @@ class KeyRing:
 
     def take(self, people: People) -> None:
         """Count these from now on, beside the file's."""
+        self._stored = people
         stored = {id_: key for id_, key in people.keys.items() if not key.from_file}
         users = {name: User(name=name) for name in self.file_owners}
         keys = {key.id: key for key in self._of_file} | stored

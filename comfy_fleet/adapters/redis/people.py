@@ -1,6 +1,7 @@
 """Tenants, users and keys in Redis (port ``PeopleStore``)."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.people import AccessKey, People, Tenant, User
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.roles import Role, parse_role
@@ -50,7 +52,7 @@ class RedisPeople:
             if before == after:
                 break
         people = People(
-            tenants=self._records("tenant", tenants, lambda raw: from_fields(Tenant, raw)),
+            tenants=_closed(tenants) | self._records("tenant", tenants, lambda raw: from_fields(Tenant, raw)),
             users=self._records("user", users, lambda raw: from_fields(User, raw)),
             keys=self._records("key", keys, _key),
         )
@@ -71,9 +73,27 @@ class RedisPeople:
             if await self._scripts.call("change_people", read=version, version=uuid4().hex, **changes):
                 return after
 
+    async def left_by(self, user: str) -> Sequence[str]:
+        """See :meth:`comfy_fleet.ports.people.PeopleStore.left_by`."""
+        keys = self._keys
+        places = {
+            "jobs": [keys.jobs_of(user), keys.history(user)],
+            "uploads": [keys.asset_uploads(user, folder) for folder in Folder],
+            "drafts": [keys.drafts(user)],
+            "files in the editor": [keys.user_files(user)],
+            "messages to webhooks": [keys.webhooks_of(user)],
+        }
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for names in places.values():
+                pipe.exists(*names)
+            pipe.hexists(keys.webhook_secrets, user)
+            *found, secret = await pipe.read()
+        left = [what for what, count in zip(places, found, strict=True) if count]
+        return [*left, "a webhook secret"] if secret else left
+
     def _records(
         self, what: str, records: Mapping[bytes, bytes], read: Callable[[Mapping[str, Any]], T]
-    ) -> Mapping[str, T]:
+    ) -> dict[str, T]:
         found: dict[str, T] = {}
         for name, record in records.items():
             try:
@@ -81,6 +101,19 @@ class RedisPeople:
             except (*UNREADABLE, BadInput) as error:  # whoever it was about has no rights by it
                 self._complaints.about(what, name.decode(errors="backslashreplace"), error)
         return found
+
+
+def _closed(records: Mapping[bytes, bytes]) -> dict[str, Tenant]:
+    """Return what counts instead of records that can't be read: nothing is shared, and no job is made.
+
+    A newer version may have written a limit in words that are not known here. Without its record, a tenant
+    would have no limits at all.
+    """
+    found = {}
+    for raw in records:
+        with contextlib.suppress(UnicodeDecodeError, BadInput):
+            found[raw.decode()] = Tenant(name=raw.decode(), limits={"live": "0", "stored": "0"})
+    return found
 
 
 def _key(raw: Mapping[str, Any]) -> AccessKey:

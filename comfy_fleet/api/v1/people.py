@@ -25,6 +25,7 @@ from comfy_fleet.domain.people import (
     LONGEST_S,
     MOST_NOTE,
     AccessKey,
+    People,
     Tenant,
     TenantSharing,
     User,
@@ -39,7 +40,7 @@ _OF_FILE = "it is a line of FLEET_KEYS_FILE: change that file, which is read wit
 
 
 LimitsField = Annotated[
-    dict[str, str],
+    dict[str, Annotated[str, Field(max_length=8000)]],
     Field(
         max_length=11,
         description="By name, as people write them: `submits` and `requests` (`10/1s,100/1m`), `queued`, "
@@ -106,6 +107,7 @@ class UserBody(_Body):
 
     name: Word = Field(description="A-Z a-z 0-9 _ . @ + and -, at most 64. Jobs and files are kept under it.")
     tenant: Word = Field(DEFAULT_TENANT, description="Their tenant, which stays.")
+    adopt: bool = Field(False, description="Whether they get the jobs and files that are there of this name.")
 
 
 class KeyBody(_Body):
@@ -298,12 +300,21 @@ async def list_users(request: Request) -> Response:
 
 
 async def add_user(request: Request) -> Response:
-    """Adds a user, with what jobs and files there are of this name; 409 if there is one already.
+    """Adds a user; 409 if there is one already, or if jobs or files of this name are there.
 
-    A name of the keys file can be added, too, which puts it into a tenant.
+    They may be of somebody who was removed; `adopt` gives them to the new user. A name of the keys file can
+    be added, too, which puts it into a tenant.
     """
     _changer(request)
     d, body = deps(request), await read(request, UserBody)
+    await d.keys.ring.ready()
+    new = body.name not in d.keys.ring.people.users
+    if new and not body.adopt and (left := await d.keys.ring.left_by(body.name)):
+        raise Conflict(
+            f"there are {', '.join(left)} of a user {body.name!r}, which a new one would inherit: choose "
+            "another name, or if it is the same person send adopt=true (`fleet user create NAME --adopt`)",
+            details={"field": "name", "left": list(left)},
+        )
     user = User(name=body.name, tenant=body.tenant, created_at=await d.store_time())
     await d.keys.ring.change(lambda people: people.add_user(user))
     await audit(request, "user.added", user=user.name, tenant=user.tenant)
@@ -327,6 +338,11 @@ async def remove_user(request: Request) -> Response:
     d, name = deps(request), request.path_params["user"]
     await d.keys.ring.ready()
     d.keys.ring.people.user(name)
+    if name in d.keys.owners:
+        raise Conflict(
+            f"{name} has lines in FLEET_KEYS_FILE, which would still let them in: take them out first",
+            details={"field": "user", "user": name},
+        )
     if await d.jobs.ids(name, ""):
         raise Conflict(
             f"{name} has jobs, which another {name} would find: revoke their keys, and remove the user "
@@ -371,7 +387,13 @@ async def add_key(request: Request) -> Response:
             limits=_checked(body.limits),
         )
     )
-    await d.keys.ring.change(lambda people: people.add_key(made))
+
+    def with_key(people: People) -> People:
+        if body.user not in people.users and body.user in d.keys.owners:  # so far only a name in the file
+            people = people.add_user(User(name=body.user, created_at=now))
+        return people.add_key(made)
+
+    await d.keys.ring.change(with_key)
     await audit(request, "key.made", key=made.id, user=made.user, roles=_role_words(made.roles))
     return _told(d, made, text)
 
