@@ -16,7 +16,8 @@ from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place, place_name, with_texts
 from comfy_fleet.domain.graphs.workflow import FILES, ParameterType, TargetForm, Workflow
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.domain.jobs.input_fetch import MAX_URLS, FetchedInput, InputFetch, is_url
+from comfy_fleet.domain.jobs.input_fetch import MAX_URLS, FetchedInput, InputFetch, fits_type, is_url
+from comfy_fleet.domain.jobs.media import UNKNOWN_TYPE
 from comfy_fleet.domain.jobs.sniffing import EXTENSIONS, HEAD_BYTES, content_type_of_bytes
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.outbound import AllowedHosts, OutboundTarget, checked_addresses, parse_target
@@ -101,7 +102,7 @@ class InputFiles:
         """Return a graph with files' names in place of ``data:`` URIs, in inputs that name files.
 
         Raises:
-            InvalidWorkflow: A URI can't be read.
+            InvalidWorkflow: A URI can't be read, or its file is none that its input takes.
             NoRoom: There is no room.
             StoredTooMuch: A limit of somebody's is used up.
         """
@@ -115,10 +116,11 @@ class InputFiles:
         _limited(len(named))
         names: dict[Place, str] = {}
         for one in named:
+            name = str(one.path[0])
             try:
                 data, content_type = await self._decoded(one.name)
+                _check_type(file_check.accepted(graph[one.node_id]["class_type"], name), content_type)
             except BadInput as error:
-                name = str(one.path[0])
                 fault = {"field": name, "reason": "bad_data_uri", "message": f"{name} {error.message}"}
                 raise InvalidWorkflow(
                     f"node {one.node_id}: {fault['message']}",
@@ -222,6 +224,13 @@ def as_fetches(by_url: Mapping[str, Iterable[FetchedInput]]) -> tuple[InputFetch
         InputFetch(url=url, shown=parse_target(url).shown, inputs=tuple(inputs))
         for url, inputs in by_url.items()
     )
+
+
+def _check_type(takes: tuple[str, ...], content_type: str) -> None:
+    """Refuse what an input does not take; a URI has no name, by which alone some 3D models are known."""
+    unmarked = content_type in (UNKNOWN_TYPE, "text/plain") and "model/*" in takes
+    if not unmarked and not fits_type(takes, content_type):
+        raise BadInput(f"takes {', '.join(takes)}, and this is {content_type}: send a file of such a type")
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:

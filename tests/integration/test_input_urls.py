@@ -160,6 +160,18 @@ async def test_a_broken_data_uri_is_refused(world: Sharing, value: str, why: str
     assert answer.json()["error"]["details"]["field"] == "params.picture"
 
 
+async def test_a_data_uri_of_another_type_is_refused_in_a_graph(world: Sharing) -> None:
+    for content, kind in (
+        (b"<html>no picture", "text/html"),
+        (b"%PDF-1.4", "application/pdf"),
+        (b"?", "text/plain"),
+    ):
+        answer = await world.client.post("/api/v2/jobs", json={"workflow": graph(uri(content))})
+        assert code(answer) == (422, "invalid_workflow")
+        assert f"image takes image/*, and this is {kind}" in answer.json()["error"]["message"]
+    assert await keys(world, "fleet:asset:names:*") == []
+
+
 async def test_a_data_uri_of_another_type_and_one_in_a_bad_request_store_nothing(world: Sharing) -> None:
     for params in ({"picture": uri(b"%PDF-1.4")}, {"picture": uri(png()), "no_such": 1}):
         answer = await world.client.post("/api/v1/workflows/noise/jobs", json={"params": params})

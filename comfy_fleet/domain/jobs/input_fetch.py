@@ -1,7 +1,7 @@
 """Files that a job names by URL: fetched for it before it may start."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from comfy_fleet.domain.jobs.asset import Asset
@@ -38,13 +38,8 @@ class FetchedInput:
 
     def fits(self, asset: Asset) -> bool:
         """Return whether it takes a file; one that it does not take fails a job in ``end_fetch.lua``."""
-        kind = asset.content_type
-        return (self.most_bytes is None or asset.size_bytes <= self.most_bytes) and any(
-            pattern == kind
-            or (pattern == "*/*" and kind != "text/html")
-            or (pattern.endswith("/*") and pattern != "*/*" and kind.startswith(pattern[:-1]))
-            for pattern in self.accept
-        )
+        small_enough = self.most_bytes is None or asset.size_bytes <= self.most_bytes
+        return small_enough and fits_type(self.accept, asset.content_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +55,21 @@ class InputFetch:
     url: str
     shown: str
     inputs: tuple[FetchedInput, ...]
+
+
+def fits_type(accept: Iterable[str], kind: str) -> bool:
+    """Return whether an input takes files of a MIME type.
+
+    Args:
+        accept: What it takes, see :attr:`FetchedInput.accept`.
+        kind: The type.
+    """
+    return any(
+        pattern == kind
+        or (pattern == "*/*" and kind != "text/html")
+        or (pattern.endswith("/*") and pattern != "*/*" and kind.startswith(pattern[:-1]))
+        for pattern in accept
+    )
 
 
 def is_url(text: str) -> bool:
