@@ -289,6 +289,28 @@ async def test_messages_of_a_dead_receiver_end_when_they_are_old(stores: Stores)
     assert {one.error for one in dead} == {"accepts no connection"}
 
 
+async def test_messages_that_are_old_because_the_fleet_was_away_are_tried(stores: Stores) -> None:
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    ids = await ended_jobs(stores, 5, "http://back.test/")
+    failed = NextStep(
+        outcome=DeliveryOutcome.AGAIN, error="the receiver answered 503", pause_s=0.01, after_s=60
+    )
+    await asyncio.sleep(0.3)  # nobody tried any of them meanwhile
+
+    async def fails() -> bool:
+        found = await webhooks.take(most=1, most_failing=1, each=1, lease_s=30)
+        for one in found:
+            await webhooks.sent(one, PostAnswer(status=503), failed, most_age_s=0.3)
+        return bool(found)
+
+    await until(fails, what="one is tried")
+    assert await webhooks.messages("local", failed=True, limit=9) == []
+    await asyncio.sleep(0.3)  # now it has failed for as long as messages are tried
+    await until(fails, what="another one is tried")
+    given_up = {one.id for one in await webhooks.messages("local", failed=True, limit=9)}
+    assert given_up and given_up < {*ids}
+
+
 async def test_there_are_never_more_messages_than_are_known(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

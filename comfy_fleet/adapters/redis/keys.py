@@ -293,7 +293,7 @@ class Keyspace:
     webhook_jobs = _One("webhook:jobs")  # zset: ID of a live job with a webhook -> when it was looked at
     webhook_receivers = _One("webhook:receivers")  # zset: RECEIVER with messages -> when the next one is due
     webhook_failing = _One("webhook:failing")  # the same, of receivers that fail
-    webhook_receiver = _Each("webhook:receiver:RECEIVER")  # hash: of one that fails: fails, until
+    webhook_receiver = _Each("webhook:receiver:RECEIVER")  # hash: of one that fails: fails, since, until
     webhook_queue = _Each("webhook:queue:RECEIVER")  # zset: ID -> when it is due
     webhook_taken = _Each("webhook:taken:RECEIVER")  # zset: ID that is being sent -> until when
     webhook_gone = _Each("webhook:gone:OWNER:HASH")  # string: this URL has answered 410 Gone

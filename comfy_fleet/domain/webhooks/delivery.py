@@ -59,7 +59,7 @@ class NextStep:
 
 
 def longest_s(schedule: Sequence[float]) -> float:
-    """Return the age at which a message that no try was made of is given up."""
+    """Return for how long a receiver has failed when messages as old are given up, tried or not."""
     return sum(schedule) * (1 + SPREAD)
 
 

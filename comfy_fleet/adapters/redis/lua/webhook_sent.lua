@@ -1,6 +1,7 @@
 -- Note what came of sending a message.
 -- args: id, token, outcome ('delivered' | 'again' | 'failed' | 'gone'), status (HTTP's, or nil), error (why it was not delivered),
---       after_s (until the next try), pause_s (for which its receiver is left alone; nil: the receiver is well), most_age_s.
+--       after_s (until the next try), pause_s (for which its receiver is left alone; nil: the receiver is well),
+--       most_age_s (for how long the receiver has failed at least when messages as old are given up).
 -- Returns 1 if it was noted, 0 if somebody else has the message by now.
 local id, key, at = args.id, webhook_key(args.id), now()
 local f = fields(key, 'owner', 'receiver', 'url', 'token', 'state')
@@ -17,6 +18,7 @@ redis.call('HDEL', key, 'token')
 if args.pause_s then
   redis.call('HINCRBY', cleared(about, 'hash'), 'fails', 1)
   redis.call('HSET', about, 'until', num(at + args.pause_s))
+  redis.call('HSETNX', about, 'since', num(at))
   redis.call('EXPIRE', about, WEBHOOK_KNOWN_S)
 else
   redis.call('DEL', about)
@@ -36,10 +38,12 @@ else
   end
 end
 if args.pause_s then
-  -- While a receiver fails, few of its messages are tried.  What is due, and as old as it gets, is not waited for.
+  -- While a receiver fails, few of its messages are tried.  If it has failed for as long as a message is tried, those that are due and
+  -- as old end untried.  What is old for another reason, because the fleet was away, waits for its tries.
+  local since = tonumber(fields(about, 'since')[1] or '') or at
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', num(at), 'LIMIT', 0, 50)) do
     local f = fields(webhook_key(other), 'at', 'asked')
-    if at - (tonumber(f[2] or f[1] or '') or 0) >= args.most_age_s then
+    if at - math.max(since, tonumber(f[2] or f[1] or '') or 0) >= args.most_age_s then
       redis.call('ZREM', queue, other)
       webhook_give_up(other, owner, args.error, at)
     end
