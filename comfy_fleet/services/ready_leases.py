@@ -75,7 +75,7 @@ class ReadyLeases:
         self._part = 0
         self._vain: tuple[int, frozenset[str]] = (0, frozenset())
         self._vain_until = float("-inf")
-        self._given_until = float("-inf")
+        self._given: dict[str, float] = {}  # nodes that were given back, and until when HAProxy may not know
         self._over = asyncio.Event()
         self._look = asyncio.Event()
 
@@ -120,10 +120,11 @@ class ReadyLeases:
         else:
             self._keep(held)
 
-    @property
-    def given_back(self) -> bool:
-        """Whether a node was given back a moment ago, so that HAProxy may still count its slot."""
-        return asyncio.get_running_loop().time() < self._given_until
+    def given_back(self, nodes: Collection[str]) -> bool:
+        """Whether one of these was given back a moment ago, so that HAProxy may still count its slot."""
+        now = asyncio.get_running_loop().time()
+        self._given = {node: until for node, until in self._given.items() if now < until}
+        return not self._given.keys().isdisjoint(nodes)
 
     def give_up(self, nodes: Iterable[str]) -> None:
         """Give leases back: HAProxy is to decide who gets these nodes."""
@@ -135,7 +136,7 @@ class ReadyLeases:
         """Give back a lease that was taken and can't be used."""
         lease, run = held
         self._dropped[lease.node] = run
-        self._given_until = asyncio.get_running_loop().time() + GIVEN_S
+        self._note_given(lease.node)
         lease.release()
 
     def freed(self, node: str) -> None:
@@ -144,11 +145,14 @@ class ReadyLeases:
         While others are there for the next jobs, its lease waits for those of other nodes, or for the next
         beat: they are told to the store together, before the last one is gone.
         """
-        self._given_until = asyncio.get_running_loop().time() + GIVEN_S
+        self._note_given(node)
         if self._most and not self._over.is_set():
             self._freed.add(node)
             if len(self._held) <= 1:
                 asyncio.get_running_loop().call_later(SOON_S, self._look.set)
+
+    def _note_given(self, node: str) -> None:
+        self._given[node] = asyncio.get_running_loop().time() + GIVEN_S
 
     def stop(self) -> None:
         """Give all leases back, for good."""

@@ -289,10 +289,15 @@ class Seekers:
         return self._claiming and not waited_for and not self._asker.is_edited(node)
 
     def _use_ready(self, node: str) -> None:
-        """Claim for a node that was being taken when a job came; without one that can use it, let it go."""
-        placement = next((one for one in self._known if self._able(one, node)), None)
-        if placement is None or not self._claiming or self._asker.is_edited(node):
+        """Claim for a node that was being taken when a job came.
+
+        If HAProxy might grant the job a better one, or none can use it, it is let go, and whoever has heard that
+        it is busy asks again.
+        """
+        placement = next((one for one in self._known if self._asker.suited(one, [node])), None)
+        if placement is None or not self._claiming:
             self.ready.give_up([node])
+            self._ask_anew()
         else:
             self._spawn(self._seek_ready(placement, node))
 
@@ -333,7 +338,8 @@ class Seekers:
                 if found is not granted:
                     self._ask_anew()
                 return await self._claim(*found, placement, seekers=1)
-        soonest, latest = (HOT_GAP_S, 2 * HOT_GAP_S) if self.ready.given_back else LOOK_AGAIN_S
+        given_back = self.ready.given_back(directory.able(placement))
+        soonest, latest = (HOT_GAP_S, 2 * HOT_GAP_S) if given_back else LOOK_AGAIN_S
         self._busy_until[placement] = self._now() + soonest
         self._look_in(latest)
         return False

@@ -478,6 +478,50 @@ async def test_who_was_refused_the_node_that_is_given_back_may_ask_again_at_once
     assert "default" in [pool for pool, _ in world.leases.asked[2:-1]]
 
 
+@pytest.mark.usefixtures("patient")
+async def test_a_node_that_a_class_can_not_use_hastens_none_of_its_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ready_leases, "GIVEN_S", 60.0)
+    world = World(pools={"theirs": "default", "ours": "video"}, jobs=1, wish=Placement(pool="video"))
+    world.leases.free, world.now = [], time.monotonic
+    async with world.seekers(looking=True) as seekers:
+        await world.idle()
+        seekers.freed("theirs")
+        seekers.look_again()
+        await until(lambda: len(world.leases.asked) == 2, what="it is asked anew")
+        await asyncio.sleep(0.1)
+        assert len(world.leases.asked) == 2
+        world.ready.freed("ours")
+        seekers.look_again()
+        await until(lambda: len(world.leases.asked) > 9, what="it is asked until the slot is free")
+
+
+@pytest.mark.parametrize(
+    ("pools", "wish"), [(POOLS, SPILLING), ({"fast": "default", "slow": "default"}, ANY)]
+)
+async def test_a_lease_that_was_being_taken_is_let_go_if_a_better_node_may_be_free(
+    pools: dict[str, str], wish: Placement
+) -> None:
+    better, other = pools
+    world = World(pools=pools, jobs=1, wish=wish)
+    world.weigh(UNEQUAL)
+    async with world.seekers() as seekers:
+        leases = {}
+        for node, pool in pools.items():
+            granted = await world.leases.lease(run=node, pool=pool, nodes=(node,))
+            assert not isinstance(granted, NoLease)
+            leases[node] = granted
+        seekers.wanted(wish)  # hears that both are busy
+        await world.idle()
+        for node in (other, better):
+            world.ready.put_back((leases[node], node))
+            world.ready.on_wanted(node)
+            await world.idle()
+    assert leases[other].released
+    assert [claim.node for claim in world.claims] == [better]
+
+
 async def test_a_node_that_was_granted_before_a_stop_is_given_back() -> None:
     world = World("g1", jobs=1)
     async with world.seekers() as seekers:
