@@ -10,10 +10,11 @@ Sends = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def page(body: bytes = b"hello", head: str = "", status: str = "200 OK") -> Sends:
-    """Return what sends this answer; ``head`` are more lines, each with its end."""
+    """Return what sends this answer; ``head`` are more lines, each with its end, and surrogates for odd bytes."""
 
     async def send(writer: asyncio.StreamWriter) -> None:
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
+        lines = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{head}\r\n"
+        writer.write(lines.encode("utf-8", "surrogateescape") + body)
         await writer.drain()
 
     return send

@@ -13,8 +13,10 @@ class OutboundAnswer:
     Attributes:
         url: Where it came from, after redirects, without its query.
         status: Any HTTP status.
-        headers: Its headers, by lower-case names; of several equal ones the first.
-        chunks: Its body as it comes, within the call's limits. Raises OutboundFailed when it breaks one.
+        headers: Its headers, by lower-case names; of several equal ones the first. All are in ASCII: others
+            are left out.
+        chunks: Its body as it comes, within the call's limits. Raises OutboundFailed when it breaks one; a
+            body that is not read breaks none.
     """
 
     url: str

@@ -10,7 +10,14 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from comfy_fleet.domain.errors import FleetError, NoRoom, OutboundFailed, OutboundRefused, StoreDown
+from comfy_fleet.domain.errors import (
+    FleetError,
+    NoRoom,
+    OutboundFailed,
+    OutboundRefused,
+    Outdated,
+    StoreDown,
+)
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.input_fetch import (
     ERROR,
@@ -32,7 +39,7 @@ logger = logging.getLogger(__name__)
 AT_ONCE, EACH = 8, 4
 """How many URLs a process fetches at the same time, and the whole fleet for one owner."""
 LOOK_S, BEAT_S = 1.0, 3.0
-FULL_DISK_S = 10.0
+OWN_FAULT_S = 10.0
 _OK, _UNCHANGED = 200, 304
 
 
@@ -128,8 +135,12 @@ class InputFetcher:
             await work
         except StoreDown as error:
             logger.warning("input not written down", extra={"url": _shown(fetch), "error": str(error)})
-        except Exception:
+        except Exception:  # what nobody has foreseen is not tried for ever
             logger.exception("input not fetched", extra={"url": _shown(fetch)})
+            with contextlib.suppress(StoreDown):
+                await self._missed(
+                    fetch, _Useless(f"{_shown(fetch)} can't be fetched: see the fleet's log", again=True)
+                )
         finally:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -157,9 +168,9 @@ class InputFetcher:
                 facts = answer.headers
                 if answer.status == _UNCHANGED:
                     facts = {"etag": fetch.etag, "last-modified": fetch.modified, **facts}
-        except NoRoom as error:
-            logger.warning("input not stored", extra={"url": _shown(fetch), "error": error.message})
-            await self._fetches.again(fetch, in_s=FULL_DISK_S, counts=False)
+        except (NoRoom, Outdated, OSError) as error:  # the fleet's own trouble is not the URL's
+            logger.warning("input not stored", extra={"url": _shown(fetch), "error": str(error)})
+            await self._fetches.again(fetch, in_s=OWN_FAULT_S, counts=False)
         except StoreDown:
             raise
         except (FleetError, _Useless) as error:

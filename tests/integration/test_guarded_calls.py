@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import ssl
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from comfy_fleet.adapters.outbound import guarded_calls
 from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp, SystemLookup
 from comfy_fleet.domain.errors import OutboundFailed, OutboundRefused
 from comfy_fleet.domain.outbound import parse_allowed
@@ -70,6 +72,19 @@ async def test_an_answer_comes_with_its_status_and_headers(site: tuple[Site, int
     assert await _get(calls, f"http://127.0.0.1:{port}/other") == (404, b"hello")
     assert "Accept-Encoding: identity" in pages.heads[0]
     assert "Cookie" not in pages.heads[1]
+
+
+async def test_headers_are_ascii_and_a_body_that_nobody_reads_breaks_no_limit(site: tuple[Site, int]) -> None:
+    pages, port = site
+    calls = _calls(port)
+    for head in ("Content-Encoding: gzip\r\n", ""):
+        pages.pages["/x"] = page(bytes(100_000), head=f"ETag: \udcff\r\nX-A: b\r\n{head}")
+        async with calls.post(
+            f"http://127.0.0.1:{port}/x", b"{}", most_bytes=10, within_s=20
+        ) as answer:
+            assert (answer.status, answer.headers["x-a"], answer.headers.get("etag")) == (200, "b", None)
+        with pytest.raises(OutboundFailed, match="more than 10 bytes|Content-Encoding"):
+            await _get(calls, f"http://127.0.0.1:{port}/x", most_bytes=10)
 
 
 async def test_a_post_follows_no_redirect(site: tuple[Site, int]) -> None:
@@ -256,6 +271,34 @@ async def test_certificates_are_checked_by_name(tmp_path: Path) -> None:
         for url, asks in (("https://other.test", calls), ("https://shop.test", _calls(port, lookup))):
             with pytest.raises(OutboundFailed, match="certificate"):
                 await _get(asks, f"{url}:{port}/")
+
+
+async def test_names_whose_servers_never_answer_keep_others_from_nothing(
+    site: tuple[Site, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def resolved(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        if host.startswith("mute"):
+            over.wait(60)
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    pages, port = site
+    pages.pages["/"] = page()
+    calls = OutboundHttp(allowed=parse_allowed("FLEET_FETCH_ALLOW", "*.test"), purpose="test")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", resolved)
+            patched.setattr(guarded_calls, "LOOKUP_S", 0.2)
+            for number in range(4):  # as many at a time as one owner has places, for as long as a lookup may take
+                asked = (_get(calls, f"http://mute{number}{one}.test/") for one in range(8))
+                found = await asyncio.gather(*asked, return_exceptions=True)
+                assert all("not found within" in str(one) for one in found)
+            patched.setattr(guarded_calls, "LOOKUP_S", 20.0)
+            assert await _get(calls, f"http://shop.test:{port}/") == (200, b"hello")
+    finally:
+        over.set()
+        calls.close()
 
 
 async def test_the_machine_resolves_names_in_threads_of_its_own() -> None:

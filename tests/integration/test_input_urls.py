@@ -253,6 +253,23 @@ async def test_a_server_that_stumbles_is_asked_again(
     assert (job["status"], web.asked("/a.png")) == ("succeeded", 3)
 
 
+async def test_a_header_that_is_no_text_and_a_fault_of_our_own_keep_no_job_waiting(
+    world: Sharing, web: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.input_fetcher.RETRY_S", (0.1,))
+    web.pages["/a.png"] = page(png(), head="ETag: \udcff\r\nLast-Modified: \udce4\r\n")
+    assert await pixel(world, await world.done(await send(world, web.url("/a.png")))) == (7, 2, 3)
+
+    def broken(*_: object) -> str:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("comfy_fleet.services.input_fetcher.content_type_of_bytes", broken)
+    web.pages["/b.png"] = page(png())
+    job = await world.done(await send(world, web.url("/b.png")), JobStatus.FAILED)
+    assert "see the fleet's log" in job["error"]["message"]
+    assert web.asked("/b.png") == 2
+
+
 async def test_many_jobs_with_one_url_fetch_it_once(world: Sharing, web: Site) -> None:
     gate = web.pages["/a.png"] = Gate(png())
     jobs = [await send(world, web.url("/a.png"), metadata={"n": str(n)}) for n in range(60)]

@@ -44,6 +44,7 @@ class Receiver:
     url: str
     answer: Answer = lambda _: 204
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
     received: list[Received] = field(default_factory=list)
     taken: list[Received] = field(default_factory=list)
     open: int = 0
@@ -68,7 +69,7 @@ class Receiver:
             status = self.answer(one)
             if 200 <= status < 300:
                 self.taken.append(one)
-            return web.Response(status=status, headers=self.headers)
+            return web.Response(status=status, headers=self.headers, body=self.body or None)
         finally:
             self.open -= 1
 

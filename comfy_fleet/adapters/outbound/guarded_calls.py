@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
 LOOKUP_S = 5.0
-_LOOKUPS = 16
+_LOOKUPS = 64  # a name whose servers never answer holds its thread longer than anybody waits for it
 _CONNECT_S = 10.0
 _CHUNK = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -218,15 +218,10 @@ def _conditions(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _answered(target: OutboundTarget, answer: aiohttp.ClientResponse, most_bytes: int) -> OutboundAnswer:
-    coding = answer.headers.get("Content-Encoding", "").strip().lower()
-    if coding not in ("", "identity"):
-        raise _failed(target, f"sends Content-Encoding {coding[:40]!r}, which was not asked for")
-    length = answer.headers.get("Content-Length", "")
-    if length.isdecimal() and int(length[:20]) > most_bytes:
-        raise _too_long(target, most_bytes)
     headers: dict[str, str] = {}
     for name, value in answer.headers.items():
-        headers.setdefault(name.lower(), value)
+        if value.isascii():  # the other bytes come as surrogates, which neither Redis nor JSON takes
+            headers.setdefault(name.lower(), value)
     return OutboundAnswer(
         url=target.shown, status=answer.status, headers=headers, chunks=_chunks(target, answer, most_bytes)
     )
@@ -235,6 +230,13 @@ def _answered(target: OutboundTarget, answer: aiohttp.ClientResponse, most_bytes
 async def _chunks(
     target: OutboundTarget, answer: aiohttp.ClientResponse, most_bytes: int
 ) -> AsyncIterator[bytes]:
+    """Yield a body within its limits. Who does not read it is not told of what is wrong with it."""
+    coding = answer.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise _failed(target, f"sends Content-Encoding {coding[:40]!r}, which was not asked for")
+    length = answer.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length[:20]) > most_bytes:
+        raise _too_long(target, most_bytes)
     size = 0
     try:
         async for chunk in answer.content.iter_chunked(_CHUNK):
