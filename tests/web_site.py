@@ -10,7 +10,7 @@ Sends = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def page(body: bytes = b"hello", head: str = "", status: str = "200 OK") -> Sends:
-    """Return what sends this answer; ``head`` are more lines, each with its end, and surrogates for odd bytes."""
+    """Return what sends this answer; ``head`` are more lines, each with its end; surrogates are odd bytes."""
 
     async def send(writer: asyncio.StreamWriter) -> None:
         lines = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{head}\r\n"

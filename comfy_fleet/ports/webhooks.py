@@ -70,13 +70,24 @@ class OperatorFact:
 class Webhooks(Protocol):
     """The messages, in Redis. Those about jobs are written by the scripts that change the jobs."""
 
-    async def take(self, *, most: int, most_failing: int, each: int, lease_s: float) -> list[WebhookMessage]:
+    async def take(
+        self,
+        *,
+        most: int,
+        most_failing: int,
+        each: int,
+        each_owner: int,
+        sending: Mapping[str, int],
+        lease_s: float,
+    ) -> list[WebhookMessage]:
         """Take messages that are due, for a while in which nobody else gets them.
 
         Args:
             most: How many.
             most_failing: How many of them to receivers that fail; each such receiver gets one at a time.
             each: How many one receiver gets at a time.
+            each_owner: How many of one owner's the caller sends at a time, to all receivers together.
+            sending: How many these are now, by owner.
             lease_s: Seconds until others may take them.
         """
 

@@ -291,8 +291,8 @@ class Seekers:
     def _use_ready(self, node: str) -> None:
         """Claim for a node that was being taken when a job came.
 
-        If HAProxy might grant the job a better one, or none can use it, it is let go, and whoever has heard that
-        it is busy asks again.
+        If HAProxy might grant the job a better one, or none can use it, it is let go, and whoever has heard
+        that it is busy asks again.
         """
         placement = next((one for one in self._known if self._asker.suited(one, [node])), None)
         if placement is None or not self._claiming:

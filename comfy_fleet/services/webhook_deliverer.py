@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class DeliveryLimits:
         at_once: Messages that are being sent.
         failing_at_once: How many of them may go to receivers that fail: these hold nobody else up.
         each: Messages that one receiver gets at once, from all processes together.
+        each_owner: How many of ``at_once`` may be one owner's, whose receivers may be any number.
         lease_s: After this long others may send a message that was taken: more than sending ever takes.
         look_s: How often it looks for what is due, besides being told.
         tend_s: How often it looks for what earlier versions beside it left out.
@@ -48,6 +50,7 @@ class DeliveryLimits:
     at_once: int = 32
     failing_at_once: int = 16
     each: int = 4
+    each_owner: int = 8
     lease_s: float = 30.0
     look_s: float = 1.0
     tend_s: float = 60.0
@@ -88,7 +91,7 @@ class WebhookDeliverer:
         self._clock = clock
         self._draw = draw
         self._limits = limits
-        self._sending: dict[asyncio.Task[None], bool] = {}  # True: its receiver fails
+        self._sending: dict[asyncio.Task[None], WebhookMessage] = {}
         self._look = asyncio.Event()
 
     async def run(self) -> None:
@@ -116,13 +119,18 @@ class WebhookDeliverer:
         free = self._limits.at_once - len(self._sending)
         if free <= 0:
             return
-        failing = self._limits.failing_at_once - sum(self._sending.values())
+        failing = self._limits.failing_at_once - sum(one.fails > 0 for one in self._sending.values())
         taken = await self._webhooks.take(
-            most=free, most_failing=max(0, failing), each=self._limits.each, lease_s=self._limits.lease_s
+            most=free,
+            most_failing=max(0, failing),
+            each=self._limits.each,
+            each_owner=self._limits.each_owner,
+            sending=Counter(one.owner for one in self._sending.values()),
+            lease_s=self._limits.lease_s,
         )
         for message in taken:
             task = start(self._send(message), name="webhook")
-            self._sending[task] = message.fails > 0
+            self._sending[task] = message
             task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:

@@ -79,11 +79,9 @@ async def test_headers_are_ascii_and_a_body_that_nobody_reads_breaks_no_limit(si
     calls = _calls(port)
     for head in ("Content-Encoding: gzip\r\n", ""):
         pages.pages["/x"] = page(bytes(100_000), head=f"ETag: \udcff\r\nX-A: b\r\n{head}")
-        async with calls.post(
-            f"http://127.0.0.1:{port}/x", b"{}", most_bytes=10, within_s=20
-        ) as answer:
+        async with calls.post(f"http://127.0.0.1:{port}/x", b"{}", most_bytes=10, within_s=20) as answer:
             assert (answer.status, answer.headers["x-a"], answer.headers.get("etag")) == (200, "b", None)
-        with pytest.raises(OutboundFailed, match="more than 10 bytes|Content-Encoding"):
+        with pytest.raises(OutboundFailed, match=r"more than 10 bytes|Content-Encoding"):
             await _get(calls, f"http://127.0.0.1:{port}/x", most_bytes=10)
 
 
@@ -290,7 +288,9 @@ async def test_names_whose_servers_never_answer_keep_others_from_nothing(
         with monkeypatch.context() as patched:
             patched.setattr(socket, "getaddrinfo", resolved)
             patched.setattr(guarded_calls, "LOOKUP_S", 0.2)
-            for number in range(4):  # as many at a time as one owner has places, for as long as a lookup may take
+            for number in range(
+                4
+            ):  # as many at a time as one owner has places, for as long as a lookup may take
                 asked = (_get(calls, f"http://mute{number}{one}.test/") for one in range(8))
                 found = await asyncio.gather(*asked, return_exceptions=True)
                 assert all("not found within" in str(one) for one in found)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -224,8 +225,11 @@ async def ended_jobs(stores: Stores, count: int, url: str, **fields: Any) -> lis
     return ids
 
 
+ANY_OWNER: Any = {"each_owner": 1000, "sending": {}}
+
+
 async def taken(webhooks: RedisWebhooks, **more: Any) -> list[str]:
-    limits: dict[str, Any] = {"most": 100, "most_failing": 100, "each": 4, "lease_s": 30, **more}
+    limits: dict[str, Any] = {"most": 100, "most_failing": 100, "each": 4, "lease_s": 30, **ANY_OWNER, **more}
     return [one.id for one in await webhooks.take(**limits)]
 
 
@@ -238,10 +242,37 @@ async def test_a_receiver_gets_a_few_at_a_time_and_hides_no_other(stores: Stores
     assert await taken(webhooks) == []
 
 
+async def test_an_owner_with_many_servers_hides_no_other_owner(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy_fleet.adapters.redis import scripts
+
+    whole = scripts.whole
+    fewer = ("RECEIVERS = 256", "RECEIVERS = 5")
+    monkeypatch.setattr(
+        scripts, "source", lambda name, *more: whole(scripts.texts()[name].replace(*fewer), *more)
+    )
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    for number in range(12):
+        await ended_jobs(stores, 4, f"http://n{number}.eve.test/", owner="eve")
+    (other,) = await ended_jobs(stores, 1, "http://ada.test/", owner="ada")
+    sending: Counter[str] = Counter()
+
+    async def told() -> bool:
+        found = await webhooks.take(
+            most=32, most_failing=16, each=4, each_owner=8, sending=sending, lease_s=30
+        )
+        sending.update(one.owner for one in found)
+        return any(one.id == other for one in found)
+
+    await until(told, what="it is somebody else's turn")
+    assert sending == {"eve": 8, "ada": 1}
+
+
 async def test_what_a_deliverer_took_that_died_is_due_again(stores: Stores) -> None:
     webhooks = RedisWebhooks(stores.redis, stores.events)
     ids = await ended_jobs(stores, 2, "http://slow.test/")
-    lost = await webhooks.take(most=9, most_failing=9, each=4, lease_s=0.2)
+    lost = await webhooks.take(most=9, most_failing=9, each=4, lease_s=0.2, **ANY_OWNER)
     assert [one.id for one in lost] == ids
     found: list[str] = []
 
@@ -263,7 +294,7 @@ async def test_what_a_deliverer_took_that_died_is_due_again(stores: Stores) -> N
 async def test_a_receiver_that_fails_gets_one_at_a_time_and_rarely(stores: Stores) -> None:
     webhooks = RedisWebhooks(stores.redis, stores.events)
     await ended_jobs(stores, 5, "http://dead.test/")
-    (first,) = await webhooks.take(most=1, most_failing=1, each=4, lease_s=30)
+    (first,) = await webhooks.take(most=1, most_failing=1, each=4, lease_s=30, **ANY_OWNER)
     failed = NextStep(outcome=DeliveryOutcome.AGAIN, error="accepts no connection", after_s=60, pause_s=0.3)
     await webhooks.sent(first, PostAnswer(error="accepts no connection"), failed, most_age_s=99)
     assert await taken(webhooks) == []
@@ -281,7 +312,7 @@ async def test_a_receiver_that_fails_gets_one_at_a_time_and_rarely(stores: Store
 async def test_messages_of_a_dead_receiver_end_when_they_are_old(stores: Stores) -> None:
     webhooks = RedisWebhooks(stores.redis, stores.events)
     ids = await ended_jobs(stores, 5, "http://dead.test/")
-    (first,) = await webhooks.take(most=1, most_failing=1, each=1, lease_s=30)
+    (first,) = await webhooks.take(most=1, most_failing=1, each=1, lease_s=30, **ANY_OWNER)
     failed = NextStep(outcome=DeliveryOutcome.FAILED, error="accepts no connection", pause_s=60)
     await webhooks.sent(first, PostAnswer(error="accepts no connection"), failed, most_age_s=0)
     dead = await webhooks.messages("local", failed=True, limit=9)
@@ -298,7 +329,7 @@ async def test_messages_that_are_old_because_the_fleet_was_away_are_tried(stores
     await asyncio.sleep(0.3)  # nobody tried any of them meanwhile
 
     async def fails() -> bool:
-        found = await webhooks.take(most=1, most_failing=1, each=1, lease_s=30)
+        found = await webhooks.take(most=1, most_failing=1, each=1, lease_s=30, **ANY_OWNER)
         for one in found:
             await webhooks.sent(one, PostAnswer(status=503), failed, most_age_s=0.3)
         return bool(found)
@@ -356,6 +387,20 @@ async def test_what_is_not_taken_is_sent_again_under_the_same_id(api: Api, shop:
         return (row["state"], row["attempts"], row["last_status"]) == ("delivered", 4, 204)
 
     await until(noted, what="that is noted")
+
+
+async def test_what_else_a_receiver_says_does_not_matter(api: Api, shop: Receiver) -> None:
+    shop.answer = lambda _: 200
+    shop.body, shop.headers = bytes(100_000), {"Content-Encoding": "gzip"}
+    job = await api.submit(GRAPH, webhook_url=shop.url)
+    await api.client.post(f"/api/v2/jobs/{job['id']}/cancel")
+
+    async def over() -> bool:
+        return [row["state"] for row in await listed(api)] not in ([], ["waiting"])
+
+    await until(over, what="it is told")
+    (row,) = await listed(api)
+    assert (row["state"], row["attempts"], len(shop.taken)) == ("delivered", 1, 1)
 
 
 async def test_what_nobody_takes_is_listed_and_sent_again_on_demand(api: Api, shop: Receiver) -> None:

@@ -55,14 +55,30 @@ class RedisWebhooks:
 
             yield each()
 
-    async def take(self, *, most: int, most_failing: int, each: int, lease_s: float) -> list[WebhookMessage]:
+    async def take(
+        self,
+        *,
+        most: int,
+        most_failing: int,
+        each: int,
+        each_owner: int,
+        sending: Mapping[str, int],
+        lease_s: float,
+    ) -> list[WebhookMessage]:
         """Take messages that are due; see the port."""
         # An idle fleet runs no script for this.
         if not await self._redis.exists(self._keys.webhook_receivers, self._keys.webhook_failing):
             return []
         token = uuid4().hex
         rows = await self._scripts.call(
-            "webhooks_take", most=most, most_failing=most_failing, each=each, lease_s=lease_s, token=token
+            "webhooks_take",
+            most=most,
+            most_failing=most_failing,
+            each=each,
+            each_owner=each_owner,
+            sending=dict(sending),
+            lease_s=lease_s,
+            token=token,
         )
         found = [
             self._message(raw.decode(), dict(zip(record[::2], record[1::2], strict=True)), fails=int(fails))

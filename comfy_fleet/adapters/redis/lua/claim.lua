@@ -58,7 +58,7 @@ end
 local function begin_run(id, run, token, part)
   local key = job_key(id)
   redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
-  if redis.call('HSETNX', key, 'started', num(at)) == 1 then webhook_tell(id, 'started', at) end
+  local first = redis.call('HSETNX', key, 'started', num(at)) == 1
   redis.call('HDEL', key, 'progress')
   redis.call('SADD', node_runs_key(node), run)
   redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
@@ -67,8 +67,9 @@ local function begin_run(id, run, token, part)
   if part then note_merged(id, run, part) end
   local data = rq_start(id, run, args.dispatcher, at)
   publish_status(id, 'running', run, node)
-  local flight = fields(key, 'flight')[1]
-  if flight then flight_status(flight, 'running', node, at) end
+  local more = fields(key, 'flight', 'webhook')
+  if more[1] then flight_status(more[1], 'running', node, at) end
+  if first and more[2] then webhook_tell(id, 'started', at) end
   local extra = redis.pcall('GET', job_extra_key(id))
   return { redis.call('HGETALL', key), graph_of(id), data, listeners(id), type(extra) == 'string' and extra or '' }
 end
