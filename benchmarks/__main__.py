@@ -138,7 +138,7 @@ def bench(
     failed = False
     for name in only or FIGURES:
         try:
-            result = asyncio.run(_measure(name, options, console))
+            result = asyncio.run(_measure(name, options, facts, console))
         except (BenchError, Fail, FleetError) as error:
             failed = True
             console.print(f"[red]{name}: {error}[/]", highlight=False)
@@ -149,24 +149,24 @@ def bench(
         report.show(console, result)
         results.append(result)
     if json_file:
-        report.save(json_file, facts, results)
+        report.save(json_file, results)
     if write and results:
-        merged = {result.name: result for result in (*report.load(KEPT, facts), *results)}
+        merged = {result.name: result for result in (*report.load(KEPT), *results)}
         ordered = [merged[name] for name in FIGURES if name in merged]
-        report.save(KEPT, facts, ordered)
-        report.write_document(DOCUMENT, facts, ordered)
+        report.save(KEPT, ordered)
+        report.write_document(DOCUMENT, ordered)
         console.print(f"wrote {DOCUMENT.relative_to(SOURCE)} and {KEPT.relative_to(SOURCE)}")
     if failed:
         raise typer.Exit(1)
 
 
-async def _measure(name: str, options: Options, console: Console) -> report.Result:
+async def _measure(name: str, options: Options, facts: Mapping[str, str], console: Console) -> report.Result:
     load = machine.load_average()
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     with console.status(name) as status:
         said = replace(options, say=lambda line: status.update(f"{name}: {line}"))
         result = await FIGURES[name](said)
-    return replace(result, measured_at=at, load=load)
+    return replace(result, measured_at=at, load=load, machine=facts)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Result:
         data: The measured values.
         measured_at: Day and time, UTC.
         load: Load average of the machine before it started.
+        machine: What it was measured on: machine, versions.
         quick: Whether it was only tried out.
     """
 
@@ -60,6 +61,7 @@ class Result:
     data: Mapping[str, Any] = field(default_factory=dict)
     measured_at: str = ""
     load: str = ""
+    machine: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
 
     @classmethod
@@ -68,20 +70,17 @@ class Result:
         return cls(**{**value, "verdicts": [Verdict(**one) for one in value["verdicts"]]})
 
 
-def save(path: Path, machine: Mapping[str, str], results: Sequence[Result]) -> None:
+def save(path: Path, results: Sequence[Result]) -> None:
     """Write results as JSON."""
-    content = {"machine": dict(machine), "results": [asdict(result) for result in results]}
+    content = {"results": [asdict(result) for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load(path: Path, machine: Mapping[str, str]) -> list[Result]:
-    """Read results; none if there is no file yet, or if they are of another machine or other versions."""
+def load(path: Path) -> list[Result]:
+    """Read results, of whichever machine; none if there is no file yet."""
     if not path.exists():
         return []
-    content = json.loads(path.read_text())
-    if content["machine"] != dict(machine):
-        return []
-    return [Result.from_json(value) for value in content["results"]]
+    return [Result.from_json(value) for value in json.loads(path.read_text())["results"]]
 
 
 def show(console: Console, result: Result) -> None:
@@ -109,8 +108,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
 
 
-def markdown(machine: Mapping[str, str], results: Sequence[Result]) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """Return the generated part of the document."""
+    machines = [dict(one) for one in dict.fromkeys(tuple(result.machine.items()) for result in results)]
+    named = {tuple(one.items()): f"machine {number}" for number, one in enumerate(machines, start=1)}
     lines = ["## Targets", ""]
     lines += _table(
         ["figure", "target", "measured", "instead", "ratio", "met"],
@@ -127,18 +128,23 @@ def markdown(machine: Mapping[str, str], results: Sequence[Result]) -> str:
             for verdict in result.verdicts
         ],
     )
-    lines += ["", "## Machine", "", *_table(["what", "value"], list(machine.items()))]
+    facts = dict.fromkeys(fact for one in machines for fact in one)
+    lines += ["", "## Machines", ""]
+    lines += _table(
+        ["what", *named.values()], [[fact, *(one.get(fact, "") for one in machines)] for fact in facts]
+    )
     for result in results:
         tried = " (tried out only, with `--quick`)" if result.quick else ""
         lines += ["", f"## {result.title}", ""]
-        lines += [f"Measured {result.measured_at} at a load average of {result.load}{tried}.", ""]
+        on = named[tuple(result.machine.items())]
+        lines += [f"Measured {result.measured_at} on {on} at a load average of {result.load}{tried}.", ""]
         lines += _table(result.columns, result.rows)
         if result.notes:
             lines += ["", *(f"- {note}" for note in result.notes)]
     return "\n".join(lines) + "\n"
 
 
-def write_document(path: Path, machine: Mapping[str, str], results: Sequence[Result]) -> None:
+def write_document(path: Path, results: Sequence[Result]) -> None:
     """Replace the generated part of the document and leave the rest alone.
 
     Raises:
@@ -149,4 +155,4 @@ def write_document(path: Path, machine: Mapping[str, str], results: Sequence[Res
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} lacks the lines {BEGIN!r} and {END!r}")
-    path.write_text(f"{before}{BEGIN}\n\n{markdown(machine, results)}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n\n{markdown(results)}\n{END}{after}")
