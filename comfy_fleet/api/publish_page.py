@@ -18,7 +18,7 @@ from comfy_fleet.api.console_page import (
     time_of,
     version_of,
 )
-from comfy_fleet.api.deps import artist, deps, links, workflow_alone
+from comfy_fleet.api.deps import artist, deps, links, principal, workflow_alone
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, NotFound
 from comfy_fleet.domain.graphs.publish_check import (
@@ -76,7 +76,8 @@ async def act(request: Request) -> Response:
     publishing = deps(request).publishing
     try:
         if what != "publish":
-            await publishing.check(who, name, TrialRun(again=what == "again"))
+            run = TrialRun(again=what == "again", quotas=principal(request).quotas)
+            await publishing.check(who, name, run)
             return see(name)
         if (problem := _unasked(form)) is not None:
             return await _page(request, who, name, problem=problem, form=form)

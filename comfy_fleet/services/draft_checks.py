@@ -17,6 +17,7 @@ from comfy_fleet.domain.graphs.publish_check import (
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_names import DRAFT
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus
+from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.nodes.eligibility import Candidate
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.publish_tests import PublishTests
@@ -36,10 +37,12 @@ class TrialRun:
     """How a draft is to be tested.
 
     Attributes:
+        quotas: The limits of who asks.
         again: Whether a new run is made although there is one.
         params: Values by parameter name, of required parameters only: all others have their defaults.
     """
 
+    quotas: tuple[ScopedLimits, ...]
     again: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -137,7 +140,11 @@ class DraftChecks:
             owner,
             f"{workflow.name}@{DRAFT}",
             params,
-            JobOptions(metadata=MARK, cache_control=CacheControl(max_age_s=0)),  # it is to be tried
+            JobOptions(
+                metadata=MARK,
+                cache_control=CacheControl(max_age_s=0),  # it is to be tried
+                quotas=run.quotas,
+            ),
         )
         if done.job.workflow_version != workflow.version:
             await self._jobs.request_cancel(done.job.id)

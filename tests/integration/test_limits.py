@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
+from tests.integration.test_publishing import graph, ui
 from tests.key_files import write_keys
 
 OPS, ANN, ART = "ops-key-0123456789", "ann-key-0123456789", "art-key-0123456789"
@@ -30,10 +31,13 @@ async def limited(redis_port: int, folder: Path, limits: str = "", **settings: A
         yield api
 
 
-async def key_with(api: Api, user: str, *, tenant: str = "default", **limits: str) -> str:
+async def key_with(
+    api: Api, user: str, *, tenant: str = "default", role: str = "submit", **limits: str
+) -> str:
     head = bearer(OPS)
     await api.client.post("/api/v1/users", json={"name": user, "tenant": tenant}, headers=head)
-    made = await api.client.post("/api/v1/keys", json={"user": user, "limits": limits}, headers=head)
+    body = {"user": user, "roles": [role], "limits": limits}
+    made = await api.client.post("/api/v1/keys", json=body, headers=head)
     assert made.status_code == 201, made.text
     return str(made.json()["key"])
 
@@ -89,6 +93,23 @@ async def test_every_face_obeys_a_window_of_submits(
         for other in FACES:  # one limit for all ways in
             assert (await other(api, ANN)).status_code == 429
         assert (await face(api, ART)).status_code in ACCEPTED
+
+
+async def test_a_drafts_test_run_counts_as_a_submit(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with limited(redis_port, tmp_path) as api:
+        head = bearer(await key_with(api, "eve", role="artist", submits="2/1h"))
+        draft = {"name": "Mine", "graph": graph(), "ui": ui()}
+        made = await api.client.post("/api/v1/drafts", json=draft, headers=head)
+        assert made.status_code == 201, made.text
+        path = "/api/v1/workflows/mine/check"
+        for _ in range(4):
+            answer = await api.client.post(path, json={"again": True}, headers=head)
+            assert answer.status_code == 200, answer.text
+        assert len((await api.client.get("/api/v1/jobs", headers=head)).json()["jobs"]) == 2
+        no_graphs = bearer(await key_with(api, "eve", role="artist", raw_graphs="no"))
+        refused = await api.client.post(path, json={"again": True}, headers=no_graphs)
+        assert "raw_graphs" in refused.text
+        assert len((await api.client.get("/api/v1/jobs", headers=head)).json()["jobs"]) == 2
 
 
 async def test_a_retry_counts_as_a_submit(redis_port: int, redis: Redis, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from comfy_fleet.api import serialize
 from comfy_fleet.api.audit import audit
 from comfy_fleet.api.body import graph_limits
-from comfy_fleet.api.deps import artist, deps, links, owner, workflow_alone
+from comfy_fleet.api.deps import artist, deps, links, owner, principal, workflow_alone
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.origins import console_base
 from comfy_fleet.api.typed_bodies import read, read_optional
@@ -156,7 +156,7 @@ async def check_draft(request: Request) -> Response:
     """Check the caller's draft, and test it; ask again to learn how the test run goes."""
     who, d = artist(request), deps(request)
     body = await read_optional(request, CheckBody)
-    run = TrialRun(again=body.again, params=body.params)
+    run = TrialRun(again=body.again, params=body.params, quotas=principal(request).quotas)
     found = await d.publishing.check(who, workflow_alone(request), run)
     return json_response(await shown(request, found))
 
