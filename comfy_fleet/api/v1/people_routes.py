@@ -1,7 +1,7 @@
 """The part of ``/api/v1``'s table about tenants, users and keys."""
 
 from comfy_fleet.api.endpoint import Endpoint
-from comfy_fleet.api.v1 import audit, people
+from comfy_fleet.api.v1 import audit, people, people_bodies
 
 TABLE = (
     Endpoint(
@@ -11,7 +11,7 @@ TABLE = (
         handler=people.me,
         summary="Who am I?",
         tag="people",
-        answers={200: people.MeAnswer},
+        answers={200: people_bodies.MeAnswer},
         figures=True,
     ),
     Endpoint(
@@ -32,7 +32,7 @@ TABLE = (
         handler=people.list_tenants,
         summary="List tenants",
         tag="people",
-        answers={200: people.TenantListAnswer},
+        answers={200: people_bodies.TenantListAnswer},
         console=True,
     ),
     Endpoint(
@@ -42,8 +42,8 @@ TABLE = (
         handler=people.add_tenant,
         summary="Add a tenant",
         tag="people",
-        body=people.TenantBody,
-        answers={201: people.TenantAnswer},
+        body=people_bodies.TenantBody,
+        answers={201: people_bodies.TenantAnswer},
         errors=(409,),
         console=True,
     ),
@@ -54,7 +54,7 @@ TABLE = (
         handler=people.get_tenant,
         summary="Show a tenant",
         tag="people",
-        answers={200: people.TenantAnswer},
+        answers={200: people_bodies.TenantAnswer},
         console=True,
     ),
     Endpoint(
@@ -64,8 +64,8 @@ TABLE = (
         handler=people.change_tenant,
         summary="Change a tenant",
         tag="people",
-        body=people.TenantChangeBody,
-        answers={200: people.TenantAnswer},
+        body=people_bodies.TenantChangeBody,
+        answers={200: people_bodies.TenantAnswer},
         errors=(409,),
         console=True,
     ),
@@ -87,7 +87,7 @@ TABLE = (
         handler=people.list_users,
         summary="List users",
         tag="people",
-        answers={200: people.UserListAnswer},
+        answers={200: people_bodies.UserListAnswer},
         console=True,
     ),
     Endpoint(
@@ -97,8 +97,8 @@ TABLE = (
         handler=people.add_user,
         summary="Add a user",
         tag="people",
-        body=people.UserBody,
-        answers={201: people.UserAnswer},
+        body=people_bodies.UserBody,
+        answers={201: people_bodies.UserAnswer},
         errors=(404, 409),
         console=True,
     ),
@@ -109,7 +109,7 @@ TABLE = (
         handler=people.get_user,
         summary="Show a user",
         tag="people",
-        answers={200: people.UserAnswer},
+        answers={200: people_bodies.UserAnswer},
         console=True,
     ),
     Endpoint(
@@ -130,8 +130,8 @@ TABLE = (
         handler=people.list_keys,
         summary="List keys",
         tag="people",
-        query=people.KeysQuery,
-        answers={200: people.KeyListAnswer},
+        query=people_bodies.KeysQuery,
+        answers={200: people_bodies.KeyListAnswer},
         errors=(404,),
         console=True,
     ),
@@ -142,8 +142,8 @@ TABLE = (
         handler=people.add_key,
         summary="Make a key",
         tag="people",
-        body=people.KeyBody,
-        answers={201: people.NewKeyAnswer},
+        body=people_bodies.KeyBody,
+        answers={201: people_bodies.NewKeyAnswer},
         errors=(404, 409),
         console=True,
     ),
@@ -154,7 +154,7 @@ TABLE = (
         handler=people.get_key,
         summary="Show a key",
         tag="people",
-        answers={200: people.KeyAnswer},
+        answers={200: people_bodies.KeyAnswer},
         console=True,
     ),
     Endpoint(
@@ -175,9 +175,9 @@ TABLE = (
         handler=people.rotate_key,
         summary="Replace a key",
         tag="people",
-        body=people.RotateBody,
+        body=people_bodies.RotateBody,
         body_required=False,
-        answers={201: people.NewKeyAnswer},
+        answers={201: people_bodies.NewKeyAnswer},
         errors=(409,),
         console=True,
     ),
