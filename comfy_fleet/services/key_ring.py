@@ -160,9 +160,13 @@ class KeyRing:
         )
 
     def quotas_of(self, user: str) -> tuple[ScopedLimits, ...]:
-        """Return the limits of a user and of their tenant, whichever of their keys is used."""
+        """Return the limits of a user and of their tenant, whichever of their keys is used.
+
+        What role somebody has whom a proxy names, only the proxy knows: their tenant's limits count.
+        """
         roles = [key.roles for key in self._people.keys_of(user)]
-        return self.principal(user, frozenset().union(*roles)).quotas if roles else ()
+        found = self.principal(user, frozenset().union(*roles)).quotas
+        return found if roles else tuple(one for one in found if one.scope == "tenant")
 
     # -- what has changed ----------------------------------------------------
 

@@ -11,6 +11,7 @@ from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.wrong_keys import AT_ONCE, EVERY_S, LONGEST_S, WrongKeys
 from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict, NotFound
+from comfy_fleet.domain.limits import parse_role_limits
 from comfy_fleet.domain.machine_token import GOOD_S, is_machine_token, machine_token
 from comfy_fleet.domain.people import (
     AccessKey,
@@ -201,6 +202,15 @@ class Counted(dict[str, Any]):
     def values(self) -> Any:
         self.looks += 1
         return super().values()
+
+
+def test_who_has_no_key_has_their_tenants_limits(people: People) -> None:
+    ring = KeyRing(LIMITS, by_role=parse_role_limits("submit: stored=1; artist: stored=2"))
+    limited = people.change_tenant(Tenant(name="studio", limits={"stored": "5"}))
+    ring.take(limited.add_user(User(name="eve", tenant="studio")))
+    assert [(one.scope, one.limits.stored) for one in ring.quotas_of("ada")] == [("user", 2), ("tenant", 5)]
+    assert [(one.scope, one.limits.stored) for one in ring.quotas_of("eve")] == [("tenant", 5)]
+    assert ring.quotas_of("bob") == ()
 
 
 def test_a_list_of_everybody_looks_through_all_users_and_keys_once() -> None:
