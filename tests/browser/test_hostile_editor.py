@@ -23,6 +23,7 @@ from tests.acceptance.wire import bearer
 from tests.browser.chromium import Chromium
 from tests.browser.evil_node import EvilNode
 from tests.browser.page import Page
+from tests.key_files import write_keys
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -91,8 +92,7 @@ def eves_session(up: Up) -> str:
 @pytest.fixture(scope="module", params=[False, True], ids=["without keys", "with keys"])
 def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     folder = tmp_path_factory.mktemp("hostile")
-    keys = folder / "keys"
-    keys.write_text(f"bob {BOB}\neve {EVE} artist\nops {OPS} admin\n")
+    keys = write_keys(folder / "keys", f"bob {BOB}\neve {EVE} artist\nops {OPS} admin\n")
     env = {"FLEET_AGENT_TOKEN": AGENT, "FLEET_EXTENSION_ROUTES": "/chooser"}
     env |= {"FLEET_KEYS_FILE": str(keys)} if request.param else {}
     with EvilNode() as node:

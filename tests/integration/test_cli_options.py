@@ -13,6 +13,7 @@ from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import OPTIONS, in_options
 from comfy_fleet.cli.exits import Exit, Fail
 from tests.integration.api_kit import running
+from tests.key_files import write_keys
 
 ARTIST, ADMIN = "ann-key-0123456789", "bob-key-0123456789"
 LONG = "x" * 300
@@ -46,7 +47,7 @@ REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 async def test_a_refused_field_is_called_as_its_option(redis_port: int, redis: Redis, tmp_path: Path) -> None:
-    (keys := tmp_path / "keys").write_text(f"ann {ARTIST} artist\nbob {ADMIN} admin\n")
+    keys = write_keys(tmp_path / "keys", f"ann {ARTIST} artist\nbob {ADMIN} admin\n")
     told: dict[tuple[str, ...], str] = {}
     async with running(redis_port, tmp_path / "data", keys_file=keys) as api:
         await api.add_node()
