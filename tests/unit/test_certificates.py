@@ -78,9 +78,10 @@ def test_who_needs_no_key_learns_the_end_all_the_same(tmp_path: Path) -> None:
     assert certificate_ends(Settings()) == {}
 
 
-def test_no_certificate_for_what_is_no_name() -> None:
+@pytest.mark.parametrize("name", ["a..b", "a b", "https://fleet.test", "fleet.test:8188", "", "fleet.test/x"])
+def test_no_certificate_for_what_is_no_name(name: str) -> None:
     with pytest.raises(BadInput, match="no host name"):
-        self_signed(["a..b"], days=1, now=0)
+        self_signed([name], days=1, now=0)
 
 
 def test_the_command_writes_both_files_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from comfy_fleet.domain.errors import BadInput
 
 _MOST_NAME = 64  # of a common name
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\.?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ def self_signed(names: Sequence[str], *, days: int, now: float) -> SelfSigned:
     Raises:
         BadInput: A name can't be in a certificate.
     """
+    alternatives = [_alternative(name) for name in names]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:_MOST_NAME])])
     begins = datetime.datetime.fromtimestamp(now, datetime.UTC) - datetime.timedelta(minutes=5)
@@ -45,7 +48,7 @@ def self_signed(names: Sequence[str], *, days: int, now: float) -> SelfSigned:
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins)
         .not_valid_after(begins + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -66,6 +69,12 @@ def _alternative(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(name.encode("idna").decode("ascii"))
+        host = name.encode("idna").decode("ascii")
     except ValueError as error:
         raise BadInput(f"{name!r} is no host name: {error}", details={"field": "name"}) from error
+    if _HOST.fullmatch(host) is None:  # a URL, or a name with a port: no client would find it in there
+        raise BadInput(
+            f"{name!r} is no host name: it must look like comfy.example.org or 192.0.2.7",
+            details={"field": "name"},
+        )
+    return x509.DNSName(host)
