@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
+from comfy_fleet.api.audit import audit
 from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
@@ -87,6 +88,8 @@ async def cancel_job(request: Request, job_id: str, *, by_operator: bool = False
     logger.info(
         "job cancel requested", extra={"job_id": job.id, "status": now.status.value, "by": owner(request)}
     )
+    if now.owner != principal(request).owner:
+        await audit(request, "job.canceled", job=now.id, user=now.owner, status=now.status.value)
     return now
 
 

@@ -57,6 +57,7 @@ async def test_what_is_done_is_written_down_with_who_and_from_where(
     await call(api, "PUT", "workflows/mine", {"graph": GRAPH}, key=ART)
     job = (await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=bearer(ANN))).json()["id"]
     await call(api, "POST", f"jobs/{job}/cancel")
+    await call(api, "POST", f"jobs/{job}/cancel")  # it has ended: nothing is done any more
     await call(api, "DELETE", f"keys/{made['id']}")
 
     found = await entries(api)
