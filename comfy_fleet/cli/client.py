@@ -41,17 +41,28 @@ _HINTS = {
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API); `fleet workflow add` converts it "
     "if comfy-cli is installed",
 }
+_FINDING = {
+    "key": "`fleet key ls` lists them by their ids",
+    "tenant": "`fleet tenant ls` lists them; to add it: fleet tenant create NAME",
+    "user": "`fleet user ls` lists them; to add one: fleet user create NAME",
+}
+"""Where to look for what is not there, by what the error's details name."""
 OPTIONS = {
     "Idempotency-Key": "--idempotency-key",
     "agent": "--agent",
+    "allow_classes": "--allow-classes",
     "cursor": "--cursor",
+    "deny_classes": "--deny-classes",
     "editor": "--editor",
+    "expires_in_s": "--expires",
     "finish_by": "--finish-by",
     "free_idle_s": "--free-idle-s",
     "free_on_oom": "--free-on-oom",
+    "grace_s": "--grace",
     "labels": "--label",
     "limit": "--limit",
     "metadata": "--metadata",
+    "moderation": "--moderation",
     "most": "--most",
     "node": "--node",
     "note": "--note",
@@ -60,6 +71,8 @@ OPTIONS = {
     "prefer_pool": "--prefer-pool",
     "priority": "--priority",
     "reason": "--reason",
+    "roles": "--role",
+    "sharing": "--sharing",
     "silence_s": "--silence-s",
     "spill_to": "--spill-to",
     "status": "--status",
@@ -432,7 +445,7 @@ def failure(answer: httpx.Response, path: str) -> Fail:
     if not code and answer.status_code in (502, 503, 504):
         exit_code = Exit.UNREACHABLE  # HAProxy answers, but there is no API behind it
         message = f"the API does not answer ({answer.status_code})"
-    hint = _HINTS.get(code)
+    hint = _hint(code, message, details)
     if hint is None and (wait := answer.headers.get("Retry-After")):
         hint = f"try again in {wait} s"
     for node, problems in _node_errors(details):
@@ -452,6 +465,14 @@ def failure(answer: httpx.Response, path: str) -> Fail:
     )
 
 
+def _hint(code: str, message: str, details: object) -> str | None:
+    if code == "forbidden" and message.startswith("this needs a key with the role"):
+        return "give such a key: --key, or FLEET_API_KEY; `fleet status` says whose this one is"
+    if code == "not_found" and isinstance(details, dict):
+        return next((hint for name, hint in _FINDING.items() if name in details), None)
+    return _HINTS.get(code)
+
+
 def in_options(message: str, field: object) -> str:
     """Return an error's message with a field at its beginning called as the command's option.
 
@@ -463,7 +484,7 @@ def in_options(message: str, field: object) -> str:
     if found is None or not isinstance(field, str) or re.split(r"[.[]", field)[0] not in OPTIONS:
         return message
     words = [OPTIONS[found[1]], *((found[2], OPTIONS[found[3]]) if found[2] else ())]
-    return " ".join(words) + message[found.end() :]
+    return " ".join(words) + re.sub(r"^\.[0-9]+", "", message[found.end() :])
 
 
 def _node_errors(details: object) -> Iterator[tuple[str, str]]:

@@ -290,12 +290,14 @@ def create_key(
     if expires is not None:
         body["expires_in_s"] = seconds("--expires", expires)
     with connected(api, key, here=here) as client:
+        added = False
         try:
             known = client.get(path_of("user", user))
         except Fail as error:
             if error.exit is not Exit.NOT_FOUND:
                 raise
             client.post("/api/v1/users", {"name": user, "tenant": tenant or "default"})
+            added = True
         else:
             if tenant not in (None, known["tenant"]):
                 raise Fail(
@@ -303,7 +305,13 @@ def create_key(
                     hint="leave --tenant out, or choose another name for a user of that tenant",
                     code=Exit.REFUSED,
                 )
-        _new(client.post("/api/v1/keys", body), json_=json_)
+        try:
+            made = client.post("/api/v1/keys", body)
+        except Fail as error:
+            if added and error.exit is Exit.USAGE:  # nobody asked for a user without a key
+                client.delete(path_of("user", user))
+            raise
+        _new(made, json_=json_)
 
 
 @keys.command("list", hidden=True)

@@ -471,6 +471,13 @@ async def test_the_first_key_by_the_command(redis_port: int, redis: Redis, tmp_p
         assert elsewhere.exit_code != 0 and "not on this machine" in _said(elsewhere)
         wrong = await fleet("key", "create", "me", "--expires", "soon", **mine)
         assert wrong.exit_code != 0 and "30d" in _said(wrong)
+        # What is refused is named as on the command line, leaves no user behind, and says where to look.
+        for option, value in (("--role", "root"), ("--expires", "0s"), ("--limit", "queued=-1")):
+            wrong = await fleet("key", "create", "eve", option, value, **mine)
+            assert wrong.exit_code != 0 and option.strip("-") in _said(wrong)
+            missing: Any = (await fleet("user", "show", "eve", **mine)).exception
+            assert "no user 'eve'" in str(missing) and "fleet user ls" in missing.hint
+        assert "--role: Input" in _said(await fleet("key", "create", "eve", "--role", "root", **mine))
 
 
 def _said(result: Any) -> str:
