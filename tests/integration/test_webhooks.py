@@ -247,26 +247,23 @@ async def test_an_owner_with_many_servers_hides_no_other_owner(
 ) -> None:
     from comfy_fleet.adapters.redis import scripts
 
-    whole = scripts.whole
-    fewer = ("RECEIVERS = 256", "RECEIVERS = 5")
-    monkeypatch.setattr(
-        scripts, "source", lambda name, *more: whole(scripts.texts()[name].replace(*fewer), *more)
-    )
     webhooks = RedisWebhooks(stores.redis, stores.events)
-    for number in range(12):
-        await ended_jobs(stores, 4, f"http://n{number}.eve.test/", owner="eve")
+    for number in range(6):
+        await ended_jobs(stores, 3, f"http://n{number}.eve.test/", owner="eve")
     (other,) = await ended_jobs(stores, 1, "http://ada.test/", owner="ada")
+    text = scripts.source("webhooks_take", "fleet").replace("RECEIVERS = 256", "RECEIVERS = 3")
+    monkeypatch.setattr(scripts, "source", lambda *_: text)
     sending: Counter[str] = Counter()
 
     async def told() -> bool:
         found = await webhooks.take(
-            most=32, most_failing=16, each=4, each_owner=8, sending=sending, lease_s=30
+            most=32, most_failing=16, each=4, each_owner=5, sending=sending, lease_s=30
         )
         sending.update(one.owner for one in found)
         return any(one.id == other for one in found)
 
     await until(told, what="it is somebody else's turn")
-    assert sending == {"eve": 8, "ada": 1}
+    assert sending == {"eve": 5, "ada": 1}
 
 
 async def test_what_a_deliverer_took_that_died_is_due_again(stores: Stores) -> None:
