@@ -23,7 +23,6 @@ async def api(redis_port: int, redis: object, tmp_path: Path) -> AsyncIterator[A
     keys = tmp_path / "keys"
     keys.write_text(f"ada {KEY}\nbob bob-key-bob-key-bob\n")
     keys.chmod(0o600)
-    keys.chmod(0o600)
     async with running(redis_port, tmp_path / "data", keys_file=keys) as started:
         await started.add_node()
         started.client.headers["Authorization"] = f"Bearer {KEY}"
