@@ -237,7 +237,8 @@ def load(**flags: Any) -> "Settings":
         flag = _FLAGS.get(place, f"--{place.replace('_', '-')}")
         name = flag if flags.get(place) is not None else f"FLEET_{place.upper()}"
         what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix
-        told = f"{name}: {what}" if place else what  # what concerns several settings names them
+        named = what.startswith(f"{name}: ")
+        told = f"{name}: {what}" if place and not named else what  # what concerns several settings names them
         raise Fail(told, hint="see docs/reference/settings.md", code=Exit.USAGE) from None
     folder = settings.data.expanduser().absolute()
     if not folder.as_posix().isprintable():  # the path is in configurations, logs and variables

@@ -154,6 +154,15 @@ def test_shares_that_can_not_be_read_are_refused_by_name(text: str, monkeypatch:
     assert caught.value.exit is Exit.USAGE
 
 
+@pytest.mark.parametrize("name", ["FLEET_WEBHOOK_ALLOW", "FLEET_FETCH_ALLOW"])
+def test_hosts_that_can_not_be_read_are_refused_by_name_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "127.0.0.1:80-90")
+    with pytest.raises(Fail, match=f"^{name}: '127.0.0.1:80-90' is no host"):
+        load()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -111,7 +111,11 @@ def parse_schedule(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: They can't be read; 1 to 20 of at most 10 days each are taken.
     """
-    pauses = tuple(float(one) for one in text.split(","))
+    refused = ValueError("it must be 1 to 20 pauses in seconds, of at most 10 days each: 5,300,1800")
+    try:
+        pauses = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise refused from None
     if not 1 <= len(pauses) <= 20 or not all(0 <= one <= 864_000 for one in pauses):
-        raise ValueError("it must be 1 to 20 pauses in seconds, of at most 10 days each: 5,300,1800")
+        raise refused
     return pauses
