@@ -454,8 +454,11 @@ class Dispatcher:
         try:
             await work
             self.done += 1
+        # Not ended: its lease runs out, and the dispatcher that takes it over asks the node about it.
+        except StoreDown as error:
+            extra = {"job_id": claim.job.id, "run": claim.run, "error": str(error)}
+            logger.warning("run broke off: Redis does not answer", extra=extra)
         except Exception:
-            # Not ended: its lease runs out, and the dispatcher that takes it over asks the node about it.
             logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
         finally:
             self.flying.pop(claim.run, None)

@@ -251,6 +251,7 @@ async def test_a_full_redis_lets_runs_end(stores: Stores) -> None:
     try:
         with pytest.raises(StoreDown, match="maxmemory"):
             await submit(stores)
+        assert await stores.runs.stage(run, ["asset-1"], keep_s=60.0) is not None
         await stores.runs.accepted(run)
         assert not (await stores.runs.beat("d1", [run], ttl_s=5)).lost
         await stores.runs.left(run, [{"file": "a.png"}])

@@ -4,6 +4,7 @@
 --          the asset is gone.
 local run = args.run
 if not owned(run, args.token) then return {} end
+despite_full()
 local node, at = redis.call('HGET', run_key(run), 'node'), now()
 retire_staged(node, at)
 local out, needed = {}, {}
