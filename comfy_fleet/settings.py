@@ -60,6 +60,8 @@ _OWN_HEADERS = (
     *("x-fleet-", "x-forwarded-", "forwarded", "sec-", "access-control-", "authorization", "x-api-key"),
     *("cookie", "host", "origin", "content-", "transfer-encoding", "connection", "upgrade", "x-request-id"),
 )
+_LONGEST_PATH = 4096  # bytes, on Linux, as is the next
+_LONGEST_NAME = 255
 _ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo
 
 
@@ -71,10 +73,25 @@ def _check_host(value: str) -> str:
 
 
 def _check_path(value: object) -> object:
-    """Refuse the empty path: it would mean the process's current folder."""
+    """Refuse what no file is called, and the empty path: it would mean the process's current folder."""
     if value == "":
         raise ValueError("it names nothing; unset it, or name a path")
+    if isinstance(value, str | Path):
+        text = str(value)
+        if not text.isprintable():
+            raise ValueError(f"{text!r} contains characters that can't be printed; use another path")
+        if len(text.encode()) >= _LONGEST_PATH or any(
+            len(p.encode()) > _LONGEST_NAME for p in text.split("/")
+        ):
+            raise ValueError(f"{text[:40]!r}... is longer than a path can be; use another path")
     return value
+
+
+def _sendable(token: str | None, what: str) -> str | None:
+    """Refuse a token that no header can carry."""
+    if token and not (token.isascii() and token.isprintable()):
+        raise ValueError(f"{what} must be one line of ASCII letters, digits and signs; draw another one")
+    return token
 
 
 def _no_port(value: object) -> object:
@@ -673,6 +690,8 @@ class Settings(BaseSettings):
             raise ValueError(f"{error}; {example}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise ValueError(f"{value!r} is not an http(s) URL; {example}")
+        if parts.username is not None:  # it would be in every answer; not shown here either
+            raise ValueError(f"it holds a user's name or a password; {example}")
         if parts.query or parts.fragment or " " in value or not value.isprintable():
             raise ValueError(f"{value!r} holds more than a host and a path; {example}")
         return value
@@ -803,14 +822,16 @@ class Settings(BaseSettings):
         """Read the token from its file: containers get secrets as files."""
         path: Path | None = info.data.get("agent_token_file")
         if value is not None or path is None:
-            return value
+            return _sendable(value, "it")
         try:
             token = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"agent_token_file {path} can't be read: {error}") from error
+        except OSError as error:
+            raise ValueError(f"FLEET_AGENT_TOKEN_FILE: {path} can't be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise ValueError(f"FLEET_AGENT_TOKEN_FILE: {path} is no text in UTF-8") from None
         if not token:
-            raise ValueError(f"agent_token_file {path} is empty")
-        return token
+            raise ValueError(f"FLEET_AGENT_TOKEN_FILE: {path} is empty")
+        return _sendable(token, f"FLEET_AGENT_TOKEN_FILE: what {path} holds")
 
     @field_validator("shares")
     @classmethod

@@ -205,8 +205,10 @@ def test_nodes_that_are_one_are_refused_before_anything_starts(
 def test_what_the_api_would_refuse_is_refused_before_anything_starts(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="API keys are needed"):
         made(settings.model_copy(update={"host": "0.0.0.0"}), UpOptions())
-    with pytest.raises(ConfigError, match="keys_file"):
+    with pytest.raises(ConfigError, match=r"FLEET_KEYS_FILE: .*/none can't be read"):
         made(settings.model_copy(update={"keys_file": settings.data / "none"}), UpOptions())
+    with pytest.raises(ConfigError, match=r"FLEET_KEYS_FILE: .* can't be read: Is a directory"):
+        made(settings.model_copy(update={"keys_file": Path("/")}), UpOptions())
     with pytest.raises(ConfigError, match=r"workflows, .*/none, can't be read: .*; set FLEET_WORKFLOWS"):
         made(settings.model_copy(update={"workflows": settings.data / "none"}), UpOptions())
 

@@ -23,8 +23,19 @@ def test_sealed_under_one_key_for_all_processes(tmp_path: Path) -> None:
 
 def test_another_key_can_not_read_it(tmp_path: Path) -> None:
     sealed = SecretBox.open(tmp_path / "a").seal(b"x")
-    with pytest.raises(ConfigError, match="secret_file"):
+    with pytest.raises(ConfigError, match="FLEET_SECRET_FILE"):
         SecretBox.open(tmp_path / "b").open_sealed(sealed)
+
+
+@pytest.mark.parametrize("place", [".", "file/secret.key", "file"])
+def test_a_place_where_no_key_can_be_is_refused_with_the_way_out(place: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("nonsense")
+    file.chmod(0o600)
+    with pytest.raises(
+        ConfigError, match=r"^FLEET_SECRET_FILE: .*(set FLEET_SECRET_FILE or|base64; remove it)"
+    ):
+        SecretBox.open(tmp_path / place)
 
 
 def test_bad_key_files_are_refused(tmp_path: Path) -> None:

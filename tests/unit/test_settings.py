@@ -207,12 +207,13 @@ def test_an_empty_path_is_not_the_folder_one_is_in(name: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     "url",
     ["nope", "gpu1:8188", "ftp://x", "http://", "http://h:0", "http://h:99999", "http://a b", "https://h?q",
-     "https://h/#x", "http://[::1"],
+     "https://h/#x", "http://[::1", "http://ada:geheim@h/"],
 )  # fmt: skip
 def test_what_makes_no_urls_is_refused_as_their_base(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_PUBLIC_URL", url)
-    with pytest.raises(Fail, match=r"^FLEET_PUBLIC_URL: .*must look like https://HOST"):
+    with pytest.raises(Fail, match=r"^FLEET_PUBLIC_URL: .*must look like https://HOST") as caught:
         load()
+    assert "geheim" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["https://pics.example", "http://10.0.0.1:8188/fleet/", "http://[::1]:80"])
@@ -244,10 +245,66 @@ def test_the_console_is_another_origin_than_the_editors(monkeypatch: pytest.Monk
     with pytest.raises(Fail, match=r"^--console-port: 9000 is the public port"):
         load(port=9000, console_port=9000)
     monkeypatch.setenv("FLEET_PUBLIC_URL", "https://comfy.example")
-    for same in ("https://comfy.example:443", "https://comfy.example/console", "https://user@comfy.example"):
+    for same in (
+        "https://comfy.example:443",
+        "https://comfy.example/console",
+    ):
         monkeypatch.setenv("FLEET_CONSOLE_URL", same)
         with pytest.raises(Fail, match=r"^FLEET_CONSOLE_URL: .*is the same origin as FLEET_PUBLIC_URL"):
             load()
     for other in ("https://console.comfy.example", "https://comfy.example:8443", "http://comfy.example"):
         monkeypatch.setenv("FLEET_CONSOLE_URL", other)
         assert load().console_url == other
+
+
+_PATHS = sorted(name for name, field in Settings.model_fields.items() if "Path" in str(field.annotation))
+
+
+@pytest.mark.parametrize("name", _PATHS)
+@pytest.mark.parametrize(
+    "value", ["a\nb", "\udcff", "x" * 256, "d/" * 2048], ids=["line", "bytes", "name", "path"]
+)
+def test_what_no_file_is_called_is_refused_by_name(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FLEET_{name.upper()}", value)
+    with pytest.raises(Fail, match=rf"^FLEET_{name.upper()}: .*; use another path$") as caught:
+        load()
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_paths_may_be_in_any_language() -> None:
+    path = "/srv/früh/" + "ä" * 127
+    assert str(Settings(data=path).data) == path
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file"),
+        (b"", "is empty"),
+        (b"\xff", "no text"),
+        (b"one\ntwo", "one line"),
+        ("é".encode(), "ASCII"),
+    ],
+    ids=["none", "empty", "binary", "lines", "letters"],
+)
+def test_a_token_file_that_holds_none_is_refused_by_name(
+    content: bytes | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("FLEET_AGENT_TOKEN_FILE", str(path))
+    with pytest.raises(Fail, match=rf"FLEET_AGENT_TOKEN_FILE: .*{told}"):
+        load()
+
+
+@pytest.mark.parametrize("token", ["a\nb", "é", "a\x7fb", "\udcff"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_AGENT_TOKEN", token)
+    with pytest.raises(Fail, match=r"^FLEET_AGENT_TOKEN: it must be one line of ASCII") as caught:
+        load()
+    assert token not in str(caught.value)

@@ -1,6 +1,7 @@
 """An operator's file of keys, which only the fleet's user may read."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +22,14 @@ class KeysOnDisk:
 
     def read(self) -> Sequence[AccessKey] | None:
         """See :meth:`comfy_fleet.ports.people.KeysFile.read`."""
-        where = f"keys_file {self._path}"
+        where = f"FLEET_KEYS_FILE: {self._path}"
         try:
             found = self._path.stat()
             seen = (found.st_ino, found.st_dev, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
             if seen == self._seen:
                 return None
             self._seen = seen
-            if found.st_mode & 0o077 and self._path.parent != MOUNTED:
+            if found.st_mode & 0o077 and not stat.S_ISDIR(found.st_mode) and self._path.parent != MOUNTED:
                 raise ConfigError(f"{where} is readable by others: chmod 600 {self._path}")
             with self._path.open("rb") as file:
                 data = file.read(_MOST_BYTES + 1)

@@ -35,31 +35,50 @@ class SecretBox:
         Two processes that start at once get the same key: the first link wins.
 
         Raises:
-            ConfigError: The file has no key, or others may read it.
+            ConfigError: The file has no key, can't be made, or others may read it.
         """
-        if not path.exists():
-            private_folder(path.parent)
-            temp = path.with_name(f".{path.name}.{random.token_hex(8)}")
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(Fernet.generate_key())
-                    file.flush()
-                    os.fsync(file.fileno())
-                path.hardlink_to(temp)
-                sync_folder(path.parent)
-            except FileExistsError:
-                pass
-            finally:
-                temp.unlink()
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"secret_file {path} is readable by others: chmod 600 {path}")
         try:
-            return cls(path.read_bytes().strip())
+            cls._make(path)
+            exposed = path.stat().st_mode & 0o077 and not path.is_dir()
+            key = b"" if exposed else path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"FLEET_SECRET_FILE: {path} can't be read or made: {error.strerror}; set FLEET_SECRET_FILE "
+                "or FLEET_DATA to where this process may write"
+            ) from error
+        if exposed:
+            raise ConfigError(f"FLEET_SECRET_FILE: {path} is readable by others: chmod 600 {path}")
+        try:
+            return cls(key)
         except ValueError:
             raise ConfigError(
-                f"secret_file {path} must hold 32 bytes in URL-safe base64; remove it, and a new one is made"
+                f"FLEET_SECRET_FILE: {path} must hold 32 bytes in URL-safe base64; remove it, and a new one "
+                "is made"
             ) from None
+
+    @staticmethod
+    def _make(path: Path) -> None:
+        """Draw the key, unless it is there.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        if path.exists():
+            return
+        private_folder(path.parent)
+        temp = path.with_name(f".{path.name}.{random.token_hex(8)}")
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(Fernet.generate_key())
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(temp)
+            sync_folder(path.parent)
+        except FileExistsError:
+            pass
+        finally:
+            temp.unlink()
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt."""
@@ -75,7 +94,7 @@ class SecretBox:
             return self._fernet.decrypt(sealed)
         except InvalidToken:
             raise ConfigError(
-                "a stored secret was sealed under another key: all processes need the same secret_file"
+                "a stored secret was sealed under another key: all processes need the same FLEET_SECRET_FILE"
             ) from None
 
     def derive(self, purpose: bytes) -> bytes:
