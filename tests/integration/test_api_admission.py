@@ -80,7 +80,7 @@ async def test_a_heartbeat_may_join_many_nodes(redis: Redis, redis_port: int, tm
         {"name": f"n{number}", "url": f"http://127.0.0.1:{10_000 + number}", "agent": "127.0.0.1:9"}
         for number in range(256)
     ]
-    async with running(redis_port, tmp_path, redis_connections=8) as api:
+    async with running(redis_port, tmp_path, redis_connections=8, host_nodes=256) as api:
         answer = await api.client.post("/api/v1/agents/h1/heartbeat", json={"instance": "a", "join": joining})
         assert answer.status_code == 200
         assert len(answer.json()["joined"]) == len(await api.stores.nodes.nodes()) == 256

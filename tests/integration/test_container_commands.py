@@ -55,6 +55,7 @@ class Host:
         self.folder = folder
         self.secrets = folder / "secrets"
         subprocess.run([str(DOCKER / "make-secrets"), str(self.secrets)], check=True, capture_output=True)
+        (self.secrets / "keys").chmod(0o600)  # below /run/secrets any mode will do
         key = (self.secrets / "keys").read_text().split()[1]
         self.services = services(path, {"FLEET_API_KEY": key, "COMFYUI_ARGS": "--lowvram"})
         names = (
