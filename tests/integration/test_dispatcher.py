@@ -447,7 +447,7 @@ async def test_a_job_whose_partner_key_nobody_can_decrypt_fails_and_says_why(red
         sealed = Fernet(Fernet.generate_key()).encrypt(b"{}")
         failed = await fleet.ended((await fleet.submit(GRAPH, secret=sealed)).id)
         assert failed.status is JobStatus.FAILED
-        assert failed.error is not None and "secret_file" in failed.error.message
+        assert failed.error is not None and "FLEET_SECRET_FILE" in failed.error.message
         assert (await fleet.ended((await fleet.submit(GRAPH)).id)).status is JobStatus.SUCCEEDED
 
 

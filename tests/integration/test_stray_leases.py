@@ -105,7 +105,7 @@ async def test_a_frozen_dispatcher_s_run_keeps_its_lease(
             process = subprocess.Popen(argv, env=env, stderr=log)
         try:
             job = await fleet.submit()
-            await until(lambda: _runs(fleet, job.id), what="it runs", timeout_s=60)
+            await until(lambda: fleet.sims["g1"].engine.running, what="its node computes", timeout_s=60)
             process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
             while time.monotonic() - began < GRACE_S + 4:

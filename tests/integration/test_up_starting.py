@@ -87,7 +87,7 @@ def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
         FLEET_KEYS_FILE=str(keys),
     )
     assert told.returncode == 1
-    assert told.stderr.startswith("error: keys_file")
+    assert told.stderr.startswith("error: FLEET_KEYS_FILE")
     assert "line 1" in told.stderr
     left = {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert left == {"up.json", "up.lock"}  # nothing was started that would leave a log
@@ -125,7 +125,7 @@ def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: P
     )
     assert told.returncode == 1
     assert "ends again and again" in told.stderr
-    assert "secret_file" in told.stderr
+    assert "FLEET_SECRET_FILE" in told.stderr
     assert processes_of(tmp_path / "data") == {}
 
 

@@ -39,6 +39,7 @@ def execution(store: Store, telemetry: Telemetry | None = None) -> Execution:
         "runs": store, "nodes": None, "assets": None, "failure_policy": None, "now": lambda: 0.0,
         "output_limits": OutputLimits(), "telemetry": telemetry or LoggingTelemetry(), "sharing": Sharing(1),
         "frames": None,
+        "moderation": None,
         "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
     }  # fmt: skip
     store.run = Execution(
