@@ -371,7 +371,10 @@ class Settings(BaseSettings):
     )
 
     queue_depth: Count = Field(
-        1000, ge=1, description="Most queued jobs; further submits get 429 `queue_full`."
+        1000,
+        ge=1,
+        description="Most queued jobs; further submits get 429 `queue_full`. A user who has less than a "
+        "tenth of this waiting still gets in, until twice as many wait.",
     )
     ageing_s: float = Field(
         60.0, gt=0, le=10_000, description="Waiting time in seconds that is worth one point of priority."

@@ -84,7 +84,8 @@ class JobStore(Protocol):
         """Write and enqueue a job in one step; when this returns, the job is durable.
 
         Raises:
-            QueueFull: ``depth_limit`` jobs wait already; the key stays unused.
+            QueueFull: ``depth_limit`` jobs wait already, and the owner's are a tenth of that, or twice as
+                many wait; the key stays unused.
             IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
         """
 

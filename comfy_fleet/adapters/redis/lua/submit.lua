@@ -9,6 +9,7 @@
 --       webhook (bool: the record has one), quota (see quotas.lua).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
+local ALWAYS = 10  -- a full queue still takes an owner's jobs up to this part of it, so that nobody keeps all others out
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
 local STEP_S = 0.001  -- from one rank to the next
 
@@ -32,7 +33,10 @@ local earlier = args.wanted and earlier_result(args.owner, args.wanted, at)
 local function flight_hash(result) return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '')) end
 local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
 local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key)
-if not earlier and not open and depth >= args.depth_limit then return { 'full', tostring(depth) } end
+if not earlier and not open and depth >= args.depth_limit then
+  local own = redis.call('ZCARD', listed_key(args.owner, 'pending'))
+  if own >= math.floor(args.depth_limit / ALWAYS) or depth >= 2 * args.depth_limit then return { 'full', tostring(depth) } end
+end
 local over = args.quota and over_quota(args.quota, at, earlier and 0 or 1, 0)
 if over then return over end
 if args.quota then note_submit(args.quota, at) end
