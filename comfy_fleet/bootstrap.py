@@ -25,6 +25,7 @@ from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
 from comfy_fleet.adapters.redis.ready_leases import RedisReadyLeases
+from comfy_fleet.adapters.redis.replicas import Replicas
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.userdata import RedisUserData
@@ -69,6 +70,7 @@ class Stores:
     workflows: RedisWorkflowStore
     userdata: RedisUserData
     missing: RedisMissing
+    replicas: Replicas
 
     def telling(self, telemetry: Telemetry) -> Self:
         """Return these stores; they report jobs that they end to an observer."""
@@ -108,6 +110,12 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             workflows=RedisWorkflowStore(redis),
             userdata=RedisUserData(redis, most_bytes=settings.userdata_bytes),
             missing=RedisMissing(redis, clock=clock),
+            replicas=Replicas(
+                redis,
+                wanted=settings.redis_replicas,
+                within_s=settings.redis_replicas_s,
+                required=settings.redis_replicas_missing == "refuse",
+            ),
         )
     finally:
         await events.close()

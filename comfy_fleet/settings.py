@@ -140,6 +140,20 @@ class Settings(BaseSettings):
     redis_wait_s: Seconds = Field(
         5.0, gt=0, description="How long a call waits for a free connection to Redis before it fails."
     )
+    redis_replicas: Count = Field(
+        0,
+        ge=0,
+        description="How many replicas of Redis must have what a request has written before it is answered, "
+        "so that no failover loses it: [two boxes](../howto/two-boxes.md). 0: none.",
+    )
+    redis_replicas_s: Seconds = Field(
+        1.0, gt=0, le=5, description="How long the replicas may take to confirm that."
+    )
+    redis_replicas_missing: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="What clients get if they don't: `refuse`: 503 `not_replicated`, although it is done; "
+        "`accept`: the usual answer, and a line in the log.",
+    )
     data: FilePath = Field(
         Path(".fleet"), description="Folder for files, rendered configurations, sockets and logs."
     )

@@ -92,6 +92,16 @@ class NodeFacts(NodeCalls, Protocol):
         """Ask the node to unload its models once it is idle. Raises NodeError."""
 
 
+class Replication(Protocol):
+    """Lets an answer wait until replicas of the store have what its request has written."""
+
+    async def server(self) -> str:
+        """Return which server takes writes now, to be asked before the first write. Raises StoreDown."""
+
+    async def confirm(self, server: str) -> None:
+        """Return once enough replicas have it. Raises NotReplicated, StoreDown."""
+
+
 async def no_notes() -> list[str]:
     """Return nothing."""
     return []
@@ -106,6 +116,7 @@ class ApiDeps:
         store_time: The clock of all processes: what is stored as a time is by it.
         simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
+        replication: Confirms that replicas have what was written.
         inventories: What the nodes have, and what jobs wait for.
         job_views: Shows jobs.
         webhooks: Messages to webhooks.
@@ -177,6 +188,7 @@ class ApiDeps:
     store_time: Callable[[], Awaitable[float]]
     simulated: Callable[[str | None], bool]
     node_facts: NodeFacts
+    replication: Replication
     inventories: NodeInventories
     object_info: FleetObjectInfo
     models: FleetModels

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from comfy_fleet.api.errors import HttpError, fleet_error
 from comfy_fleet.api.origins import Origin, console_base
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
-from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.errors import FleetError, IdempotencyKeyReuse
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -33,6 +34,8 @@ class ServedRoute(Route):
         open: Whether a request needs no key.
         at_once: Whether a request is let in however many are in progress.
         streams: Whether the answer lasts as long as events come, so that its duration means nothing.
+        passing: Whether all that a request writes is written anew a moment later, so that its answer need not
+            wait for replicas of the store.
         console: Whether only operators, agents or the console's pages need it: on the editor's origin it is
             refused to whoever does not show a key in a header.
         editor: Whether its answer holds what a node made for the editor: it is never given on the console's
@@ -51,12 +54,14 @@ class ServedRoute(Route):
         open: bool = False,  # noqa: A002 - as in Endpoint
         at_once: bool = False,
         streams: bool = False,
+        passing: bool = False,
         console: bool = False,
         editor: bool = False,
         figures: bool = False,
         refusal: Callable[[FleetError], Response] = fleet_error,
     ) -> None:
-        super().__init__(path, handler, methods=[method], name=name)
+        lasting = method not in ("GET", "HEAD") and not passing
+        super().__init__(path, _replicated(handler) if lasting else handler, methods=[method], name=name)
         self.open = open
         self.at_once = at_once
         self.streams = streams
@@ -83,6 +88,25 @@ class ServedRoute(Route):
         await super().handle(scope, receive, send)
 
 
+def _replicated(handler: Handler) -> Handler:
+    """Let a handler's success wait until replicas of the store have what it has written."""
+
+    @wraps(handler)
+    async def confirmed(request: Request) -> Response:
+        replication = request.scope["deps"].replication
+        server = await replication.server()
+        try:
+            answer = await handler(request)
+        except IdempotencyKeyReuse:  # it names the job that was made, so this tells of it as well
+            await replication.confirm(server)
+            raise
+        if answer.status_code < 400:
+            await replication.confirm(server)
+        return answer
+
+    return confirmed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """A method and path, its handler, and its answers.
@@ -104,7 +128,7 @@ class Endpoint:
         open: Whether it needs no key.
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
-        console: As in :class:`ServedRoute`, as is ``figures``.
+        console: As in :class:`ServedRoute`, as are ``figures`` and ``passing``.
     """
 
     method: str
@@ -124,6 +148,7 @@ class Endpoint:
     events: Mapping[str, Any] = field(default_factory=dict)
     open: bool = False
     at_once: bool = False
+    passing: bool = False
     console: bool = False
     figures: bool = False
 
@@ -138,6 +163,7 @@ class Endpoint:
             open=self.open,
             at_once=self.at_once,
             streams=bool(self.events),
+            passing=self.passing,
             console=self.console,
             figures=self.figures,
         )

@@ -28,6 +28,7 @@ from comfy_fleet.domain.errors import (
     NotAllowed,
     NotFound,
     NotInTime,
+    NotReplicated,
     OutboundRefused,
     QueueFull,
     StoreDown,
@@ -87,6 +88,10 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
 _STORE_DOWN = (
     "the fleet's store does not answer: try again later. What was asked may have been done: list before "
     "submitting again, or submit with the same Idempotency-Key"
+)
+_NOT_REPLICATED = (
+    "it is done, but no replica of the fleet's store has confirmed it in time, so a failover could lose it. "
+    "Repeat a submit with the same Idempotency-Key, which makes no second job; without a key, list first"
 )
 _STORE_REFUSES = "the fleet's store takes nothing now, and nothing was done: try again later"
 
@@ -148,7 +153,7 @@ def fleet_error(error: FleetError) -> Response:
         return envelope(
             status,
             error.code,
-            _STORE_REFUSES if isinstance(error, StoreRefuses) else _STORE_DOWN,
+            _store_words(error),
             headers={"Retry-After": str(error.retry_after_s)},
         )
     if isinstance(error, AssetInUse):  # the contract: never say who holds it
@@ -157,6 +162,12 @@ def fleet_error(error: FleetError) -> Response:
     if isinstance(error, Busy | IdempotencyConflict):
         headers = {"Retry-After": str(error.retry_after_s if isinstance(error, Busy) else 1)}
     return envelope(status, error.code, error.message, error.details, headers)
+
+
+def _store_words(error: StoreDown) -> str:
+    if isinstance(error, NotReplicated):
+        return _NOT_REPLICATED
+    return _STORE_REFUSES if isinstance(error, StoreRefuses) else _STORE_DOWN
 
 
 def unexpected() -> Response:

@@ -311,6 +311,7 @@ def build(
         models=FleetModels(answers, info),
         answers=answers,
         node_facts=info,
+        replication=stores.replicas,
         check_place=check_place,
         clients=ClientHub(
             HubDeps(

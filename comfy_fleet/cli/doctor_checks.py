@@ -190,20 +190,56 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
         return [
             _ok("Redis server", f"none at {place}: `fleet up` runs its own, with the append-only file on")
         ]
-    return redis_state(info, place)
+    return [*redis_state(info, place), *redis_replicas(info, settings)]
 
 
-async def _redis_info(url: str) -> dict[str, str]:
+async def _redis_info(url: str) -> dict[str, Any]:
     from comfy_fleet.adapters.redis.client import connect_once
 
     async with connect_once(url) as client:
         info: dict[Any, Any] = dict(await client.info())
         with contextlib.suppress(StoreDown):  # a hosted Redis may not report it
             info |= await client.config_get("appendfsync")
-    return {str(name): str(value) for name, value in info.items()}
+    return {str(name): value if isinstance(value, dict) else str(value) for name, value in info.items()}
 
 
-def redis_state(info: dict[str, str], place: str) -> list[Finding]:
+def redis_replicas(info: dict[str, Any], settings: Settings) -> list[Finding]:
+    """Judge the replicas that ``INFO`` lists, if a setting asks for some."""
+    if info.get("role") == "slave":
+        host = f"{info.get('master_host')}:{info.get('master_port')}"
+        return [
+            _fail(
+                "Redis replicas",
+                f"this is a replica of {host}: it takes nothing",
+                "name the primary in FLEET_REDIS_URL; after its failure, make this one the primary: "
+                "docs/howto/two-boxes.md",
+            )
+        ]
+    if not settings.redis_replicas:
+        return []
+    found = [info[name] for name in info if re.fullmatch(r"slave\d+", name)]
+    written = int(info.get("master_repl_offset") or 0)
+    shown = [
+        f"{one.get('ip')}:{one.get('port')} is {one.get('state')}, "
+        f"{max(0, written - int(one.get('offset', 0)))} bytes behind, last heard of {one.get('lag')} s ago"
+        for one in found
+    ]
+    online = sum(one.get("state") == "online" for one in found)
+    words = "; ".join(shown) or "none is connected"
+    if online >= settings.redis_replicas:
+        return [_ok("Redis replicas", words)]
+    refuses = settings.redis_replicas_missing == "refuse"
+    return [
+        (_fail if refuses else _warn)(
+            "Redis replicas",
+            f"{online} of {settings.redis_replicas} online ({words}): "
+            + ("submits are answered 503" if refuses else "a failover now would lose jobs"),
+            "start the replica with REPLICAOF, or lower FLEET_REDIS_REPLICAS",
+        )
+    ]
+
+
+def redis_state(info: dict[str, Any], place: str) -> list[Finding]:
     """Judge what ``INFO`` and ``CONFIG GET appendfsync`` say."""
     kind = "Valkey" if "valkey_version" in info else "Redis"
     shown = info.get("valkey_version") or info.get("redis_version", "?")

@@ -24,7 +24,8 @@ FleetError
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: the command may have been carried out
-│       └── StoreRefuses  Redis refuses the command: nothing was done
+│       ├── StoreRefuses  Redis refuses the command: nothing was done
+│       └── NotReplicated  it was carried out, and no replica has confirmed it
 ├── StoredTooMuch         the caller keeps as many bytes as they may
 ├── NotAllowed            a limit of a role, key or tenant forbids it
 ├── NotInTime             a node did not reach the expected state in time
@@ -240,6 +241,12 @@ class StoreDown(Busy):
 
 class StoreRefuses(StoreDown):
     """Redis refuses commands now (full, a replica, loading, busy), or was not asked; nothing was done."""
+
+
+class NotReplicated(StoreDown):
+    """What was asked is done and written; a failover now could lose it, as too few replicas have it yet."""
+
+    code = "not_replicated"
 
 
 class NoRoom(Busy):

@@ -315,6 +315,7 @@ class Keyspace:
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
     # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's
     client_frames = _Each("clients:HASH:OWNER")
+    replicas = _One("replicas")  # nobody listens: a message is a write that replicas get, and nothing stays
     # For dispatchers: "job PLACEMENT", "job@NODE PLACEMENT" (NODE is idle and has the models), "free",
     # "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")

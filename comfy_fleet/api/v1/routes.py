@@ -566,6 +566,7 @@ TABLE = (
         answers={200: answers.OrdersAnswer},
         errors=(409,),
         at_once=True,
+        passing=True,
         console=True,
     ),
     Endpoint(
