@@ -17,14 +17,17 @@ from typing import Any, TextIO
 
 import orjson
 
+from comfy_fleet.domain.text import clean
 from comfy_fleet.request_context import in_request
 
 TOGETHER_S = 0.05
 """How long a line may wait for others to be written with it."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-# Characters that move a terminal's cursor, end a line or change its direction: C0, C1, separators, bidi
-# marks.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Characters that move a terminal's cursor, end a line or change its direction, or are no text by themselves:
+# C0, C1, separators, bidi marks, halves of characters.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
 
@@ -109,7 +112,10 @@ def one_line(text: str) -> str:
 
 def json_line(fields: Mapping[str, Any]) -> str:
     """Return fields as one line of JSON, without characters that control a terminal."""
-    made = orjson.dumps(fields, default=str).decode()
+    try:
+        made = orjson.dumps(fields, default=str).decode()
+    except TypeError:  # half a character, an integer beyond 64 bits, a key that is no text
+        made = orjson.dumps({key: clean(str(value)) for key, value in fields.items()}).decode()
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
 
 

@@ -40,12 +40,12 @@ def render(
     data: Data = None,
 ) -> None:
     """Print the configurations for the registered nodes; changes nothing."""
-    from comfy_fleet.cli.console import stderr
+    from comfy_fleet.cli.console import printable, stderr
 
     texts = _texts(_rendered(load_running(data), empty=empty))
     if out is None:
         for name, text in texts.items():
-            typer.echo(f"### {name}\n{text}")
+            typer.echo(printable(f"### {name}\n{text}"))
         return
     try:
         out.mkdir(parents=True, exist_ok=True)

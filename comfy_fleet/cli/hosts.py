@@ -64,14 +64,14 @@ def create(
     Example: `fleet host token create gpu1 > agent_token`.
     """
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json
+    from comfy_fleet.cli.console import print_json, printable
 
     with Client(api, key) as client:
         answer = client.post("/api/v1/agent-tokens", {"host": host, "central": central})
     if json_:
         print_json(answer)
     else:
-        typer.echo(answer["token"])
+        typer.echo(printable(answer["token"]))
 
 
 @tokens.command("list", hidden=True)

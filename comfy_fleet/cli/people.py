@@ -434,7 +434,7 @@ def _said(text: str) -> None:
 
 def _new(answer: Mapping[str, Any], *, json_: bool) -> None:
     """Print a new key: it alone goes to stdout, so that a script can keep it."""
-    from comfy_fleet.cli.console import print_json
+    from comfy_fleet.cli.console import print_json, printable
 
     if json_:
         print_json(answer)
@@ -444,7 +444,7 @@ def _new(answer: Mapping[str, Any], *, json_: bool) -> None:
         f"key {answer['id']} of {answer['user']} ({', '.join(answer['roles'])})"
         f"{f', until {ends}' if ends else ''}. It is shown this once:"
     )
-    typer.echo(answer["key"])
+    typer.echo(printable(answer["key"]))
 
 
 def _facts(answer: Mapping[str, Any], *, json_: bool) -> None:

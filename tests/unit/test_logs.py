@@ -10,7 +10,7 @@ import pytest
 from comfy_fleet import logs
 from tests.fleet import until
 
-EVIL = "a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066"
+EVIL = "a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066\u061c\ufeff"
 
 
 def record(**extra: object) -> logging.LogRecord:
@@ -21,7 +21,7 @@ def record(**extra: object) -> logging.LogRecord:
 def test_text_lines_show_control_characters_as_escapes(where: str) -> None:
     line = logs.TextFormatter("api").format(record(**{where: EVIL}))
     assert line.isprintable()
-    assert r"a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066" in line
+    assert r"a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066\u061c\ufeff" in line
 
 
 def test_a_traceback_keeps_its_lines_and_nothing_else_of_the_kind() -> None:
@@ -39,6 +39,16 @@ def test_json_lines_are_one_line() -> None:
     assert line.isprintable()
     assert len(line.splitlines()) == 1
     assert json.loads(line)["fact"] == EVIL
+
+
+@pytest.mark.parametrize("value", ["half \udcff", {"a": ["\udcff"]}, 2**70, {1: 2}, {"a": 2**70}])
+def test_what_json_lacks_costs_no_line(value: object) -> None:
+    made = record(fact=value, job_id="j")
+    for formatter in (logs.JsonFormatter("api"), logs.TextFormatter("api")):
+        line = formatter.format(made)
+        assert line.isprintable() and line.encode()
+    read = json.loads(logs.JsonFormatter("api").format(made))
+    assert (read["msg"], read["job_id"]) == ("job ended", "j") and "fact" in read
 
 
 class Full(io.StringIO):
