@@ -25,9 +25,7 @@ TOGETHER_S = 0.05
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # Characters that move a terminal's cursor, end a line or change its direction, or are no text by themselves:
 # C0, C1, separators, bidi marks, halves of characters.
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
-)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
 
