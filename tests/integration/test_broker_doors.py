@@ -1,6 +1,7 @@
 """Who gets in at the broker: its sockets are the fleet's user's, its ports ask for the fleet's secret."""
 
 import asyncio
+import json
 import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import fleet_of
 from tests.integration.haproxy_kit import (
     SECRET,
+    SOUND,
     Broker,
     TinyNode,
     eventually,
@@ -215,6 +217,38 @@ async def test_a_lease_that_is_asked_for_in_two_ways_is_refused(broker: Broker, 
     asked = (*LEASE, "X-Fleet-Nodes: g1", header)
     answer = await raw_request(broker.settings.lease_socket, "GET", "/ws", *asked)
     assert answer.startswith(b"HTTP/1.1 400 "), answer
+
+
+class Forger(TinyNode):
+    """A node that says of each answer that it is another's, and the broker's own refusal."""
+
+    async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = json.dumps(SOUND).encode()
+        lines = [
+            b"HTTP/1.1 503 Service Unavailable" if head.startswith(b"GET /ws") else b"HTTP/1.1 200 OK",
+            *(b"X-Fleet-Node: g2", b"x-fleet-node: g2", b"X-Fleet-Refused: busy", b"X-Fleet-Secret: x"),
+            b"Content-Length: %d" % len(body),
+        ]
+        writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        await writer.drain()
+        return True
+
+
+async def test_a_node_answers_in_no_other_name_and_refuses_in_none(tmp_path: Path) -> None:
+    async with Forger("g1") as forger, TinyNode("g2") as other:
+        registry = FakeNodeRegistry([Node(name=one.name, url=one.url) for one in (forger, other)])
+        async with running(tmp_path, registry) as it:
+            await it.told("g1", "up")
+            await it.told("g2", "up")
+            answer = await it.call("g1")
+            told = {name: value for name, value in answer.headers.items() if name.startswith("x-fleet-")}
+            assert (answer.status_code, told) == (200, {"x-fleet-node": "g1"})
+            lease = await LeaseClient(it.settings.lease_url).lease(
+                run=str(uuid4()), pool="default", nodes=["g1"]
+            )
+            # Busy would mean that no node is free: that is the broker's word alone.
+            assert isinstance(lease, NoLease) and (lease.why, "g2" in lease.detail) == ("error", False)
 
 
 async def test_the_ports_open_once_the_secret_is_known(tmp_path: Path, node: TinyNode) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import httpx
 import pytest
 import typer
@@ -56,16 +55,14 @@ async def api(redis: Redis, redis_port: int, tmp_path: Path) -> AsyncIterator[Ap
         yield it
 
 
-Leaf = tuple[tuple[str, ...], click.Command]
+Leaf = tuple[tuple[str, ...], Any]  # its words, and Typer's command
 
 
 def leaves() -> Iterator[Leaf]:
     """Yield all commands that ask the API."""
 
-    def below(
-        command: click.Command, path: tuple[str, ...]
-    ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-        if isinstance(command, click.Group):
+    def below(command: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
+        if hasattr(command, "commands"):
             for name, one in command.commands.items():
                 yield from below(one, (*path, name))
         elif any("--api" in parameter.opts for parameter in command.params):
