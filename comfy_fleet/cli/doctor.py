@@ -21,14 +21,24 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     data: Data = None,
+    files: Annotated[
+        bool,
+        typer.Option(
+            "--files",
+            help="Look for the bytes of every upload and output, too: after a restore, for instance.",
+        ),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check this machine, and say what to do about each finding. Exits with 1 on a FAIL."""
     from comfy_fleet.cli.console import print_json, stdout
     from comfy_fleet.cli.doctor_checks import Severity, examine
-    from comfy_fleet.cli.processes import load
+    from comfy_fleet.cli.doctor_files import stored_files
+    from comfy_fleet.cli.processes import load, load_running
 
     findings = examine(load(data=data))
+    if files:
+        findings += stored_files(load_running(data))
     failed = any(finding.verdict is Severity.FAIL for finding in findings)
     if json_:
         print_json(

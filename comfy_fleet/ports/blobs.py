@@ -90,6 +90,9 @@ class BlobStore(Protocol):
             NoRoom: The store can't be read or written to.
         """
 
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """Return how many bytes are under each key; None where nothing is, or can be read."""
+
     def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
         """Walk, in batches, the keys of all bytes that are at least this many seconds old."""
 

@@ -355,3 +355,13 @@ async def test_an_output_that_another_job_needs_delays_forgetting(
     await redis.hset(f"fleet:job:{other}", "status", "canceled")
     assert await store.forget_job(JOB)
     assert await store.get(output.id) is None
+
+
+async def test_each_record_is_compared_with_the_bytes_that_there_are(
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path
+) -> None:
+    whole, short, gone = [await add(redis, store, JOB, data) for data in (b"whole", b"short", b"gone")]
+    os.truncate(tmp_path / short.path, 2)
+    (tmp_path / gone.path).unlink()
+    found = {asset.id: size async for asset, size in store.stored_sizes()}
+    assert found == {whole.id: 5, short.id: 2, gone.id: None}

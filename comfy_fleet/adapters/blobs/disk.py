@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -157,6 +157,10 @@ class DiskBlobs:
 
         return await asyncio.to_thread(look)
 
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.sizes`."""
+        return await asyncio.to_thread(lambda: [_size(self._root / key) for key in keys])
+
     async def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.keys`."""
         found = self._walk(time.time() - age_s)
@@ -246,6 +250,13 @@ def _exactly(path: Path, file: BinaryIO, size: int) -> bytes:
     if len(found) < size:
         raise NoRoom(f"the fleet's disk can't be read: {path}: it is shorter than its record says")
     return found
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _changed_at(path: Path) -> float:

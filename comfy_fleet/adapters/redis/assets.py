@@ -8,7 +8,7 @@ had one.
 import logging
 import posixpath
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -384,6 +384,32 @@ class RedisAssets:
         await self._redis.set(self._keys.files, f"{own} {place}", nx=True)
         known, _, where = _text(await self._redis.get(self._keys.files) or own).partition(" ")
         return None if known == own else (known, where)
+
+    async def stored_sizes(self) -> AsyncGenerator[tuple[Asset, int | None], None]:
+        """Walk all records; yield each with how many of its bytes the blob store has, None if it has none.
+
+        What the sweep deletes meanwhile may seem to be missing; so may what is added.
+
+        Raises:
+            StoreDown: No answer.
+        """
+        ids: set[str] = set()
+        prefix = self._keys.asset("")
+        async for key in self._redis.scan_iter(match=self._keys.asset("*"), count=_LISTED_AT_ONCE):
+            found = _text(key).removeprefix(prefix)
+            if _ASSET_ID.fullmatch(found):
+                ids.add(found)
+            if len(ids) >= _LISTED_AT_ONCE:
+                for one in await self._with_sizes(ids):
+                    yield one
+                ids.clear()
+        for one in await self._with_sizes(ids):
+            yield one
+
+    async def _with_sizes(self, ids: Collection[str]) -> list[tuple[Asset, int | None]]:
+        found = [asset for asset in [await self.get(one) for one in ids] if asset is not None]
+        sizes = await self._blobs.sizes([asset.path for asset in found])
+        return list(zip(found, sizes, strict=True))
 
     async def sweep(self, limit: int = 1000) -> int:
         """Remove expired uploads, and delete bytes that nothing has needed for long; safe at any time.
