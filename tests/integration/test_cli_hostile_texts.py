@@ -146,7 +146,7 @@ def commands(it: Things) -> list[list[str]]:
         *(f"job wait {it.failed}", f"job logs {it.failed}", "workflow ls", "workflow show mine"),
         *("workflow show image_card", "workflow check mine", "workflow history mine"),
         *("workflow diff mine staging production", "workflow missing", "workflow export mine"),
-        *("webhook ls", "webhook secret show"),
+        *("webhook ls", "webhook secret show", "simulate --history -n 5"),
     )
     changes = (
         *("node refresh g1", "node roll", "node add g7 http://10.0.0.7:1", "node drain g7"),
