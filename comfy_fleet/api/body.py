@@ -85,6 +85,21 @@ def json_taken(request: Request) -> bool:
     )
 
 
+def refuse_type(request: Request) -> None:
+    """Refuse JSON that a browser sends as something else: so can pages of other sites, without being asked.
+
+    Raises:
+        HttpError: 415 ``unsupported_media_type``.
+    """
+    if not json_taken(request):
+        raise HttpError(
+            415,
+            "unsupported_media_type",
+            "a browser's request, or one with a cookie, must say `Content-Type: application/json`",
+            details={"field": "Content-Type"},
+        )
+
+
 async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
     """Read a whole body of at most ``limit`` bytes; ``name`` is the setting of that limit.
 
@@ -108,12 +123,20 @@ async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
+async def read_object(request: Request, limits: JsonLimits, *, any_type: bool = False) -> dict[str, Any]:
     """Read a JSON object within limits.
 
+    Args:
+        request: The request.
+        limits: Of its body.
+        any_type: Whether a browser, too, may send it under any content type.
+
     Raises:
-        HttpError: As :func:`read_json`, and 400 if it is not an object.
+        HttpError: As :func:`read_json`, 415 if a browser sends it as something else, and 400 if it is not an
+            object.
     """
+    if not any_type:
+        refuse_type(request)
     value = await read_json(request, limits)
     if not isinstance(value, dict):
         raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind_of(value)}")

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import Scope
 
+from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin
 
 COOKIES = {Origin.EDITOR: "fleet_session", Origin.CONSOLE: "fleet_console"}
@@ -44,7 +45,19 @@ class Credentials:
 
     @classmethod
     def of(cls, headers: Headers, origin: Origin, path_key: str = "") -> "Credentials":
-        """Return the credentials of a request to an origin."""
+        """Return the credentials of a request to an origin.
+
+        Raises:
+            HttpError: 400: a header comes twice. A proxy in front may have looked at the other one.
+        """
+        for name in ("authorization", "x-api-key"):
+            if len(set(headers.getlist(name))) > 1:
+                raise HttpError(
+                    400,
+                    "invalid_request",
+                    f"{name} comes twice, with different values: send one",
+                    details={"field": name},
+                )
         authorization = headers.get("authorization", "").strip()
         scheme, _, token = authorization.partition(" ")
         token = token.strip()

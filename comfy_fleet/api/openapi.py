@@ -36,7 +36,7 @@ _ERRORS = {
     408: "The body comes too slowly.",
     409: "It contradicts what is there.",
     413: "The body is too large.",
-    415: "The body is compressed.",
+    415: "The body is compressed, or a browser sent JSON as something else.",
     416: "There are no such bytes.",
     422: "A field is wrong; the message names it.",
     429: "The queue is full, too many streams are open, or too many requests came: see Retry-After.",

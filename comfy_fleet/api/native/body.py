@@ -11,7 +11,8 @@ from comfy_fleet.api.native.refusals import PromptRefusal
 
 async def read_params(request: Request) -> dict[str, Any]:
     """Read a small JSON object. Raises HttpError 400, 413 or 415."""
-    return await read_object(request, params_limits(deps(request).settings))
+    # The editor names no type in some of its requests.
+    return await read_object(request, params_limits(deps(request).settings), any_type=True)
 
 
 async def read_any(request: Request) -> Any:

@@ -7,7 +7,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.body import graph_limits, json_taken, kind_of, read_json
+from comfy_fleet.api.body import graph_limits, kind_of, read_json, refuse_type
 from comfy_fleet.api.cache_control import cache_control_in
 from comfy_fleet.api.deps import deps, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
@@ -39,13 +39,7 @@ async def post_prompt(request: Request) -> Response:
     Outputs that can't run are left out and explained, as long as there are others.
     """
     d = deps(request)
-    if not json_taken(request):
-        raise HttpError(
-            415,
-            "unsupported_media_type",
-            "a browser's request, or one with a cookie, must say `Content-Type: application/json`",
-            details={"field": "Content-Type"},
-        )
+    refuse_type(request)
     body = await read_json(request, graph_limits(d.settings))
     if not isinstance(body, dict | list | str):
         raise PromptRefusal("invalid_prompt", f"the body must be a JSON object, not {kind_of(body)}")

@@ -16,9 +16,9 @@ from comfy_fleet.api.body import (
     JsonLimits,
     graph_limits,
     has_more_values,
-    json_taken,
     not_json,
     read_body,
+    refuse_type,
 )
 from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.errors import HttpError
@@ -136,8 +136,7 @@ async def _read(request: Request, query: PublishQuery, size: int, why: str) -> U
     picture = content.startswith(_PICTURES)
     problem: orjson.JSONDecodeError | None = None
     if not picture:
-        if not json_taken(request):
-            raise HttpError(415, "unsupported_media_type", "send the graph as application/json")
+        refuse_type(request)
         _check_size(content, limits)
         try:
             read = await asyncio.to_thread(orjson.loads, content.removeprefix(codecs.BOM_UTF8))

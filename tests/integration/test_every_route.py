@@ -1,0 +1,192 @@
+"""Every route that the API has, asked by whoever must get nothing of it.
+
+The routes are those of the running app: a new one is tried at once, and is in a list here if it is open.
+"""
+
+import itertools
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.api.app import Front
+from comfy_fleet.api.endpoint import JSON, ServedRoute
+from comfy_fleet.api.v1 import routes as v1
+from comfy_fleet.api.v2 import routes as v2
+from tests.integration.api_kit import Api, code, running
+from tests.key_files import write_keys
+
+ANN, OPS, AGENT = "ann-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
+UUID = "5e1b5a7e-0000-4000-8000-000000000000"
+OPEN = {
+    *("GET /health", "GET /api/v1/health", "GET /api/v2/health", "GET /api/v1/ready", "GET /metrics"),
+    *("GET /", "GET /login", "POST /login", "POST /logout", "GET /enter"),
+}
+"""What is answered without a key."""
+TELLING = {"GET /metrics", "GET /api/v1/ready"}
+"""What of it names nodes."""
+AGENTS = {
+    *("POST /api/v1/agents/{host}/heartbeat", "GET /api/v1/nodes", "GET /api/v1/me", "GET /api/v1/queue"),
+    *("GET /features", "GET /api/features"),
+}
+"""What an agent's token is good for."""
+OWN = {
+    *("DELETE /api/v2/assets/{asset_id}", "DELETE /api/v1/jobs/{job_id}"),
+    *("GET /api/v1/webhooks", "POST /api/v1/webhooks/{message_id}/redeliver", "POST /api/v1/webhooks/test"),
+    *("GET /api/v1/webhooks/secret", "POST /api/v1/webhooks/secret/rotate"),
+    *("GET /workflows", "GET /workflows/{workflow}"),
+}
+"""What is the console's for other reasons: anybody may do it there with what is their own, or look."""
+ARTISTS = "POST /api/v1/workflows/{workflow}/check"
+"""What needs a role, and may be done in the editor."""
+WRONG: list[dict[str, str]] = [
+    {"Authorization": "Bearer"},
+    {"Authorization": f"Bearer {ANN[:-1]}"},
+    {"Authorization": f"Bearer {ANN}0"},
+    {"Authorization": f"Bearer {ANN.upper()}"},
+    {"Authorization": f"Basic {ANN}"},
+    {"Authorization": f"{ANN} {ANN}"},
+    {"X-API-Key": ANN[:-1]},
+    {"Cookie": f"api_key={ANN}; fleet_console={ANN}"},
+    {"Authorization": "Bearer " + "x" * 8000},
+]
+FOREIGN: list[dict[str, str]] = [
+    {"Origin": "https://evil.test"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+]
+SHOWN_ELSEWHERE = [
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+    for mode, dest in (("no-cors", "image"), ("no-cors", "script"), ("cors", "empty"), ("navigate", "iframe"))
+]
+"""What browsers say of pictures, scripts, event streams and frames of another site's page."""
+KINDS = ("text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b")
+"""Types that a page of another site may send without asking first."""
+
+
+@pytest.fixture
+async def api(
+    redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
+    write_keys(tmp_path / "keys", f"ann {ANN}\nops {OPS} operator\n")
+    async with running(redis_port, tmp_path, keys_file=tmp_path / "keys", agent_token=AGENT) as started:
+        # Wrong keys come here by the thousand: a second lies between two of them.
+        seconds = itertools.count()
+        monkeypatch.setattr(started.deps.wrong_keys, "_monotonic", lambda: float(next(seconds)))
+        yield started
+
+
+@pytest.fixture
+async def keyless(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as started:
+        yield started
+
+
+def routes(api: Api) -> Iterator[tuple[ServedRoute, str, str]]:
+    """Yield each route with its method, and its path with names filled in."""
+    front = api.server.config.app
+    assert isinstance(front, Front)
+    for route in front.router.routes:
+        assert isinstance(route, ServedRoute), route
+        for method in (route.methods or set()) - {"HEAD"} or {"HEAD"}:
+            yield route, method, re.sub(r"{[^}]*}", UUID, route.path)
+
+
+def named(route: ServedRoute, method: str) -> str:
+    return f"{method} {route.path}"
+
+
+def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+async def test_without_a_key_every_route_but_the_open_ones_is_closed(api: Api) -> None:
+    assert len(list(routes(api))) > 150
+    bodies: set[bytes] = set()
+    others = itertools.cycle(WRONG)
+    found = {named(route, method) for route, method, _ in routes(api) if route.open}
+    assert found == OPEN
+    for route, method, path in routes(api):
+        if route.open:
+            continue
+        for wrong in ({}, next(others), next(others)):
+            answer = await api.client.request(method, f"{path}?api_key={ANN}", headers=raw(wrong))
+            assert answer.headers.get("location", "").startswith("/login") or answer.status_code == 401
+            assert b"ann" not in answer.content
+            if answer.headers.get("content-type") == JSON and method != "HEAD":
+                assert code(answer) == (401, "unauthorized")
+                assert answer.headers["www-authenticate"] == "Bearer"
+                bodies.add(answer.content)
+    assert len(bodies) == 1
+
+
+async def test_a_credential_that_comes_twice_is_none(api: Api) -> None:
+    for name, one in (("Authorization", f"Bearer {ANN}"), ("X-API-Key", ANN)):
+        for more in ("Bearer x", "", OPS):
+            for both in ([one, more], [more, one]):
+                headers = [(name, value) for value in both]
+                answer = await api.client.get("/api/v2/jobs", headers=headers)
+                assert code(answer) == (400, "invalid_request")
+        assert (await api.client.get("/api/v2/jobs", headers=[(name, one), (name, one)])).status_code == 200
+    # What is shown in several ways counts in the order that is documented, and nothing behind the first one.
+    for headers in ([("Authorization", "Bearer x"), ("X-API-Key", ANN)],
+                    [("X-API-Key", "x"), ("Authorization", ANN)]):  # fmt: skip
+        assert (await api.client.get("/api/v2/jobs", headers=headers)).status_code == 401
+
+
+async def test_an_agents_token_is_good_for_nothing_else(api: Api) -> None:
+    for route, method, path in routes(api):
+        if route.open or named(route, method) in AGENTS:
+            continue
+        answer = await api.client.request(method, path, headers={"X-API-Key": AGENT}, content=b"{}")
+        assert not answer.is_success, named(route, method)
+
+
+async def test_a_users_key_does_nothing_of_an_operators(api: Api) -> None:
+    for route, method, path in routes(api):
+        answer = await api.client.request(method, path, headers={"X-API-Key": ANN}, content=b"{}")
+        closed = (route.console and named(route, method) not in OWN) or named(route, method) == ARTISTS
+        assert closed == (answer.status_code == 403), (named(route, method), answer.text)
+
+
+async def test_another_sites_page_changes_nothing_by_any_route(api: Api, keyless: Api) -> None:
+    pages, kinds = itertools.cycle(FOREIGN), itertools.cycle(KINDS)
+    for one in (api, keyless):
+        for route, method, path in routes(one):
+            if method in ("GET", "HEAD"):
+                continue
+            for foreign in (next(pages), next(pages)):
+                kind = {"Content-Type": next(kinds), "X-API-Key": OPS}
+                answer = await one.client.request(method, path, headers={**foreign, **kind}, content=b"{}")
+                assert answer.status_code == 403, named(route, method)
+
+
+async def test_another_sites_page_reads_nothing_by_any_route(api: Api, keyless: Api) -> None:
+    looks = itertools.cycle(SHOWN_ELSEWHERE)
+    for one in (api, keyless):
+        for route, method, path in routes(one):
+            if method not in ("GET", "HEAD") or (route.open and named(route, method) not in TELLING):
+                continue
+            headers = {**next(looks), "X-API-Key": OPS}
+            answer = await one.client.request(method, path, headers=headers)
+            assert answer.status_code == 403, named(route, method)
+        assert not +one.deps.streams
+
+
+async def test_json_comes_under_any_type_but_from_a_browser_as_json_alone(api: Api) -> None:
+    tables = [*v1.TABLE, *v2.TABLE]
+    takes = {(one.method, one.path) for one in tables if one.body is not None and one.body_kind == JSON}
+    assert len(takes) > 25
+    kinds = itertools.cycle(KINDS)
+    for method, path in sorted(takes):
+        where = re.sub(r"{[^}]*}", UUID, path)
+        headers = {"Content-Type": next(kinds), "X-API-Key": AGENT if "/agents/" in path else OPS}
+        program = await api.client.request(method, where, headers=headers, content=b"[]")
+        assert program.status_code != 415, path
+        for browsers in ({"Origin": api.url}, {"Cookie": "a=b"}, {"Sec-Fetch-Site": "same-origin"}):
+            page = await api.client.request(method, where, headers={**headers, **browsers}, content=b"[]")
+            assert page.status_code == 415, (method, path, page.text)
