@@ -40,6 +40,7 @@ from benchmarks.figures import (
     sockets,
     staging,
     submits,
+    takeovers,
     thousand,
 )
 from benchmarks.stage import BenchError, Options
@@ -67,6 +68,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "merging": merging.measure,
     "changes": changes.measure,
     "kills": kills.measure,
+    "takeovers": takeovers.measure,
     "restarts": restarts.measure,
     "thousand": thousand.measure,
     "schedule": schedule.measure,

@@ -72,6 +72,9 @@ class Findings:
         unreadable: Outputs of succeeded jobs that can't be read, or are another job's.
         changed: Jobs that were seen in two final states.
         overlapping: Jobs of which two runs were computed at the same time.
+        orphans: Prompts that are left on nodes, or that nodes computed for no accepted job; jobs that nobody
+            knows to have submitted.
+        answers: Answers to clients that none should get, see :mod:`benchmarks.chaos_clients`.
         leftover: Keys in Redis that only something at work may have.
         states: Jobs by final state.
         reasons: Failed jobs by error code.
@@ -86,6 +89,8 @@ class Findings:
     unreadable: list[str] = field(default_factory=list)
     changed: Sequence[str] = ()
     overlapping: Sequence[str] = ()
+    orphans: list[str] = field(default_factory=list)
+    answers: Sequence[str] = ()
     leftover: Sequence[str] = ()
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -99,7 +104,7 @@ class Findings:
 
 BROKEN = (
     *("refused", "missing", "unfinished", "twice", "unasked", "unreadable", "changed", "overlapping"),
-    "leftover",
+    *("orphans", "answers", "leftover"),
 )
 
 
@@ -168,6 +173,26 @@ async def _leftover(store: Any) -> list[str]:
         for pattern in (*RUNNING, *WAITING, *EXECUTIONS)
         async for key in store.scan_iter(pattern, count=1000)
     ]
+
+
+async def orphans(
+    nodes: Sequence[str], jobs: Mapping[str, str], listed: set[str], known: set[str]
+) -> list[str]:
+    """Return what nobody asked for.
+
+    Args:
+        nodes: URLs of the nodes, which have come to rest.
+        jobs: The jobs of the runs that nodes computed.
+        listed: Jobs that the fleet lists.
+        known: Jobs that clients know to have been accepted.
+    """
+    found = [f"job {job} was accepted for nobody" for job in sorted(listed - known)]
+    found += [f"run {run} is of job {job}, nobody's" for run, job in jobs.items() if job not in known]
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
+        for node in nodes:
+            queue = (await http.get(f"{node}/queue")).json()
+            found += [f"prompt {item[1]} is left on {node}" for part in queue.values() for item in part]
+    return found
 
 
 def jobs_of_runs(folders: Iterable[Path]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +212,7 @@ class Stage:
         ready: bool = True,
         together: bool = False,
         env: Mapping[str, str] | None = None,
+        way: Callable[[str, str], Awaitable[str]] | None = None,
     ) -> "Fleet":
         """Start a fleet's processes in front of nodes and wait until a job could run.
 
@@ -223,6 +224,7 @@ class Stage:
             ready: Whether to wait until a job could run; without a node that never comes.
             together: Whether API and dispatcher are one process, ``fleet serve``.
             env: Further settings of all processes.
+            way: Gets a process's name and the URL of Redis; returns the one that this process is to use.
         """
         redis = await self.redis()
         public, console, api, agent = ports.draw(4)
@@ -246,19 +248,27 @@ class Stage:
             if (value := getattr(settings, name)) is not None
         }
         env = {**own, "FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", **(env or {})}
-        made = Fleet(stage=self, settings=settings, redis=redis.child, env=env)
+        made = Fleet(stage=self, settings=settings, redis=redis.child, env=env, way=way)
         for number, url in enumerate(nodes, start=1):
             await made.add(f"node-{number}", url)
         made.agent = await self.child("agent", node_plans.fleet("agent"), stage=_PROXY, env=env)
-        made.haproxy = await self.child("haproxy", node_plans.fleet("haproxy", "run"), stage=_PROXY, env=env)
+        argv = node_plans.fleet("haproxy", "run")
+        made.haproxy = await self.child("haproxy", argv, stage=_PROXY, env=await made.env_of("haproxy"))
         if together:
             made.api = await self.child("serve", node_plans.fleet("serve"), stage=_DISPATCH, env=env)
         else:
-            made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=env)
+            own_env = await made.env_of("api")
+            made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=own_env)
         for number in range(1, 1 if together else dispatchers + 1):
-            argv = node_plans.fleet("dispatch", "--name", f"dispatch-{number}")
-            made.dispatchers.append(await self.child(f"dispatch-{number}", argv, stage=_DISPATCH, env=env))
+            await self.dispatcher(made, f"dispatch-{number}")
         await self.until_200(f"{made.url}/api/v1/{'ready' if ready else 'health'}")
+        return made
+
+    async def dispatcher(self, fleet: "Fleet", name: str) -> Supervised:
+        """Start one more dispatcher of a fleet."""
+        argv = node_plans.fleet("dispatch", "--name", name)
+        made = await self.child(name, argv, stage=_DISPATCH, env=await fleet.env_of(name))
+        fleet.dispatchers.append(made)
         return made
 
     async def worker(self, number: int, node_url: str, redis_url: str) -> Supervised:
@@ -317,6 +327,7 @@ class Fleet:
     settings: Settings
     redis: Supervised
     env: Mapping[str, str] = field(default_factory=dict)
+    way: Callable[[str, str], Awaitable[str]] | None = None
     agent: Supervised | None = None
     haproxy: Supervised | None = None
     api: Supervised | None = None
@@ -336,6 +347,12 @@ class Fleet:
     def api_url(self) -> str:
         """The API itself, behind the edge."""
         return f"http://127.0.0.1:{self.settings.api_port}"
+
+    async def env_of(self, process: str) -> Mapping[str, str]:
+        """Return the settings of one process, which may have a way of its own to Redis."""
+        if self.way is None:
+            return self.env
+        return {**self.env, "FLEET_REDIS_URL": await self.way(process, self.settings.redis_url)}
 
     def stores(self) -> AbstractAsyncContextManager[Stores]:
         """Open the fleet's records."""

@@ -412,7 +412,10 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job before it fails.")
     lease_ttl_s: Seconds = Field(
-        5.0, gt=0.5, description="A run is taken over once its dispatcher has been silent for this long."
+        5.0,
+        gt=0.5,
+        description="A run is taken over once its dispatcher has been silent for this long; sooner, if its "
+        "process has ended.",
     )
     beat_s: Seconds = Field(
         1.0,

@@ -187,6 +187,7 @@ class RunStore(Protocol):
         run: str,
         token: str,
         dispatcher: str,
+        line: str = "",
         ttl_s: float,
         pool: str = "",
         peers: int = 1,
@@ -214,6 +215,7 @@ class RunStore(Protocol):
             run: The run's id.
             token: Its fencing token.
             dispatcher: Who claims.
+            line: Its life line.
             ttl_s: How long the run's lease holds without a beat.
             pool: The node's pool.
             peers: How many nodes serve the sought class, this one included.
@@ -353,8 +355,27 @@ class RunStore(Protocol):
     async def hand_over(self, claims: Sequence[Claim]) -> None:
         """Make these leases expire now, so that another dispatcher takes the runs over at once."""
 
-    async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
-        """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""
+    async def take_over(
+        self,
+        *,
+        dispatcher: str,
+        line: str = "",
+        ttl_s: float,
+        gone_s: float | None = None,
+        expired: bool = True,
+        limit: int,
+    ) -> Sequence[Held]:
+        """Transfer run leases that nobody holds any more to this dispatcher: new token, same run and attempt.
+
+        Args:
+            dispatcher: Who takes them.
+            line: Its life line.
+            ttl_s: How long leases hold.
+            gone_s: A run whose dispatcher's life line is closed is taken if it was not renewed for so long;
+                None: such runs are left alone.
+            expired: Whether runs are taken whose leases have expired.
+            limit: How many at most.
+        """
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""

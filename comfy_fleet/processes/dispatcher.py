@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.ahead import RedisAhead
+from comfy_fleet.adapters.redis.life_line import RedisLifeLine
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -239,6 +240,7 @@ async def open_dispatcher(
             # A job's record says what its tenant wants.
             moderation=open_moderation(settings, assets, lambda user: Tenant(name=DEFAULT_TENANT)),
             open_secret=open_secret,
+            line=RedisLifeLine(stores.events, stores.redis.keyspace, str(uuid4())),
             wakes=wakes,
             run_limits=RunLimits(
                 outputs=settings.max_outputs + 1,

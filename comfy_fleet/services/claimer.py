@@ -16,6 +16,7 @@ class Claimer:
         directory: What is known of nodes.
         runs: Where jobs are claimed.
         name: The dispatcher's.
+        line: Its life line.
         lease_ttl_s: How long a claim holds without a beat.
         new_id: Makes fencing tokens, and ids of runs for merged jobs.
         patience: Returns for how many seconds a job may be passed over on a pool's nodes.
@@ -27,6 +28,7 @@ class Claimer:
         runs: RunStore,
         *,
         name: str,
+        line: str = "",
         lease_ttl_s: float,
         new_id: Callable[[], str],
         patience: Callable[[str], float],
@@ -34,6 +36,7 @@ class Claimer:
         self._directory = directory
         self._runs = runs
         self._name = name
+        self._line = line
         self._lease_ttl_s = lease_ttl_s
         self._new_id = new_id
         self._patience = patience
@@ -66,6 +69,7 @@ class Claimer:
             run=run,
             token=self._new_id(),
             dispatcher=self._name,
+            line=self._line,
             ttl_s=self._lease_ttl_s,
             pool=pool,
             peers=max(1, len(directory.able(placements[0]))),

@@ -21,6 +21,7 @@ from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.ahead import AheadStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi
+from comfy_fleet.ports.life_line import LifeLine
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.ports.ready_leases import ReadyLeaseStore
 from comfy_fleet.ports.runs import Claim, RunStore
@@ -46,6 +47,8 @@ from comfy_fleet.timeouts import Timeout
 logger = logging.getLogger(__name__)
 
 TAKE_OVER_LIMIT = 32
+MARGIN = 0.25  # the part of a lease's time in which it is not relied on any more
+GONE_BEATS = 1.5  # a dispatcher whose life line is closed, and that has not beaten for so many beats, is gone
 UPKEEP_LIMIT = 200
 TRANSFERS = 64  # transfers of outputs, for all runs of the process
 WAITING = 32  # once this many runs wait for room on the disk, no more are begun: they hold results in memory
@@ -96,6 +99,7 @@ class Dispatcher:
         beats: The same store as ``runs`` over a separate connection, so that leases are renewed in time even
             while much is written.
         ahead: Peeks at the choices for busy nodes.
+        line: Shows others that it lives.
         wakes: Yields wake-up messages (``job PLACEMENT``, ``job@NODE PLACEMENT`` if an idle node has the
             models, ``free``, ``nodes``, ``cancel RUN``, ``frames JOB``).
         forget_files: Deletes a forgotten job's files.
@@ -123,6 +127,7 @@ class Dispatcher:
         nodes: NodeApi,
         assets: AssetStore,
         open_secret: Callable[[bytes], Mapping[str, Any]],
+        line: LifeLine,
         wakes: Callable[[], AsyncIterator[str]],
         run_limits: RunLimits,
         output_limits: OutputLimits,
@@ -144,6 +149,7 @@ class Dispatcher:
         self._patience: Mapping[str, float] = {}
         self._silence: Mapping[str, float] = {}
         self._assets = assets
+        self._line = line
         self._wakes = wakes
         self._limits = limits
         self._now = now
@@ -186,6 +192,9 @@ class Dispatcher:
         )
         self.flying: dict[str, Execution] = {}
         self._confirmed: dict[str, float] = {}
+        # After an outage, or if we were frozen, every other dispatcher gets some time to renew its leases.
+        self._beaten = self._regular = self._healthy = float("-inf")
+        self._gone_s = GONE_BEATS * limits.beat_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         self._stopping = False
@@ -200,6 +209,7 @@ class Dispatcher:
                 self._directory,
                 runs,
                 name=name,
+                line=line.id,
                 lease_ttl_s=limits.lease_ttl_s,
                 new_id=new_id,
                 patience=self._patience_of,
@@ -233,6 +243,10 @@ class Dispatcher:
         Raises:
             ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
         """
+        async with self._line.held():
+            await self._work(stop)
+
+    async def _work(self, stop: asyncio.Event) -> None:
         await self._directory.look()
         await self._read_patience()
         background = [
@@ -240,6 +254,7 @@ class Dispatcher:
             for loop in (
                 self._listen,
                 self._beat,
+                self._watch_others,
                 self._watch_nodes,
                 self._upkeep,
                 self._seekers.seek,
@@ -341,12 +356,14 @@ class Dispatcher:
 
     def _safe(self, run: str) -> bool:
         """Whether the run's lease certainly still holds, so that nobody can have taken the run over."""
-        margin = self._limits.lease_ttl_s / 4
-        return self._now() - self._confirmed.get(run, float("-inf")) < self._limits.lease_ttl_s - margin
+        confirmed = self._confirmed.get(run, float("-inf"))
+        unbroken_since = self._line.unbroken_since()
+        shown = unbroken_since is not None and unbroken_since <= confirmed
+        holds_s = self._limits.lease_ttl_s if shown else self._gone_s
+        return self._now() - confirmed < holds_s * (1 - MARGIN)
 
     async def _beat(self) -> None:
-        healthy = self._now()
-        last = healthy
+        self._beaten = self._regular = self._healthy = self._now()
         while True:
             started = self._now()
             claims = [execution.claim for execution in self.flying.values()]
@@ -368,13 +385,25 @@ class Dispatcher:
             for run in beat.heard:
                 if execution := self.flying.get(run):
                     execution.listen()
-            # After an outage, or if we were frozen, every other dispatcher gets one TTL to renew its leases.
-            if self._now() - last > self._limits.lease_ttl_s / 2:
-                healthy = self._now()
-            last = self._now()
-            if not self._stopping and last - healthy >= self._limits.lease_ttl_s:
-                await self._take_over()
+            now = self._now()
+            if now - self._beaten > self._gone_s:
+                self._regular = now
+            if now - self._beaten > self._limits.lease_ttl_s / 2:
+                self._healthy = now
+            self._beaten = now
             await asyncio.sleep(self._limits.beat_s)
+
+    async def _watch_others(self) -> None:
+        """Take over runs of dispatchers that have died, or have been silent for too long."""
+        while True:
+            await asyncio.sleep(self._limits.beat_s / 2)
+            now = self._now()
+            if self._stopping or now - self._beaten > self._gone_s:
+                continue  # Redis is away, or we have just been frozen
+            gone = now - self._regular >= 2 * self._gone_s
+            expired = now - self._healthy >= self._limits.lease_ttl_s
+            while (gone or expired) and await self._take_over(gone, expired) == TAKE_OVER_LIMIT:
+                pass
 
     def _drop(self, run: str) -> None:
         if (execution := self.flying.get(run)) and execution.abandon():
@@ -388,14 +417,22 @@ class Dispatcher:
         if execution := self.flying.get(run):
             execution.release()
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, gone: bool, expired: bool) -> int:
+        """Take over some of the runs that nobody holds any more; return how many."""
         asked = self._now()
-        for held in await self._runs.take_over(
-            dispatcher=self.name, ttl_s=self._limits.lease_ttl_s, limit=TAKE_OVER_LIMIT
-        ):
+        found = await self._runs.take_over(
+            dispatcher=self.name,
+            line=self._line.id,
+            ttl_s=self._limits.lease_ttl_s,
+            gone_s=self._gone_s if gone else None,
+            expired=expired,
+            limit=TAKE_OVER_LIMIT,
+        )
+        for held in found:
             claim = replace(held.claim, pool=self._directory.pool_of(held.claim.node))
             execution = self._execution(claim, None)
             self._fly(execution, execution.resume(held), asked=asked)
+        return len(found)
 
     def _execution(self, claim: Claim, lease: Lease | None, member: PromptMember | None = None) -> Execution:
         tools = self._tools

@@ -187,6 +187,7 @@ class FakeRunStore(Fake):
         run: str,
         token: str,
         dispatcher: str,
+        line: str = "",
         ttl_s: float,
         pool: str = "",
         peers: int = 1,

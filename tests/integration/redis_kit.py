@@ -35,7 +35,7 @@ async def add_nodes(stores: Stores, *names: str) -> None:
 
 
 async def claim(
-    stores: Stores, node: str = "g1", placement: Placement | None = None, ttl: float = 5
+    stores: Stores, node: str = "g1", placement: Placement | None = None, ttl: float = 5, line: str = ""
 ) -> Claim:
     """Start the next job on a node, as a dispatcher does."""
     got = await stores.runs.claim(
@@ -44,6 +44,7 @@ async def claim(
         run=str(uuid4()),
         token=uuid4().hex,
         dispatcher="d1",
+        line=line,
         ttl_s=ttl,
     )
     assert isinstance(got, Claim), got

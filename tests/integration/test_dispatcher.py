@@ -198,6 +198,21 @@ async def test_a_killed_dispatchers_job_is_adopted_not_run_again(redis_port: int
         assert fleet.sims["g1"].stats.done == 1
 
 
+async def test_a_dispatcher_that_is_gone_is_noticed_long_before_its_leases_expire(redis_port: int) -> None:
+    nodes = [f"g{n}" for n in range(1, 4)]
+    settings: dict[str, Any] = {"lease_ttl_s": 600.0, "beat_s": 0.1, "ready_leases": 0}
+    async with fleet_of(redis_port, *nodes, sim={"timing": SimTiming(job_s=2.0)}, **settings) as fleet:
+        jobs = [await fleet.submit(picture(number)) for number in range(3)]
+        await until(lambda: all(fleet.sims[node].engine.running for node in nodes), what="all prompts run")
+        other = await fleet.dispatcher("d2")
+        await fleet.dispatchers[0].kill()
+        its = other.dispatcher
+        await until(lambda: len(its.flying) + its.done == 3, what="the other one has all runs")
+        done = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.attempt) for job in done} == {(JobStatus.SUCCEEDED, 0)}
+        assert [fleet.sims[node].stats.done for node in nodes] == [1, 1, 1]
+
+
 async def test_a_stopping_dispatcher_hands_its_runs_over(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=1.0)}, stop_wait_s=0.0) as fleet:
         await fleet.dispatcher("d2")

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from comfy_fleet.adapters.redis.life_line import RedisLifeLine
 from comfy_fleet.adapters.redis.runs import MODELS
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
@@ -61,6 +62,46 @@ async def test_no_more_runs_are_taken_over_than_asked_for(stores: Stores) -> Non
     taken = await stores.runs.take_over(dispatcher="d2", ttl_s=-1, limit=2)
     assert len(taken) == 2
     assert len({held.claim.run for held in taken}) == 2
+
+
+async def test_a_run_is_taken_over_early_only_if_its_dispatcher_is_gone_and_silent(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2", "g3")
+    made = {}
+    for node, line in (("g1", "alive"), ("g2", "gone"), ("g3", "")):  # the last one is of an older version
+        await submit(stores)
+        made[line] = await claim(stores, node, ttl=60, line=line)
+
+    async def taken(gone_s: float | None) -> list[str]:
+        found = await stores.runs.take_over(
+            dispatcher="d2", line="other", ttl_s=60, gone_s=gone_s, expired=False, limit=10
+        )
+        return [held.claim.run for held in found]
+
+    async with stores.events.channel("fleet:alive:alive"):
+        assert await taken(30) == []  # it has been renewed since
+        assert await taken(None) == []
+        assert await taken(0) == [made["gone"].run]
+        assert await taken(0) == []  # nobody takes over from themselves
+        assert (await stores.runs.beat("d1", [made["gone"]], ttl_s=60)).lost == {made["gone"].run}
+        again = await stores.runs.take_over(dispatcher="d3", line="third", ttl_s=60, gone_s=0, limit=10)
+        assert [held.claim.run for held in again] == [made["gone"].run]  # d2 has no line either
+
+
+async def test_a_life_line_is_unbroken_while_its_connection_lasts(stores: Stores) -> None:
+    line = RedisLifeLine(stores.events, stores.redis.keyspace, "d1")
+    assert line.unbroken_since() is None
+    async with line.held():
+        began = line.unbroken_since()
+        assert began is not None
+        for client in await stores.redis.client_list(_type="pubsub"):
+            await stores.redis.client_kill_filter(_id=client["id"])
+
+        def again() -> bool:
+            since = line.unbroken_since()
+            return since is not None and since > began
+
+        await until(again, what="it is held again")
+    assert line.unbroken_since() is None
 
 
 async def test_a_record_that_nobody_can_read_holds_up_no_other_run(

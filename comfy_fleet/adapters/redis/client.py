@@ -211,7 +211,23 @@ class _Pipeline(Pipeline):
 
 
 class Subscription(PubSub):
-    """redis-py's subscription; a busy reader gets many messages at once."""
+    """redis-py's subscription; a busy reader gets many messages at once.
+
+    Attributes:
+        reconnects: How often it has got a new connection, on which it had to subscribe again.
+    """
+
+    reconnects = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return bool(getattr(self.connection, "is_connected", False))  # there may be no connection
+
+    async def on_connect(self, connection: Any) -> None:
+        """Subscribe again."""
+        self.reconnects += 1
+        await super().on_connect(connection)
 
     async def execute_command(self, *args: Any) -> Any:
         """Send a command."""

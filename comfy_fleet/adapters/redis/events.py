@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class RedisEvents:
         self._pump: asyncio.Task[None] | None = None
         self._asked: set[str] = set()  # channels that Redis was asked for; lost connections ask again
         self._confirmed: dict[str, asyncio.Event] = {}
+        self._since: dict[str, tuple[int, float]] = {}  # on which connection, and since when
         self._wanted = asyncio.Event()
         self._connecting = asyncio.Lock()  # two subscriptions at once would open two connections
         self._left: set[str] = set()
@@ -89,6 +91,7 @@ class RedisEvents:
         if not readers:
             del self._queues[name]
             self._confirmed.pop(name, None)
+            self._since.pop(name, None)
             self._asked.discard(name)
             if not self._queues:
                 self._wanted.clear()
@@ -118,6 +121,14 @@ class RedisEvents:
                 await self._pubsub.subscribe(*new)
                 # Of a channel that was left meanwhile, the present reader is not subscribed yet.
                 self._asked.update(name for name, readers in new.items() if self._queues.get(name) is readers)
+
+    def unbroken_since(self, name: str) -> float | None:
+        """Return since when a subscription has been in force without a break (monotonic seconds).
+
+        None: it is not, as far as is known.
+        """
+        connection, since = self._since.get(name, (-1, 0.0))
+        return since if connection == self._pubsub.reconnects and self._pubsub.connected else None
 
     @contextlib.asynccontextmanager
     async def wakes(self) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -191,6 +202,7 @@ class RedisEvents:
             for reader in readers:
                 reader.add(data)
         elif kind == b"subscribe" and (event := self._confirmed.get(name)):
+            self._since[name] = (self._pubsub.reconnects, time.monotonic())
             if event.is_set():  # the connection is a new one
                 for reader in readers:
                     reader.miss()

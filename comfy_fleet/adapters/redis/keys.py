@@ -155,7 +155,8 @@ class Keyspace:
 
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends
-    run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat,
+    run = _Each("run:RUN")  # hash: job, node, token, dispatcher, line (its LifeLine), phase, manifest, since,
+    #                       schema, rq_beat,
     #                       staged (the FILEs that its graph reads), merged (MODE), parts (how many runs
     #                       are one prompt; only the first has the node's lease); if it was
     #                       handed over: folder (the job that its files on the node are named after),
@@ -316,6 +317,7 @@ class Keyspace:
     # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's
     client_frames = _Each("clients:HASH:OWNER")
     replicas = _One("replicas")  # nobody listens: a message is a write that replicas get, and nothing stays
+    alive = _Each("alive:LINE")  # says nothing; a dispatcher subscribes to it for as long as it lives
     # For dispatchers: "job PLACEMENT", "job@NODE PLACEMENT" (NODE is idle and has the models), "free",
     # "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")

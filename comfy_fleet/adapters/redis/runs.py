@@ -130,6 +130,7 @@ class RedisRunStore:
         run: str,
         token: str,
         dispatcher: str,
+        line: str = "",
         ttl_s: float,
         pool: str = "",
         peers: int = 1,
@@ -150,6 +151,7 @@ class RedisRunStore:
             run=run,
             token=token,
             dispatcher=dispatcher,
+            line=line or None,
             ttl_s=ttl_s,
             placements=[placement.key for placement in placements],
             pool=pool,
@@ -240,7 +242,7 @@ class RedisRunStore:
         cancel: set[str] = set()
         release: set[str] = set()
         heard: set[str] = set()
-        for start in range(0, len(claims), BEAT_CHUNK):
+        for start in range(0, max(1, len(claims)), BEAT_CHUNK):  # without any, it shows that Redis answers
             tokens = _tokens(claims[start : start + BEAT_CHUNK])
             answer = await self._scripts.call("beat", ttl_s=ttl_s, tokens=tokens)
             lost |= {raw.decode() for raw in answer[0]}
@@ -448,12 +450,27 @@ class RedisRunStore:
         if claims:
             await self._scripts.call("hand_over", tokens=_tokens(claims))
 
-    async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
-        """Transfer expired run leases to this dispatcher."""
+    async def take_over(
+        self,
+        *,
+        dispatcher: str,
+        line: str = "",
+        ttl_s: float,
+        gone_s: float | None = None,
+        expired: bool = True,
+        limit: int,
+    ) -> Sequence[Held]:
+        """Transfer run leases that nobody holds any more."""
         tokens = [uuid4().hex for _ in range(limit)]
         held = []
         for run, token, job_id, node, phase, manifest, record, graph, merged in await self._scripts.call(
-            "take_over", dispatcher=dispatcher, ttl_s=ttl_s, tokens=tokens
+            "take_over",
+            dispatcher=dispatcher,
+            line=line or None,
+            ttl_s=ttl_s,
+            gone_s=gone_s,
+            expired=expired,
+            tokens=tokens,
         ):
             try:
                 job = job_records.load_job(job_id.decode(), job_records.to_dict(record))

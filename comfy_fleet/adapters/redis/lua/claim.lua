@@ -1,5 +1,5 @@
 -- Choose a job of some placement classes for a node that HAProxy granted.
--- args: node, run, token, dispatcher, ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, ram
+-- args: node, run, token, dispatcher, line (its LifeLine), ttl_s, placements, pool, peers (how many nodes serve the sought class), speed, ram
 --       (bytes, 0 if unknown), patience_s (for how long a job may be passed over), unawaited (nodes that no job waits for),
 --       ready (whether the lease was held ready since before the job came), able or unable (nodes that can or can't run a class, by
 --       class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come),
@@ -63,7 +63,7 @@ local function begin_run(id, run, token, part)
   redis.call('SADD', node_runs_key(node), run)
   redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
   redis.call('HSET', run_key(run), 'job', id, 'node', node, 'token', token, 'dispatcher', args.dispatcher,
-    'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
+    'line', args.line or '', 'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
   if part then note_merged(id, run, part) end
   local data = rq_start(id, run, args.dispatcher, at)
   publish_status(id, 'running', run, node)
