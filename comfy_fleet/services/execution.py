@@ -399,6 +399,8 @@ class Execution:
             await work
         except LeaseLost:
             pass  # the main task's next fenced write sees it, too
+        except StoreDown as error:  # what was to be noted helps others only
+            logger.warning("not noted in Redis", extra={**self._extra, "error": str(error)})
         except Exception:
             logger.exception("run helper failed", extra=self._extra)
 

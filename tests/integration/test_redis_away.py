@@ -12,7 +12,7 @@ from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
 from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.ports.runs import Claim
@@ -93,6 +93,19 @@ async def test_a_server_that_may_not_write_is_down_for_writers(stores: Stores) -
     finally:
         await stores.redis.replicaof("NO", "ONE")
     await submit(stores)
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_pipeline_is_refused_like_a_single_call(stores: Stores, transaction: bool) -> None:
+    await stores.redis.config_set("min-replicas-to-write", 1)
+    try:
+        async with stores.redis.pipeline(transaction=transaction) as pipe:
+            pipe.hset("fleet:x", "a", "1")
+            pipe.expire("fleet:x", 5)
+            with pytest.raises(StoreRefuses, match="NOREPLICAS"):
+                await pipe.execute()
+    finally:
+        await stores.redis.config_set("min-replicas-to-write", 0)
 
 
 @pytest.mark.parametrize("trouble", ["full", "a replica", "too few replicas"])

@@ -356,7 +356,7 @@ class LeaseClient:
             return NoLease(why="error", detail=f"no answer within {self._open_timeout_s:g} s")
         except OSError as error:
             return NoLease(why="unreachable", detail=str(error) or type(error).__name__)
-        except (InvalidHandshake, EOFError) as error:
+        except (ConnectionClosed, InvalidHandshake, EOFError) as error:  # the broker may end at any moment
             return NoLease(why="error", detail=str(error) or type(error).__name__)
         response = connection.response
         node = response.headers.get("X-Fleet-Node") if response else None

@@ -99,6 +99,7 @@ class WrongType(Exception):
     """A key has a value of another type, which somebody else has put there."""
 
 
+_IN_PIPELINE = " of pipeline caused error: ('"
 _REFUSALS = frozenset(
     {"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
 )
@@ -115,7 +116,9 @@ def _known(error: Exception) -> Exception | None:
     if not isinstance(error, ResponseError):
         return None
     # redis-py removes the code from messages for which it has a class; a script's own errors keep it.
-    words = str(error).replace(":", " ").split(" ", 3)[:3]
+    # Of a command in a pipeline it says first which one that is.
+    said = str(error).rpartition(_IN_PIPELINE)[2]
+    words = said.replace(":", " ").split(" ", 3)[:3]
     if isinstance(error, MasterDownError | OutOfMemoryError | ReadOnlyError) or _REFUSALS.intersection(words):
         return StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5)
     return WrongType(str(error)) if "WRONGTYPE" in words else None
