@@ -1,6 +1,7 @@
 """Runs whose outputs are too many, too large or never end: a clear end for them, and not felt by others."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.factories import picture
 from tests.fleet import fleet_of, until
 from tests.integration.redis_kit import add_nodes, claim, submit
 
+BOMB = gzip.compress(bytes(2**26))
 BATCH = {"width": 8, "height": 8, "color": 255}
 
 
@@ -139,7 +141,13 @@ class Hostile:
             return web.Response(status=404, headers={NODE: "g1"})
         if ".." in name or name.startswith("gone"):
             return web.Response(status=400 if ".." in name else 404, headers={NODE: "g1"})
+        if name == "moved.bin":
+            return web.Response(status=302, headers={NODE: "g1", "Location": "/view?filename=there.bin"})
+        if name == "packed.bin":
+            return web.Response(headers={NODE: "g1", "Content-Encoding": "gzip"}, body=BOMB)
         response = web.StreamResponse(headers={NODE: "g1"})
+        if name == "short.bin":
+            response.content_length = 100
         if name == "huge.bin":
             response.content_length = 3 * 2**29
         await response.prepare(request)
@@ -150,6 +158,8 @@ class Hostile:
                 self.sent += len(piece)
                 await asyncio.sleep(0.01 if name == "slow.bin" else 0)
             await response.write(b"data")
+            if name == "short.bin" and request.transport:
+                request.transport.close()
         except ConnectionError:
             pass
         return response
@@ -216,6 +226,26 @@ async def test_a_file_without_an_end_is_given_up_and_leaves_nothing(
         assert node.asked.count(name) == 1
         assert node.sent < 64 * 2**20
     assert contents(tmp_path) == [b"data"]
+
+
+@pytest.mark.parametrize("name", ["short.bin", "moved.bin"])
+async def test_what_breaks_off_or_is_elsewhere_is_not_taken(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(collector, "FETCH_GAP_S", 0.01)
+    async with hostile(stores, tmp_path) as (node, outputs):
+        outputs.add(named("good.png", name))
+        (error,) = await outputs.settled()
+        assert isinstance(error, NodeError)
+        assert set(node.asked) == {"good.png", name}  # never where it was sent
+    assert contents(tmp_path) == [b"data"]
+
+
+async def test_what_is_packed_is_kept_as_it_is(stores: Stores, tmp_path: Path) -> None:
+    async with hostile(stores, tmp_path, output_bytes=2 * len(BOMB)) as (_, outputs):
+        outputs.add(named("packed.bin"))
+        assert await outputs.settled() == []
+    assert contents(tmp_path) == [BOMB]
 
 
 async def test_not_yet_never_and_does_not_matter_are_told_apart(

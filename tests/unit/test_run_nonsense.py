@@ -13,6 +13,7 @@ from comfy_fleet.domain.jobs.run import Run, RunLimits
 from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     Binary,
+    Collect,
     Event,
     Finish,
     Frame,
@@ -67,6 +68,32 @@ def test_deep_metadata_is_no_metadata() -> None:
     run = running()
     assert finished(run, Binary(data)) is None
     assert run.misread == ""
+
+
+def test_nothing_that_names_another_run_becomes_an_output() -> None:
+    """A node may know other runs' ids: all that it says of them is said of nothing."""
+    graph = {**GRAPH, "3": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    other = RUN.replace("0001", "0002")
+    file = {"filename": "stolen.png", "subfolder": "", "type": "output"}
+
+    def saved(prompt: str) -> Binary:
+        head = json.dumps({"node_id": "3", "prompt_id": prompt}).encode()
+        return Binary((4).to_bytes(4, "big") + len(head).to_bytes(4, "big") + head + b"\x89PNG")
+
+    def collected(prompt: str) -> list[str]:
+        run = Run(run_id=RUN, graph=graph, limits=RunLimits(silence_s=60, run_s=60), now=0.0)
+        executed = {"prompt_id": prompt, "node": "2", "output": {"images": [file]}}
+        events: list[Event] = [
+            *(Opened(), ACCEPTED, Frame("execution_start", {"prompt_id": RUN})),
+            *(Frame("executing", {"prompt_id": prompt, "node": "3"}), saved(prompt)),
+            *(Frame("executed", executed), Frame("execution_success", {"prompt_id": prompt})),
+            Frame("executing", {"prompt_id": prompt, "node": None}),
+        ]
+        actions = [action for event in events for action in run.handle(event, 1.0)]
+        return [item.name for action in actions if isinstance(action, Collect) for item in action.items]
+
+    assert len(collected(RUN)) == 2
+    assert collected(other) == []
 
 
 JSON = st.recursive(
