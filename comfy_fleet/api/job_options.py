@@ -101,6 +101,14 @@ def _checked(check: Callable[[object], T], value: object) -> T:
         raise _invalid(str(error.details["field"]), error.message) from None
 
 
+WebhookUrl = Annotated[str | None, BeforeValidator(_webhook_url)]
+WebhookEvents = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(_webhook_events),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "enum": list(EVENTS)}, "nullable": True}),
+]
+
+
 def _metadata(value: object) -> Metadata:
     """Check metadata: labels as the SDK sends them, or an opaque text as Comfy's own proxy accepts."""
     if value is None:
@@ -177,18 +185,14 @@ class JobOptionsBody(BaseModel):
         description="`batch`: one of many; your own jobs of tier `single`, the usual one, go before it, "
         "whatever their priorities.",
     )
-    webhook_url: Annotated[str | None, BeforeValidator(_webhook_url)] = Field(
+    webhook_url: WebhookUrl = Field(
         None,
         max_length=MOST_URL,
         description="An http(s) URL that is told what becomes of the job, in the form of Standard Webhooks.",
     )
-    webhook_events: Annotated[
-        tuple[str, ...] | None,
-        BeforeValidator(_webhook_events),
-        WithJsonSchema(
-            {"type": "array", "items": {"type": "string", "enum": list(EVENTS)}, "nullable": True}
-        ),
-    ] = Field(None, description="What it is told of; each of the job's possible ends, if left out.")
+    webhook_events: WebhookEvents = Field(
+        None, description="What it is told of; each of the job's possible ends, if left out."
+    )
     pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
     prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
     spill_to: list[str] = Field(

@@ -120,6 +120,13 @@ def retry(
         bool,
         typer.Option("--without-keys", help="Go without the keys of partners, which are erased at its end."),
     ] = False,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Is told of the end.", show_default="the first job's, with its events"
+        ),
+    ] = None,
+    no_webhook: Annotated[bool, typer.Option("--no-webhook", help="Nobody is told of the end.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress and wait for the end.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Save the outputs there; implies --wait.")
@@ -128,7 +135,7 @@ def retry(
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Submit a job again, as it was: graph, parameters, workflow version, files, labels and pools.
+    """Submit a job again, as it was: graph, parameters, workflow version, files, labels, pools and webhook.
 
     Prints the new job's id.
     """
@@ -138,11 +145,15 @@ def retry(
 
     if count > 1 and not new_seed:
         raise Fail("-n needs --new-seed: all jobs would make the same", code=Exit.USAGE)
+    if webhook and no_webhook:
+        raise Fail("--webhook and --no-webhook exclude each other", code=Exit.USAGE)
     if out:
         check_folder(out)
     body: dict[str, Any] = {"new_seed": new_seed}
     if without_keys:
         body["extra_data"] = {}
+    if webhook or no_webhook:
+        body["webhook_url"] = webhook
     with Client(api, key) as client:
         job_id = client.job_id(job)
         made = []

@@ -14,6 +14,7 @@ from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, MAX_PRIORITY, Jo
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE
+from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.workflows import Catalog
@@ -47,6 +48,7 @@ class Retry:
         new_seed: Whether its seeds are drawn anew.
         extra_data: Replaces what was sent as ``extra_data``; None: the same again.
         traceparent: The trace that the new job belongs to.
+        webhook: Who is told what becomes of the new job; None: nobody.
         quotas: The limits of who asks.
         most_priority: The highest priority that the new job may have; that of the first may be higher.
     """
@@ -56,6 +58,7 @@ class Retry:
     idempotency: Idempotency | None = None
     traceparent: str | None = None
     most_priority: int = MAX_PRIORITY
+    webhook: Webhook | None = None
     quotas: tuple[ScopedLimits, ...] = ()
 
 
@@ -127,6 +130,7 @@ class Retrying:
             prompt=PromptFields(targets=job.targets),
             uploads=job.uploads,
             retry_of=job.id,
+            webhook=how.webhook,
             quotas=how.quotas,
         )
         workflow = await self._version(job)

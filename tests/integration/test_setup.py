@@ -49,6 +49,7 @@ for package in "$@"; do
     haproxy) cp "$BIN/later/haproxy" "$BIN/haproxy" ;;
     gcc) cp "$BIN/later/true" "$BIN/cc" ;;
     redis-tools) cp "$BIN/later/true" "$BIN/redis-cli" ;;
+    php-cli) cp "$BIN/later/true" "$BIN/php" ;;
     curl | nginx | caddy | keepalived) cp "$BIN/later/true" "$BIN/$package" ;;
     python3 | python3.11) cp "$BIN/later/python" "$BIN/$package" ;;
     python3.11-venv) echo > "$BIN/venv-module" ;;
@@ -320,12 +321,13 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
         "apt-get install -y -qq --no-install-recommends gcc libc6-dev",
         "apt-get install -y -qq --no-install-recommends redis-tools",
         "apt-get install -y -qq --no-install-recommends curl",
+        "apt-get install -y -qq --no-install-recommends php-cli",
         "apt-get install -y -qq --no-install-recommends nginx",
         "apt-get install -y -qq --no-install-recommends caddy",
         "apt-get install -y -qq --no-install-recommends keepalived",
     ]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 6
+    assert len(installed(machine)) == 7
 
 
 def test_help_changes_nothing(machine: Machine) -> None:

@@ -13,9 +13,9 @@ import pytest
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import LeaseLost
-from comfy_fleet.domain.jobs.job import JobError, JobStatus
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.webhooks.delivery import DeliveryOutcome, NextStep, PostAnswer
-from comfy_fleet.domain.webhooks.webhook import EVENTS, Webhook
+from comfy_fleet.domain.webhooks.webhook import ENDS, EVENTS, Webhook
 from tests.conftest import free_port
 from tests.factories import GRAPH, picture
 from tests.fleet import until
@@ -125,6 +125,40 @@ async def test_every_face_takes_a_webhook(api: Api, shop: Receiver) -> None:
     assert shop.url not in history  # no node gets it either
 
 
+async def test_a_job_that_is_submitted_again_tells_as_the_first_did(api: Api, shop: Receiver) -> None:
+    events = ["job.started", "job.canceled"]
+    first = await api.submit(GRAPH, webhook_url=f"{shop.url}/first", webhook_events=events)
+    plain = await api.submit(picture(2))
+
+    async def again(job: dict[str, Any], **body: Any) -> str:
+        answer = await api.client.post(f"/api/v1/jobs/{job['id']}/retry", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    as_before = await again(first)
+    wants = {
+        as_before: ("/first", events),
+        await again({"id": as_before}): ("/first", events),
+        await again(first, webhook_events=["job.canceled"]): ("/first", ["job.canceled"]),
+        await again(first, webhook_url=f"{shop.url}/other"): ("/other", list(ENDS)),
+        await again(plain, webhook_url=f"{shop.url}/plain"): ("/plain", list(ENDS)),
+        await again(first, webhook_url=None): None,
+        await again(plain): None,
+    }
+    for job_id, wanted in wants.items():
+        made = await api.stores.jobs.get(job_id)
+        assert made is not None
+        hook = made.webhook
+        assert (hook and (hook.url.removeprefix(shop.url), list(hook.events))) == wanted
+        await api.client.post(f"/api/v2/jobs/{job_id}/cancel")
+    told = {f"msg_{job_id}_canceled" for job_id, wanted in wants.items() if wanted}
+    await until(lambda: set(shop.counts) == told, what="those that are told of are told")
+    refused = await api.client.post(f"/api/v1/jobs/{plain['id']}/retry", json={"webhook_events": events})
+    assert code(refused) == (422, "invalid_request") and "webhook_url" in refused.text
+    refused = await api.client.post(f"/api/v1/jobs/{first['id']}/retry", json={"webhook_url": "ftp://x"})
+    assert refused.json()["error"]["details"]["field"] == "webhook_url"
+
+
 @pytest.mark.parametrize("hook", [{"webhook_events": ["job.failed"]}, {"webhook_url": "http://10.0.0.1/"}])
 async def test_every_face_refuses_what_can_not_be_told(api: Api, hook: dict[str, Any]) -> None:
     field = next(iter(hook))
@@ -211,6 +245,57 @@ async def test_an_end_that_an_earlier_version_made_is_told_later(
     assert await webhooks.tend() == 0
     assert await written(stores) == ["job.canceled"]
     assert await client.zrange(stores.redis.keyspace.webhook_jobs, 0, -1) == [waiting.id.encode()]
+
+
+async def begun_by_an_earlier_version(stores: Stores) -> str:
+    """Have a job run that a version without webhooks has claimed: its record has one field less."""
+    job = await submit(stores, webhook=hooked(events=EVENTS))
+    client, key = stores.redis, stores.redis.keyspace.job(job.id)
+    plain: Any = client
+    hook = await plain.hget(key, "webhook")
+    await plain.hdel(key, "webhook")
+    await claim(stores)
+    await plain.hset(key, "webhook", hook)
+    assert await written(stores) == []
+    return job.id
+
+
+async def test_a_start_that_an_earlier_version_made_is_told_while_the_job_runs(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores, webhook=hooked(events=EVENTS), placement=Placement(pool="elsewhere"))  # waits
+    job_id = await begun_by_an_earlier_version(stores)
+    monkeypatch.setattr("comfy_fleet.adapters.redis.webhooks.TENDED_EVERY_S", 0.0)
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    assert [await webhooks.tend() for _ in range(2)] == [0, 0]
+    (message,) = await webhooks.messages("local", failed=False, limit=9)
+    assert message.id == f"msg_{job_id}_started"
+    job = await stores.jobs.get(job_id)
+    assert job is not None and message.at == job.started_at
+
+
+@pytest.mark.parametrize("told_by", ["the end", "an end of the earlier version"])
+async def test_a_start_that_an_earlier_version_made_is_told_with_the_end(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    await add_nodes(stores, "g1")
+    job_id = await begun_by_an_earlier_version(stores)
+    client: Any = stores.redis
+    if told_by == "the end":
+        await stores.jobs.request_cancel(job_id)
+        (run,) = await client.smembers(stores.redis.keyspace.node_runs("g1"))
+        await client.zadd(stores.redis.keyspace.runs, {run: 1})
+        (held,) = await stores.runs.take_over(dispatcher="d2", ttl_s=9, limit=9)
+        await stores.runs.finish(held.claim, JobStatus.CANCELED, error=None, duration_s=1)
+    else:
+        end = {"status": "canceled", "completed": "1"}
+        await client.hset(stores.redis.keyspace.job(job_id), mapping=end)
+        monkeypatch.setattr("comfy_fleet.adapters.redis.webhooks.TENDED_EVERY_S", 0.0)
+        assert await RedisWebhooks(stores.redis, stores.events).tend() == 1
+    assert await written(stores) == ["job.canceled", "job.started"]
+    taken_first = await taken(RedisWebhooks(stores.redis, stores.events))
+    assert taken_first == [f"msg_{job_id}_started"]  # the end waits for it
 
 
 # -- who holds nobody up -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from comfy_fleet.domain.jobs.workload import load_workload
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.schedule.waiting_job import SINGLE
 from comfy_fleet.domain.text import clean
+from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.telemetry import EndedJob
 
 logger = logging.getLogger(__name__)
@@ -426,4 +427,5 @@ def load_job(
         batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,
         cached=bool(record.get("cached")),
         moderation=text("moderation") or "",
+        webhook=Webhook.from_record(_object(record, "webhook")) if record.get("webhook") else None,
     )

@@ -10,11 +10,18 @@ from starlette.responses import Response
 
 from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import deps, owner, principal
-from comfy_fleet.api.job_options import most_priority, traceparent_in
+from comfy_fleet.api.job_options import (
+    WebhookEvents,
+    WebhookUrl,
+    most_priority,
+    traceparent_in,
+    webhook_in,
+)
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.webhooks.webhook import MOST_URL, Webhook
 from comfy_fleet.ports.jobs import Submitted
 from comfy_fleet.services.retrying import Retry
 
@@ -55,10 +62,32 @@ class RetryBody(BaseModel):
         description="In place of what was sent as `extra_data`. Needed if keys were in it, which are erased "
         "when a job ends; an empty object goes without.",
     )
+    webhook_url: WebhookUrl = Field(
+        None,
+        max_length=MOST_URL,
+        description="Is told what becomes of it, in place of the first job's webhook; null: nobody is.",
+    )
+    webhook_events: WebhookEvents = Field(
+        None,
+        description="What is told; if left out, as for the first job, or each possible end for another URL.",
+    )
+
+    def webhook(self, request: Request, first: Webhook | None) -> Webhook | None:
+        """Return the new job's webhook.
+
+        Raises:
+            HttpError: 422 if there are events, and nobody to tell them.
+        """
+        if "webhook_url" not in self.model_fields_set and first is not None:
+            return webhook_in(request, first.url, self.webhook_events or first.events)
+        return webhook_in(request, self.webhook_url, self.webhook_events)
 
 
 async def retry_job(request: Request) -> Response:
-    """A new job with the same graph, parameters, files, labels and placement; its workflow's version, too."""
+    """A new job with the same graph, parameters, files, labels, placement and webhook.
+
+    Its workflow's version is the same, too.
+    """
     d, who = deps(request), owner(request)
     body = await read_optional(request, RetryBody)
     replay = Replay(request, who, body.model_dump())
@@ -71,6 +100,7 @@ async def retry_job(request: Request) -> Response:
             idempotency=replay.idempotency,
             traceparent=traceparent_in(request),
             most_priority=most_priority(request),
+            webhook=body.webhook(request, job.webhook),
             quotas=principal(request).quotas,
         )
         return await d.retrying.retry(job, how)

@@ -405,6 +405,7 @@ class Job:
         cached: Whether its outputs were not computed for it: it got those of an equal job.
         follows: Whether it waits, or has waited, for the result of an equal job, and is in no queue.
         moderation: How its files are judged before they are given out; empty: not at all.
+        webhook: Who is told what becomes of it.
     """
 
     id: str
@@ -462,6 +463,7 @@ class Job:
     cached: bool = False
     follows: bool = False
     moderation: str = ""
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,15 +55,26 @@ local function webhook_put(id, message)
   redis.call('PUBLISH', webhook_wake_key, id)
 end
 
--- Tell a job's webhook that it has started, or in which state it has ended.
+-- Tell a job's webhook that it has started, or in which state it has ended.  Whichever script is the first to see that it has started,
+-- tells that: a version without webhooks may have started it.
 local function webhook_tell(id, word, at)
-  local found = fields(job_key(id), 'webhook', 'owner')
+  local key = job_key(id)
+  local found = fields(key, 'webhook', 'owner', 'started', 'told', 'cached')
   if not found[1] or not found[2] then return end
   -- Only the first script that sees a job's end tells it.
   if word ~= 'started' and redis.call('ZREM', webhook_jobs_key, id) == 0 then return end
   local hook = decoded(found[1])
-  if not hook.url or not hook.receiver or not string.find(' ' .. (hook.events or '') .. ' ', ' job.' .. word .. ' ', 1, true) then return end
-  local message = { owner = found[2], type = 'job.' .. word, at = num(at), url = hook.url, receiver = hook.receiver, job = id, base = hook.base or '' }
-  if word ~= 'started' then message.after = 'msg_' .. id .. '_started' end
-  webhook_put('msg_' .. id .. '_' .. word, message)
+  if not hook.url or not hook.receiver then return end
+  local function tell(word, at)
+    if not string.find(' ' .. (hook.events or '') .. ' ', ' job.' .. word .. ' ', 1, true) then return end
+    local message = { owner = found[2], type = 'job.' .. word, at = num(at), url = hook.url, receiver = hook.receiver, job = id, base = hook.base or '' }
+    if word ~= 'started' then message.after = 'msg_' .. id .. '_started' end
+    webhook_put('msg_' .. id .. '_' .. word, message)
+  end
+  local started = tonumber(found[3] or '')
+  if started and not found[4] and not found[5] then
+    redis.call('HSET', key, 'told', '1')
+    if redis.call('EXISTS', webhook_key('msg_' .. id .. '_started')) == 0 then tell('started', started) end
+  end
+  if word ~= 'started' then tell(word, at) end
 end
