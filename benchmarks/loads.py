@@ -27,6 +27,7 @@ from benchmarks.clients import (
     V2Client,
     trivial_graph,
 )
+from benchmarks.floods import flood
 from benchmarks.operations import submit
 from benchmarks.rawhttp import RawConnection
 from benchmarks.rq_node import QUEUE, picture
@@ -245,7 +246,7 @@ async def in_turn(stage: Stage, ways: Mapping[str, Mapping[str, Any]], rounds: i
 
 LOADS: Mapping[str, Callable[..., Any]] = {
     made.__name__: made
-    for made in (trips, crowd, submit_all, follow_all, follow, submits, enqueues, rq_submit_all)
+    for made in (trips, crowd, submit_all, follow_all, follow, submits, enqueues, rq_submit_all, flood)
 }
 
 
