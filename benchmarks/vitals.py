@@ -59,8 +59,8 @@ class KeyKinds:
         self._patterns = _patterns(keyspace)
 
     def of(self, key: str) -> str:
-        """Return a key's name in the table of keys; ``other`` if there is none."""
-        return next((name for name, pattern in self._patterns if pattern.fullmatch(key)), "other")
+        """Return a key's name in the table of keys; the key itself if there is none."""
+        return next((name for name, pattern in self._patterns if pattern.fullmatch(key)), key)
 
     async def count(self, store: Any) -> Counter[str]:
         """Return how many keys there are of each kind."""
