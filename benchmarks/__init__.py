@@ -1,1 +1,1 @@
-"""The project's measurements: ``scripts/bench`` and ``scripts/chaos``."""
+"""The project's measurements: ``scripts/bench``, ``scripts/chaos`` and ``scripts/soak``."""
