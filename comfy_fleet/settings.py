@@ -444,7 +444,8 @@ class Settings(BaseSettings):
         600.0,
         gt=0,
         description="Longest time of a run without a sign of progress; then it is interrupted, and its job "
-        "fails. A pool may have its own value (`fleet pool set`).",
+        "fails. A pool may have its own value (`fleet pool set`), and a stored workflow another one "
+        "(`silence_s` in its manifest), which counts before the pool's.",
     )
     pending_s: Seconds = Field(
         10.0,

@@ -436,8 +436,11 @@ class Dispatcher:
 
     def _execution(self, claim: Claim, lease: Lease | None, member: PromptMember | None = None) -> Execution:
         tools = self._tools
-        if (silence_s := self._silence.get(claim.pool)) is not None:
-            tools = replace(tools, limits=replace(tools.limits, silence_s=silence_s))
+        job, (silence_s, of) = claim.job, (self._silence.get(claim.pool), f"pool {claim.pool}")
+        if job.silence_s is not None:
+            silence_s, of = job.silence_s, f"workflow {job.workflow}"
+        if silence_s is not None:
+            tools = replace(tools, limits=replace(tools.limits, silence_s=silence_s, silence_of=of))
         if member is not None:
             tools = replace(tools, nodes=member)
         elif claim.merged is not None:

@@ -187,7 +187,13 @@ def _stand_in(job: Job, where: PlacementRequest) -> Workflow:
     """Return what is known of a version that is gone."""
     vram_gb = where.vram_bytes / GIB or None
     requires = ManifestRequirements(comfyui=where.comfyui, vram_gb=vram_gb)
-    return Workflow(name=job.workflow or "", graph={}, version=job.workflow_version or "", requires=requires)
+    return Workflow(
+        name=job.workflow or "",
+        graph={},
+        version=job.workflow_version or "",
+        requires=requires,
+        silence_s=job.silence_s,
+    )
 
 
 def _params(job: Job, workflow: Workflow, how: Retry) -> dict[str, Any]:

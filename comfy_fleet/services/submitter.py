@@ -475,6 +475,7 @@ class Submitter:
             tier=EDITOR if editor else options.tier,
             finish_by=options.finish_by,
             timeout_s=options.timeout_s,
+            silence_s=workflow.silence_s if workflow else None,
             weight=self._limits.weights.get(owner, 1.0),
             merge=None if editor or warming or awaited else merge,
             results=results,

@@ -278,6 +278,13 @@ def test_each_mistake_names_file_and_key(tmp_path: Path, manifest: str, message:
     assert re.search(message.replace("{}", r"\{\}"), refused(tmp_path, manifest))
 
 
+def test_a_workflow_may_say_how_long_it_shows_no_progress(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "one", manifest="silence_s = 120\n")).silence_s == 120.0
+    assert load(write(tmp_path, "two", manifest="")).silence_s is None
+    for wrong in ("0", '"long"', "1e12"):
+        assert "silence_s: " in refused(tmp_path, f"silence_s = {wrong}\n")
+
+
 def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     text = refused(
         tmp_path,

@@ -332,6 +332,7 @@ async def test_a_stored_workflow_that_has_changed_since_is_repeated_as_it_was(
     graph["3"]["_meta"] = {"title": "$prompt"}
     graph["4"]["_meta"] = {"title": "$seed"}
     (folder / "workflow.json").write_bytes(orjson.dumps(graph))
+    (folder / "workflow.toml").write_text("silence_s = 90\n")
     async with running(redis_port, tmp_path / "data", workflows=tmp_path / "workflows") as api:
         await api.add_node(info=False)
         body = {"params": {"prompt": "a fox", "seed": 11}}
@@ -341,6 +342,8 @@ async def test_a_stored_workflow_that_has_changed_since_is_repeated_as_it_was(
         same = (await again(api, first["id"])).json()
         assert (same["workflow"], same["workflow_version"]) == ("card", first["workflow_version"])
         assert same["params"] == first["params"]
+        for job in (first, same):  # its limit for a run without progress, too
+            assert (await record(api, job["id"])).silence_s == 90.0
         other = (await again(api, first["id"], new_seed=True)).json()
         assert other["params"]["seed"] != 11
         assert (await graph_of(api, other["id"]))["4"]["inputs"]["seed"] == other["params"]["seed"]

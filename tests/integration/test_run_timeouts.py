@@ -33,19 +33,33 @@ async def test_the_smaller_limit_ends_a_run_and_its_node_goes_on(
         assert after.status is JobStatus.SUCCEEDED
 
 
-@pytest.mark.parametrize("pool_s", [1.0, None])
-async def test_a_run_without_a_sign_of_progress_is_interrupted_as_its_pool_says(
-    redis: Redis, redis_port: int, pool_s: float | None
+@pytest.mark.parametrize(
+    ("fleet_s", "pool_s", "own_s", "of"),
+    [
+        (1.0, None, None, "FLEET_SILENCE_S"),
+        (600.0, 1.0, None, "pool default"),
+        (600.0, 600.0, 1.0, "workflow postcard"),
+    ],
+)
+async def test_a_run_without_a_sign_of_progress_is_interrupted_by_the_nearest_limit(
+    redis: Redis, redis_port: int, fleet_s: float, pool_s: float | None, own_s: float | None, of: str
 ) -> None:
-    async with fleet_of(redis_port, "g1", silence_s=600.0 if pool_s else 1.0, dispatch=False) as fleet:
+    async with fleet_of(redis_port, "g1", silence_s=fleet_s, dispatch=False) as fleet:
         if pool_s:
             await fleet.stores.pools.set(Pool(name="default", silence_s=pool_s))
         fleet.sims["g1"].faults.update({"drop_types": ["progress", "progress_state"]})
         await fleet.dispatcher()
-        job = await fleet.submit(sleeping(60.0))
+        job = await fleet.submit(sleeping(60.0), workflow="postcard", silence_s=own_s)
         ended = await fleet.ended(job.id)
         assert ended.error is not None
         assert (ended.status, ended.error.code) == (JobStatus.FAILED, "run_timeout")
-        assert "no sign of progress for 1 s" in ended.error.message
+        assert f"no sign of progress for 1 s, the limit of {of}" in ended.error.message
         after = await fleet.ended((await fleet.submit(picture(2))).id)
         assert after.status is JobStatus.SUCCEEDED
+
+
+async def test_a_workflow_that_allows_more_than_its_pool_goes_on(redis: Redis, redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", silence_s=1.0) as fleet:
+        fleet.sims["g1"].faults.update({"drop_types": ["progress", "progress_state"]})
+        job = await fleet.submit(sleeping(3.0), workflow="postcard", silence_s=600.0)
+        assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED

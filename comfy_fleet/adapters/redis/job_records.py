@@ -103,8 +103,8 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["tier"] = str(new.tier)
     if new.finish_by is not None:
         fields["finish_by"] = f"{new.finish_by:.6f}"
-    if new.timeout_s is not None:
-        fields["timeout_s"] = f"{new.timeout_s:g}"
+    limits = {"timeout_s": new.timeout_s, "silence_s": new.silence_s}
+    fields |= {name: f"{value:g}" for name, value in limits.items() if value is not None}
     if new.memory:
         fields["memory"] = str(new.memory)
     if new.workload is not None:
@@ -422,6 +422,7 @@ def load_job(
         tier=int(record.get("tier", SINGLE)),
         finish_by=_time(record, "finish_by"),
         timeout_s=float(record["timeout_s"]) if record.get("timeout_s") else None,
+        silence_s=float(record["silence_s"]) if record.get("silence_s") else None,
         memory=int(record.get("memory", 0)),
         workload=load_workload(record["workload"]) if "workload" in record else None,
         batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,

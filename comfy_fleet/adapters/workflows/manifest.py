@@ -37,6 +37,7 @@ from comfy_fleet.domain.graphs.workflow import (
     Workflow,
 )
 from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.nodes.pool import LEAST_SILENCE_S, LONGEST_S
 from comfy_fleet.domain.text import wrong_value
 
 T = TypeVar("T")
@@ -150,6 +151,7 @@ class _Manifest(_Table):
     parameters: dict[str, _Parameter] = {}
     requires: _Requires = Field(default_factory=lambda: _Requires.model_validate({}))
     merge: _Merge | None = None
+    silence_s: float | None = Field(None, ge=LEAST_SILENCE_S, le=LONGEST_S, strict=False)
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -200,6 +202,7 @@ def resolve(
         merge=merge,
         cache=CacheMode(read.cache) if isinstance(read.cache, str) else CacheMode.EXACT,
         vouched=read.cache is True,
+        silence_s=read.silence_s,
     )
 
 

@@ -208,6 +208,7 @@ class Workflow:
         merge: How its jobs may be merged; None: not at all.
         cache: When its jobs may get earlier results.
         vouched: Whether its author says that equal inputs give equal results, whatever its classes.
+        silence_s: After how many seconds without a sign of progress a run is interrupted; None: as elsewhere.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Workflow:
     merge: MergeRule | None = None
     cache: CacheMode = CacheMode.EXACT
     vouched: bool = False
+    silence_s: float | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """Return a parameter by name."""

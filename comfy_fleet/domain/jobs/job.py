@@ -310,6 +310,7 @@ class NewJob:
             of a batch.
         finish_by: When its client wishes it to be done, in Unix seconds; for the order only.
         timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
+        silence_s: Longest time of a run without a sign of progress, as its workflow says; None: the pool's.
         weight: Its owner's share of the GPUs' time, compared with 1, that of all others.
         models: The model files that its graph loads: FOLDER/NAME and bytes.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
@@ -352,6 +353,7 @@ class NewJob:
     tier: int = 1
     finish_by: float | None = None
     timeout_s: float | None = None
+    silence_s: float | None = None
     weight: float = 1.0
     models: tuple[tuple[str, int], ...] = ()
     memory: int = 0
@@ -399,6 +401,7 @@ class Job:
             of a batch.
         finish_by: When its client wishes it to be done, for the order only.
         timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
+        silence_s: Longest time of a run without a sign of progress, as its workflow says; None: the pool's.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
         workload: What that follows from; None: it loads no model.
         batch: Which pictures are its own, if it was one of a batch of several jobs.
@@ -457,6 +460,7 @@ class Job:
     tier: int = 1
     finish_by: float | None = None
     timeout_s: float | None = None
+    silence_s: float | None = None
     memory: int = 0
     workload: Workload | None = None
     batch: BatchPart | None = None

@@ -82,6 +82,7 @@ class RunLimits:
     Attributes:
         silence_s: Longest time without a sign of progress. On an open websocket only frames (and waiting in
             the node's queue) are signs; without one, the node's answer that the prompt runs is one, too.
+        silence_of: Who sets that, for people, such as ``workflow postcard``.
         run_s: Longest run, from the moment the prompt started.
         pending_s: Longest time in the node's own queue before the prompt is taken back.
         poll_s: Pause between two questions while there is no websocket, or while the prompt has not begun.
@@ -107,6 +108,7 @@ class RunLimits:
     abort_s: float = 30.0
     down_s: float = 0.5
     gone_polls: int = 2
+    silence_of: str = "FLEET_SILENCE_S"
     history_tries: int = 5
     history_gap_s: float = 0.1
     unusable_tries: int = 3
@@ -591,7 +593,7 @@ class Run:
         else:
             silent = self._now >= self._sign_at + limits.silence_s
             self._overdue = (
-                f"no sign of progress for {limits.silence_s:g} s"
+                f"no sign of progress for {limits.silence_s:g} s, the limit of {limits.silence_of}"
                 if silent
                 else f"still running after {limits.run_s:g} s"
             )

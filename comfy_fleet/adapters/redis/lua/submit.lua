@@ -5,7 +5,7 @@
 --       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
 --       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
---       timeout_s (longest run), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
+--       timeout_s (longest run), silence_s (of it without progress), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
 --       webhook (bool: the record has one), quota (see quotas.lua).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
 -- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
@@ -30,7 +30,9 @@ if redis.call('EXISTS', key) == 1 then return { 'again' } end
 local at = now()
 local earlier = args.wanted and earlier_result(args.owner, args.wanted, at)
 -- Who follows must be able to run where the leader does, and for as long.
-local function flight_hash(result) return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '')) end
+local function flight_hash(result)
+  return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '') .. (args.silence_s and ' ' .. args.silence_s or ''))
+end
 local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
 local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key)
 if not earlier and not open and depth >= args.depth_limit then
