@@ -1,4 +1,7 @@
-"""Whole fleets, one of each kind for all tests of this folder."""
+"""Whole fleets, one of each kind for all tests of this folder.
+
+They end with the folder: an idle fleet takes a twentieth of a core from all tests that come after.
+"""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -10,7 +13,7 @@ from tests.acceptance.up import Up, keyed_fleet, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, CLEO, DAN, KEYED_LIMIT, OPS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Two quick simulated nodes behind the public port."""
     up = start_fleet(tmp_path_factory.mktemp("acceptance") / "data", "--nodes", "2", "--job-seconds", "0.2")
@@ -18,7 +21,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     stop_fleet(up)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet of several users."""
     folder = tmp_path_factory.mktemp("keyed")
@@ -32,7 +35,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield up
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def picture(fleet: Up) -> str:
     answer = httpx.post(
         f"{fleet.url}/api/v2/assets", files={"file": ("r", b"0123456789")}, data={"file_path": "r"}
