@@ -32,9 +32,13 @@ class TinyApi(TinyNode):
         super().__init__("api")
         self.port = port
         self.events: asyncio.Queue[str | None] = asyncio.Queue()
+        self.breaks = 0  # requests that it still gets, and does not answer
 
     async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
+        if self.breaks:
+            self.breaks -= 1
+            return False
         if b"/events " in head:
             writer.write(
                 b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -406,6 +406,22 @@ async def test_a_restart_of_the_api_is_waited_for(edge: Edge) -> None:
     assert (await asked).status_code == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "POST with a key", "POST"])
+async def test_what_may_be_repeated_is_asked_again_if_the_api_dies_over_it(edge: Edge, method: str) -> None:
+    headers = {"Idempotency-Key": "a"} if method.endswith("key") else {}
+    method, _, _ = method.partition(" ")
+    edge.api.breaks = 1
+    answer = await edge.raw(
+        "/api/v2/jobs", *(f"{name}: {value}" for name, value in headers.items()), method=method, body=b"{}"
+    )
+    assert edge.api.breaks == 0
+    if method == "GET" or headers:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    else:
+        assert error_of(answer) == (502, "bad_gateway")
+        assert b"retry-after: 1" in answer.lower()
+
+
 async def test_what_is_not_http_never_reaches_the_api(edge: Edge) -> None:
     for headers in (["Content-Length: -1"], ["Content-Length: 1", "Content-Length: 2"], ["no colon"]):
         answer = await edge.raw("/api/v1/jobs", *headers)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, connect
-from comfy_fleet.domain.errors import StoreRefuses
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
+from tests.stream_server import StreamServer
 
 CONNECTIONS = 4
 
@@ -46,6 +47,27 @@ async def test_a_call_that_finds_no_connection_in_time_was_not_made(
     await holder
     assert await client.get("calls") is None
     await client.aclose()
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_a_server_that_takes_a_call_and_does_not_answer_is_asked_once(pipelined: bool) -> None:
+    taken = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            if b"GET" in data:
+                taken.append(data)
+            else:
+                writer.write(b"+OK\r\n" * data.count(b"*"))
+
+    async with StreamServer(silent) as server:
+        client = connect(f"redis://127.0.0.1:{server.port}/0", answer_s=0.5)
+        pipe = client.pipeline(transaction=False)
+        pipe.get("x")
+        with pytest.raises(StoreDown):
+            await (pipe.execute() if pipelined else client.get("x"))
+        assert len(taken) == 1
+        await client.aclose()
 
 
 async def test_canceled_calls_keep_no_connection(client: FleetRedis) -> None:

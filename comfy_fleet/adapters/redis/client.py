@@ -35,6 +35,7 @@ from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import NoTurn, Turns
 
 CONNECTIONS = 128
+ANSWER_S = 10.0
 _ASK_AGAIN_S = 30.0
 WAIT_S = 5.0
 
@@ -277,9 +278,16 @@ async def _turn(turns: Turns) -> None:
 
 
 def connect(
-    url: str, *, namespace: str = DEFAULT_NAMESPACE, connections: int = CONNECTIONS, wait_s: float = WAIT_S
+    url: str,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    connections: int = CONNECTIONS,
+    wait_s: float = WAIT_S,
+    answer_s: float = ANSWER_S,
 ) -> FleetRedis:
     """Return a client that retries a lost connection for about two seconds.
+
+    A server that takes a command and does not answer is not asked again: whoever waits would wait too long.
 
     Every script is safe to repeat: a claim whose answer got lost leaves a run lease that nobody renews, and
     is taken over when that expires.
@@ -289,16 +297,17 @@ def connect(
         namespace: Which fleet's part of it.
         connections: Most connections at once.
         wait_s: How long a call waits for a free one.
+        answer_s: How long it waits for an answer.
     """
     redis = FleetRedis.made(
         url,
         keyspace=Keyspace(namespace),
         turns=Turns(connections, wait_s=wait_s),
         max_connections=2**31,  # the line is the limit; without a number, the pool has its own
-        socket_timeout=10,
+        socket_timeout=answer_s,
         socket_connect_timeout=3,
         health_check_interval=30,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4, (RedisConnectionError,)),
     )
     pool = redis.connection_pool  # the URL decides which class it uses
     pool.connection_class = _DIRECT[pool.connection_class]
