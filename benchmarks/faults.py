@@ -65,7 +65,7 @@ class Target:
         found = {
             child.spec.name: [child.pid]
             for child in (*(sim.child for sim in self.sims), *fleet.dispatchers, fleet.redis)
-            if child.pid
+            if child and child.pid
         }
         for name, child in (("api", fleet.api), ("agent", fleet.agent), (CONTROLLER, fleet.haproxy)):
             if child and child.pid:

@@ -213,6 +213,7 @@ class Stage:
         together: bool = False,
         env: Mapping[str, str] | None = None,
         way: Callable[[str, str], Awaitable[str]] | None = None,
+        redis_url: str | None = None,
     ) -> "Fleet":
         """Start a fleet's processes in front of nodes and wait until a job could run.
 
@@ -225,12 +226,13 @@ class Stage:
             together: Whether API and dispatcher are one process, ``fleet serve``.
             env: Further settings of all processes.
             way: Gets a process's name and the URL of Redis; returns the one that this process is to use.
+            redis_url: Where Redis is; None: one is started.
         """
-        redis = await self.redis()
+        redis = await self.redis() if redis_url is None else None
         public, console, api, agent = ports.draw(4)
         settings = Settings(
             data=self.folder / "fleet",
-            redis_url=redis.url,
+            redis_url=redis.url if redis is not None else redis_url,
             haproxy_bin=find_haproxy("haproxy"),
             port=public,
             console_port=console,
@@ -248,7 +250,8 @@ class Stage:
             if (value := getattr(settings, name)) is not None
         }
         env = {**own, "FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", **(env or {})}
-        made = Fleet(stage=self, settings=settings, redis=redis.child, env=env, way=way)
+        own_redis = redis.child if redis is not None else None
+        made = Fleet(stage=self, settings=settings, redis=own_redis, env=env, way=way)
         for number, url in enumerate(nodes, start=1):
             await made.add(f"node-{number}", url)
         made.agent = await self.child("agent", node_plans.fleet("agent"), stage=_PROXY, env=env)
@@ -325,7 +328,7 @@ class Fleet:
 
     stage: Stage
     settings: Settings
-    redis: Supervised
+    redis: Supervised | None
     env: Mapping[str, str] = field(default_factory=dict)
     way: Callable[[str, str], Awaitable[str]] | None = None
     agent: Supervised | None = None
@@ -394,7 +397,7 @@ class Fleet:
             **self.haproxy_pids(controller),
             "HAProxy controller": [controller],
             "agent": [pid_of(self.agent)],
-            "Redis": [pid_of(self.redis)],
+            **({"Redis": [pid_of(self.redis)]} if self.redis is not None else {}),
         }
 
     @staticmethod

@@ -138,14 +138,15 @@ class Refused:
         why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``unready`` (the lease was held
             ready, and had to be given up meanwhile), ``empty``, ``nothing`` (jobs wait that the node could
             run, but none is worth it now), ``waits`` (for ``node``), ``spared`` (the node, for an
-            editor), ``gathers`` (jobs that it could run wait for others to be merged with), or ``broken``:
+            editor), ``gathers`` (jobs that it could run wait for others to be merged with), ``failover``
+            (Redis was failed over, and dispatchers have to hear of it first), or ``broken``:
             the best job could not be read and has ended; others may wait behind it.
         run: Who has the node.
         node: With ``waits``: the node that has the results of the only jobs that could be claimed. With
             ``nothing``: an idle node that has the models of one of them; empty if there is none.
         left_s: With ``waits``, ``spared`` and ``gathers``: for how many seconds they wait for it, leave it
             alone, or wait for others; 0: only if it is free now. With ``nothing``: after how many seconds it
-            is worth another look; 0: only when something happens.
+            is worth another look; 0: only when something happens. With ``failover``: for how long.
     """
 
     why: str
@@ -376,6 +377,9 @@ class RunStore(Protocol):
             expired: Whether runs are taken whose leases have expired.
             limit: How many at most.
         """
+
+    async def known(self, run: str) -> bool:
+        """Return whether there is a record of a run, whoever has it."""
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""

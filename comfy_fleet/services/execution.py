@@ -199,6 +199,7 @@ class Execution:
             await work
         except LeaseLost:
             logger.warning("lease lost, run left alone", extra=self._extra)
+            await self._watched(self._withdraw_unknown())
         finally:
             self._free()
             if self._member is not None:
@@ -208,6 +209,17 @@ class Execution:
             self._reporter.close()
             self._relay.close()
             self._cancel_tasks()
+
+    async def _withdraw_unknown(self) -> None:
+        """Take the prompt off its node if no record of the run is left: its job has ended, or waits anew.
+
+        A failover to a replica that lacked the claim does this; nobody could take such a run over.
+        """
+        if self._left or (self._member is not None and not self._member.first):
+            return
+        with contextlib.suppress(StoreDown):
+            if not await self._tools.runs.known(self.claim.run):
+                await withdraw(self.claim, self._tools.nodes)
 
     def _cancel_tasks(self) -> None:
         self._outputs.cancel()

@@ -398,8 +398,11 @@ class Seekers:
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.jobs_behind > 0
-        if ready and got.why == "empty":
-            self._all_claimed(placements)
+        if ready and got.why in ("empty", "failover"):
+            if got.why == "empty":
+                self._all_claimed(placements)
+            else:
+                self._pause(placement, got.left_s)
             self.ready.put_back((lease, run))
             return False
         if ready:  # HAProxy decides
@@ -418,7 +421,7 @@ class Seekers:
             return await self._seek_holder(got, node, placement, placements, seekers=seekers, sent=sent)
         if got.why == "empty":
             self._all_claimed(placements)
-        elif got.why == "gathers":
+        elif got.why in ("gathers", "failover"):
             self._pause(placement, got.left_s)
         elif got.why == "spared":
             self._busy_until[placement] = self._now() + got.left_s

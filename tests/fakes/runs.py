@@ -259,6 +259,10 @@ class FakeRunStore(Fake):
         self.kept_s.append(keep_s)
         return {asset_id: self.staged[asset_id] for asset_id in asset_ids if asset_id in self.staged}
 
+    async def known(self, run: str) -> bool:
+        self.answer("known")
+        return run in self.runs
+
     async def lease_of(self, node: str) -> str | None:
         self.answer("lease_of")
         return self._holder(node)

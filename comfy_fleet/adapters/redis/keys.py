@@ -305,6 +305,8 @@ class Keyspace:
 
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
+    # hash: id (of the server when leases were renewed last), until (when claims may go on after a failover)
+    server = _One("server")
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
     ready = _One(
         "ready"

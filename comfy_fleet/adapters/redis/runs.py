@@ -169,7 +169,7 @@ class RedisRunStore:
         why = answer[0].decode()
         if why == "waits":
             return Refused(why=why, node=answer[1].decode(), left_s=float(answer[2]))
-        if why in ("spared", "gathers"):
+        if why in ("spared", "gathers", "failover"):
             return Refused(why=why, left_s=float(answer[1]))
         if why == "nothing":
             return Refused(why=why, left_s=float(answer[1] or 0), node=answer[2].decode())
@@ -502,6 +502,10 @@ class RedisRunStore:
         )
         if row:
             self._tell(job_records.ended_job(row, JobStatus.FAILED, job_records.UNREADABLE_JOB))
+
+    async def known(self, run: str) -> bool:
+        """Return whether there is a record of a run."""
+        return bool(await self._redis.exists(self._keys.run(run)))
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""

@@ -44,6 +44,7 @@ _PRELUDE = (
     "quotas",
     "queues",
     "merges",
+    "failover",
     "staged",
     "editors",
     "nodes",

@@ -2,6 +2,7 @@
 -- Returns {lost runs, runs to be canceled, runs to be given back, runs whose frames somebody listens to}.
 despite_full()
 local at = now()
+failover_pause(at, args.ttl_s)
 local lost, cancel, release, heard = {}, {}, {}, {}
 for run, token in pairs(args.tokens) do
   local f = fields(run_key(run), 'token', 'job', 'release', 'rq_beat')

@@ -5,6 +5,7 @@
 --       class, where not all nodes of its pools can), spare (whether the node is kept for the editor whose results it has, while a job has only just come),
 --       runs (ids of runs for jobs that are merged with it).
 -- Returns {'schema', layout} | {'removed'|'cordoned'|'unready'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'spared', seconds}
+--       | {'failover', seconds (for which Redis' failover keeps everything from being claimed)}
 --       | {'gathers', seconds (that the only jobs wait for others to be merged with)}
 --       | {'nothing', seconds until it is worth another look or '', an idle node that has the models or ''}
 --       | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or '', rule,
@@ -22,6 +23,8 @@ if holder then return { 'leased', holder } end
 despite_full()
 
 local at = now()
+local pause = failover_pause(at, args.ttl_s)
+if pause then return { 'failover', num(pause) } end
 if args.ready and not is_ready(node, run, at) then return { 'unready' } end
 local look, start = look_for(node, at, about[2], about[3])
 local choice, again_s, idle = sched_choose(look)

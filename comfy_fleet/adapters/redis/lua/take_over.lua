@@ -5,6 +5,8 @@
 -- Returns {{run, token, job, node, phase, manifest, record, graph, how it is merged or ''} ...}
 despite_full()
 local at, out = now(), {}
+local pause = failover_pause(at, args.ttl_s)
+if pause and pause > DEAF_S then return out end  -- dispatchers hear of it first, however their leases stand
 local takes = args.expired and redis.call('ZRANGEBYSCORE', runs_key, '-inf', num(at), 'LIMIT', 0, #args.tokens) or {}
 if args.gone_s and #takes < #args.tokens then
   local closed = { [''] = false, [args.line or ''] = false }
