@@ -391,6 +391,74 @@ async def test_a_receiver_that_fails_gets_one_at_a_time_and_rarely(stores: Store
     assert len(found) == 1
 
 
+async def fail_all(stores: Stores, webhooks: RedisWebhooks, *, pause_s: float, after_s: float) -> int:
+    """Fail what can be taken, as a receiver's 503 does; return how many messages that were."""
+    step = NextStep(outcome=DeliveryOutcome.AGAIN, error="503", pause_s=pause_s, after_s=after_s)
+    found = await webhooks.take(most=9, most_failing=9, each=9, lease_s=30, **ANY_OWNER)
+    for one in found:
+        assert await webhooks.sent(one, PostAnswer(status=503), step, most_age_s=9999)
+    return len(found)
+
+
+async def test_a_receiver_that_fails_is_tried_though_no_message_is_due_and_that_does_not_count(
+    stores: Stores,
+) -> None:
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    await ended_jobs(stores, 1, "http://away.test/")
+    assert await fail_all(stores, webhooks, pause_s=0.1, after_s=3600) == 1
+    (first,) = await webhooks.messages("local", failed=False, limit=9)
+    for _ in range(2):  # later tries would make it wait for longer
+
+        async def tried() -> bool:
+            return await fail_all(stores, webhooks, pause_s=0.1, after_s=9999) == 1
+
+        await until(tried, what="it is tried before its time")
+        (again,) = await webhooks.messages("local", failed=False, limit=9)
+        assert (again.attempts, again.due_at) == (1, first.due_at)
+
+
+@pytest.mark.parametrize("away_s", [0, 60])
+async def test_a_receiver_that_was_away_gets_what_waits_when_it_is_back(stores: Stores, away_s: int) -> None:
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    await ended_jobs(stores, 3, "http://back.test/")
+    assert await fail_all(stores, webhooks, pause_s=0.1, after_s=3600) == 3
+    (about,) = [key async for key in stores.redis.scan_iter("fleet:webhook:receiver:*")]
+    assert await stores.redis.hincrbyfloat(about, "since", -away_s) > 0
+    found: list[Any] = []
+
+    async def tried() -> bool:
+        found.extend(await webhooks.take(most=9, most_failing=9, each=9, lease_s=30, **ANY_OWNER))
+        return bool(found)
+
+    await until(tried, what="it is tried")
+    done = NextStep(outcome=DeliveryOutcome.DELIVERED)
+    assert await webhooks.sent(found[0], PostAnswer(status=200), done, most_age_s=9999)
+    assert len(await taken(webhooks)) == (2 if away_s else 0)
+
+
+async def test_what_a_receiver_that_is_back_refuses_waits_for_its_time(stores: Stores) -> None:
+    webhooks = RedisWebhooks(stores.redis, stores.events)
+    await ended_jobs(stores, 2, "http://back.test/")
+    assert await fail_all(stores, webhooks, pause_s=0.1, after_s=3600) == 2
+    before = {one.id: one.due_at for one in await webhooks.messages("local", failed=False, limit=9)}
+    (about,) = [key async for key in stores.redis.scan_iter("fleet:webhook:receiver:*")]
+    await stores.redis.hincrbyfloat(about, "since", -60)
+    refused = NextStep(outcome=DeliveryOutcome.AGAIN, error="404", after_s=9999)
+    seen: set[str] = set()
+
+    async def both() -> bool:
+        for one in await webhooks.take(most=9, most_failing=9, each=9, lease_s=30, **ANY_OWNER):
+            seen.add(one.id)
+            await webhooks.sent(one, PostAnswer(status=404), refused, most_age_s=9999)
+        return len(seen) == 2
+
+    await until(both, what="both are tried")
+    assert await taken(webhooks) == []
+    now = await webhooks.messages("local", failed=False, limit=9)
+    assert {one.id: one.due_at for one in now} == before
+    assert {one.attempts for one in now} == {1}
+
+
 async def test_messages_of_a_dead_receiver_end_when_they_are_old(stores: Stores) -> None:
     webhooks = RedisWebhooks(stores.redis, stores.events)
     ids = await ended_jobs(stores, 5, "http://dead.test/")

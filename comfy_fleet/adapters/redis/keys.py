@@ -290,7 +290,8 @@ class Keyspace:
     # -- messages to webhooks (docs/adr/0054).  RECEIVER: a hash of an owner and a server's origin
     webhook = _Each("webhook:ID")  # hash, for 30 days: owner, type, at, url, receiver, state (waiting,
     #                                delivered or failed), attempts, tried, status, error, token (of who sends
-    #                                it), after (a message that goes before); job and base, or data (JSON)
+    #                                it), after (a message that goes before), early (when it was due, if it is
+    #                                tried before); job and base, or data (JSON)
     webhook_jobs = _One("webhook:jobs")  # zset: ID of a live job with a webhook -> when it was looked at
     webhook_receivers = _One("webhook:receivers")  # zset: RECEIVER with messages -> when the next one is due
     webhook_failing = _One("webhook:failing")  # the same, of receivers that fail

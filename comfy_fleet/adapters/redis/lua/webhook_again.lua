@@ -6,6 +6,7 @@ if f[1] ~= args.owner then return 'none' end
 local receiver = f[2]
 if redis.call('ZSCORE', webhook_taken_key(receiver), id) then return 'taken' end
 redis.call('HSET', key, 'state', 'waiting', 'attempts', 0, 'asked', num(at))
+redis.call('HDEL', key, 'early')
 redis.call('EXPIRE', key, WEBHOOK_KNOWN_S)
 redis.call('DEL', webhook_gone_key(args.owner, redis.sha1hex(f[3])))
 redis.call('ZREM', webhooks_failed_key(args.owner), id)

@@ -14,7 +14,13 @@ local function take(index, most, each)
     redis.call('ZREMRANGEBYSCORE', taken, '-inf', num(at))  -- whoever had them is gone
     local room = math.min(most, each - redis.call('ZCARD', taken))
     local fails = tonumber(fields(webhook_receiver_key(receiver), 'fails')[1] or '') or 0
-    for _, id in ipairs(room > 0 and redis.call('ZRANGEBYSCORE', queue, '-inf', num(at), 'LIMIT', 0, 2 * room) or {}) do
+    local ids = room > 0 and redis.call('ZRANGEBYSCORE', queue, '-inf', num(at), 'LIMIT', 0, 2 * room) or {}
+    if #ids == 0 and room > 0 and fails > 0 then
+      -- Only messages of which each has its own long pause: the next one is tried before its time, to see if the receiver is back.
+      ids = redis.call('ZRANGE', queue, 0, 0)
+      if ids[1] then webhook_early(queue, ids[1], at) end
+    end
+    for _, id in ipairs(ids) do
       if room <= 0 then break end
       local key = webhook_key(id)
       local f = fields(key, 'state', 'after', 'owner')

@@ -5,7 +5,14 @@ local WEBHOOK_KNOWN_S = 2592000  -- 30 days
 local WEBHOOKS_LISTED = 1000  -- the newest messages of an owner, and as many that were given up
 local WEBHOOKS_WAITING = 20000  -- messages that wait for one receiver; of more, the oldest is given up
 
--- When a receiver is looked at next.  Those that fail are in an index of their own, so that no number of them hides the others.
+-- Have a message tried before its time.  If that is in vain, it does not count, and the message waits for its time.
+local function webhook_early(queue, id, at)
+  redis.call('HSETNX', webhook_key(id), 'early', redis.call('ZSCORE', queue, id))
+  redis.call('ZADD', queue, num(at), id)
+end
+
+-- When a receiver is looked at next.  Those that fail are in an index of their own, so that no number of them hides the others; they
+-- are tried whenever their pause is over, even if no message is due.
 local function webhook_plan(receiver)
   local first = redis.call('ZRANGE', webhook_queue_key(receiver), 0, 0, 'WITHSCORES')[2]
   redis.call('ZREM', webhook_receivers_key, receiver)
@@ -13,7 +20,7 @@ local function webhook_plan(receiver)
   if not first then return end
   local pause = fields(webhook_receiver_key(receiver), 'until')[1]
   local index = pause and webhook_failing_key or webhook_receivers_key
-  redis.call('ZADD', index, num(math.max(tonumber(first), tonumber(pause or '') or 0)), receiver)
+  redis.call('ZADD', index, pause or first, receiver)
 end
 
 -- Keep a list of messages short; what is neither listed nor waits is forgotten.
