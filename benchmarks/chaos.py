@@ -21,12 +21,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
 import uvloop
-from redis.asyncio import Redis
 from rich.console import Console
 
 from benchmarks.aftermath import Findings, jobs_of_runs, look, orphans, overlapping
@@ -46,7 +45,7 @@ JOB_S = 0.3
 LOAD = 0.6  # share of the nodes' capacity that is submitted, so that a backlog can be worked off
 GAP_S = (1.0, 3.5)  # from one fault to the next
 SETTLE_S = 90.0
-PROBE_KEY = "chaos:probe"
+PROBE_KEY = b"chaos:probe"
 
 
 @dataclass(kw_only=True)
@@ -253,25 +252,29 @@ def _probes(fleet: Fleet, data_disk: SmallDisk | None) -> Mapping[str, Callable[
     """Return for each part what asks the part itself whether it is well."""
     places = files(fleet.settings)
 
-    async def redis() -> bool:
-        client: Any = Redis.from_url(fleet.settings.redis_url, socket_timeout=1)
-        async with client:
-            return bool(await client.set(PROBE_KEY, 1))
-
-    async def haproxy(socket: Path) -> bool:
-        transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, timeout=1) as http:
-            return (await http.get("http://monitor/health")).status_code == 200
-
     async def disk() -> bool:
         return data_disk is None or data_disk.writable()
 
+    def haproxy(socket: Path) -> Callable[[], Awaitable[bool]]:
+        asks = b"GET /health HTTP/1.0\r\n\r\n"
+        return lambda: _says(lambda: asyncio.open_unix_connection(socket), asks, b"HTTP/1.0 200 ")
+
     return {
-        "redis": redis,
-        "edge": lambda: haproxy(places.edge_monitor),
-        "broker": lambda: haproxy(places.broker_monitor),
+        "redis": lambda: _says(_to_redis(fleet.settings.redis_url), b"SET %s 1\r\n" % PROBE_KEY, b"+OK"),
+        "edge": haproxy(places.edge_monitor),
+        "broker": haproxy(places.broker_monitor),
         "disk": disk,
     }
+
+
+async def _says(connect: Callable[[], Awaitable[Streams]], question: bytes, answer: bytes) -> bool:
+    """Return whether a question is answered so."""
+    reader, writer = await connect()
+    try:
+        writer.write(question)
+        return (await reader.readline()).startswith(answer)
+    finally:
+        writer.transport.abort()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from comfy_fleet.timeouts import Timeout
 
 LOOK_S = 0.1
+ANSWER_S = 2.0
 STEADY = 2
 """So many looks in a row must find it well: a process that was killed may answer once more."""
 
@@ -78,7 +79,7 @@ class Outages:
                 well = 0
                 continue
             try:
-                async with Timeout(1):
+                async with Timeout(ANSWER_S):
                     fine = await self._probes[part]()
             except Exception:  # noqa: BLE001 - whatever it is, the part is not well
                 fine = False
