@@ -257,7 +257,7 @@ def _probes(fleet: Fleet, data_disk: SmallDisk | None) -> Mapping[str, Callable[
 
     def haproxy(socket: Path) -> Callable[[], Awaitable[bool]]:
         asks = b"GET /health HTTP/1.0\r\n\r\n"
-        return lambda: _says(lambda: asyncio.open_unix_connection(socket), asks, b"HTTP/1.0 200 ")
+        return lambda: _says(lambda: asyncio.open_unix_connection(socket), asks, b" 200 ")
 
     return {
         "redis": lambda: _says(_to_redis(fleet.settings.redis_url), b"SET %s 1\r\n" % PROBE_KEY, b"+OK"),
@@ -268,11 +268,11 @@ def _probes(fleet: Fleet, data_disk: SmallDisk | None) -> Mapping[str, Callable[
 
 
 async def _says(connect: Callable[[], Awaitable[Streams]], question: bytes, answer: bytes) -> bool:
-    """Return whether a question is answered so."""
+    """Return whether the first line of the answer has these words."""
     reader, writer = await connect()
     try:
         writer.write(question)
-        return (await reader.readline()).startswith(answer)
+        return answer in await reader.readline()
     finally:
         writer.transport.abort()
 
