@@ -5,7 +5,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.acceptance.up import Up, start_fleet, stop_fleet
-from tests.acceptance.wire import Answer, parsed, port_of, refused, still_well
+from tests.acceptance.wire import Answer, parsed, peak_bytes, port_of, refused, still_well
 from tests.factories import picture
 
 DEPTH = 100
@@ -106,19 +105,6 @@ def test_cancels_and_health_checks_are_not_turned_away_by_a_crowd(crowded: Up) -
     answers = asyncio.run(all_at_once(crowded, [*crowd, *health, *cancels]))
     assert [answer.raw for answer in answers[len(crowd) :] if answer.status != 200] == []
     all_end(crowded, in_order(answers[: len(crowd)]))
-
-
-def peak_bytes(up: Up, process: str) -> int:
-    """Return the most memory that one of a fleet's processes has had."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if process.encode() in words and str(up.data).encode() in (folder / "environ").read_bytes():
-                status = (folder / "status").read_text()
-                return 1024 * int(status.split("VmHWM:")[1].split()[0])
-        except (OSError, IndexError):  # it has ended meanwhile
-            continue
-    raise AssertionError(f"no process {process}")
 
 
 def test_lists_of_jobs_with_very_many_outputs_need_little_memory(crowded: Up) -> None:

@@ -5,6 +5,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.settings import Settings
 from tests.acceptance.up import Up, start_fleet, stop_fleet
-from tests.acceptance.wire import ends
+from tests.acceptance.wire import ends, peak_bytes
 from tests.comfyui_server import ComfyServer
 from tests.factories import new_job
 
@@ -98,6 +99,39 @@ def test_what_can_not_be_had_ends_the_job_with_its_reason(
     if code == "output_lost":
         (kept,) = names(job)  # what could be had; the second such file of an owner has a number
         assert kept.startswith("fine")
+
+
+def test_a_graph_of_24576_outputs_costs_its_job_and_nobody_else(up: Up) -> None:
+    savers = {
+        str(number): node("SaveImage", images=["2", 0], filename_prefix=f"s{number}")
+        for number in range(3, 9)
+    }
+    told = {"1": node("EmptyImage", width=16, height=16, batch_size=4096, color=3)} | {
+        name: {**saver, "inputs": {**saver["inputs"], "images": ["1", 0]}} for name, saver in savers.items()
+    }
+    refused = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": told}, timeout=30)
+    assert refused.status_code == 422 and "FLEET_MAX_OUTPUTS" in refused.text
+    # Of this one nothing tells it before it runs.
+    untold = {
+        "1": node("EmptyImage", width=16, height=16, batch_size=1, color=4),
+        "2": node("RepeatImageBatch", image=["1", 0], amount=4096),
+        **savers,
+    }
+    answer = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": untold}, timeout=30)
+    assert answer.status_code == 201, answer.text
+    failed = ends(up, answer.json(), within_s=180)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "output_limit")
+    assert len(failed["outputs"]) <= int(LIMITS["FLEET_MAX_OUTPUTS"]) and len(failed["attempts"]) == 1
+
+    def lists(face: str) -> int:
+        return httpx.get(f"{up.url}/api/{face}/jobs?limit=100", timeout=60).status_code
+
+    with ThreadPoolExecutor(40) as pool:
+        assert {*pool.map(lists, ["v1", "v2"] * 20)} == {200}
+    assert peak_bytes(up, "api") < 200_000_000
+    small = {"1": node("EmptyImage", width=16, height=16, batch_size=1, color=5)}
+    small["2"] = node("SaveImage", images=["1", 0], filename_prefix="after")
+    assert run(up, small)["status"] == "succeeded"
 
 
 def test_saved_and_previewed_3d_files_are_outputs(up: Up, comfyui_server: ComfyServer) -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,14 +127,29 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def ends(fleet: Up, job: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+def ends(
+    fleet: Up, job: dict[str, Any], headers: dict[str, str] | None = None, *, within_s: float = 30
+) -> dict[str, Any]:
     """Wait until a job has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + within_s
     while not job["completed_at"]:
         assert time.monotonic() < deadline, job
         time.sleep(0.05)
         job = httpx.get(f"{fleet.url}/api/v2/jobs/{job['id']}", headers=headers).json()
     return job
+
+
+def peak_bytes(up: Up, process: str) -> int:
+    """Return the most memory that one of a fleet's processes has had."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if process.encode() in words and str(up.data).encode() in (folder / "environ").read_bytes():
+                status = (folder / "status").read_text()
+                return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    raise AssertionError(f"no process {process}")
 
 
 def still_well(*fleets: Up) -> None:
