@@ -119,15 +119,17 @@ async def test_numbers_that_nobody_has_are_refused_or_kept_and_break_nothing(
 ) -> None:
     api = agents.api
     head = {"Authorization": f"Bearer {agents.tokens['h2']}", "Content-Type": "application/json"}
-    forms = (
-        '{"instance":"i-h2","nodes":[{"name":"h2-gpu0","word":"ready","facts":{"a":[@]}}]}',
-        '{"instance":"i-h2","nodes":[{"name":"h2-gpu0","word":"ready","seat":'
-        f'{{"gpu":"{UUID}","pids":[@],"own":@,"used":@,"age_s":@}}}}]}}',
-        '{"instance":"i-h2","gpus":[{"memory":@}]}',
-    )
+    seat = f'{{"gpu":"{UUID}","pids":[@],"own":@,"used":@,"age_s":@}}'
+    reports = ('"facts":{"a":[@]}', f'"seat":{seat}')
+    forms = [
+        *(f'"nodes":[{{"name":"h2-gpu0","word":"ready",{report}}}]' for report in reports),
+        '"gpus":[{"memory":@}]',
+    ]
     for form in forms:
         answer = await api.client.post(
-            "/api/v1/agents/h2/heartbeat", content=form.replace("@", number), headers=head
+            "/api/v1/agents/h2/heartbeat",
+            content=f'{{"instance":"i-h2",{form.replace("@", number)}}}',
+            headers=head,
         )
         assert answer.status_code in (200, 400, 422), (form, answer.text)
     for path in ("/api/v1/nodes", "/api/v1/nodes/h2-gpu0", "/api/v1/hosts"):

@@ -1,4 +1,4 @@
-"""Answers of a node that come byte by byte and have no end: given up by the limit's name, whatever was asked."""
+"""Answers of a node that come byte by byte without end: given up by the limit's name, whatever was asked."""
 
 import asyncio
 import contextlib
