@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -91,6 +92,10 @@ def chaos(
     jobs: Annotated[int, typer.Option(min=1, help="Jobs to submit in each.")] = 250,
     seconds: Annotated[float, typer.Option(min=5, help="Seconds for which things happen in each.")] = 60,
     seed: Annotated[int | None, typer.Option(help="Repeats the choices of an earlier run.")] = None,
+    logs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the logs of runs that find something: DIR/SEED."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results to this file.")
     ] = None,
@@ -106,7 +111,7 @@ def chaos(
         console.print(f"run {number + 1} of {runs}: --seed {chosen} chooses the same", highlight=False)
         with console.status("starting a fleet") as status:
             try:
-                done.append(uvloop.run(_run(jobs, seconds, chosen, status.update)))
+                done.append(uvloop.run(_run(jobs, seconds, chosen, logs, status.update)))
             except BenchError as error:
                 broken = True
                 console.print(f"[red]{error}[/]", highlight=False)
@@ -122,7 +127,7 @@ def chaos(
         raise typer.Exit(1)
 
 
-async def _run(jobs: int, seconds: float, seed: int, say: Callable[[str], None]) -> Run:
+async def _run(jobs: int, seconds: float, seed: int, logs: Path | None, say: Callable[[str], None]) -> Run:
     rng = random.Random(seed)
     account, found, ground = Account(), Findings(), Ground()
     options = Options(bench_python=Path(sys.executable), say=say, backoff=Backoff(first_s=0.1, longest_s=1.0))
@@ -132,9 +137,15 @@ async def _run(jobs: int, seconds: float, seed: int, say: Callable[[str], None])
             Stage(options) as stage,
             bounded(max(seconds, jobs * JOB_S) + SETTLE_S + 180, "this run"),
         ):
-            world = await _built(stage, ground, rng)
-            rate = min(jobs / seconds, LOAD * NODES / JOB_S)
-            await _work(world, account, found, jobs, rate, seconds, rng, say)
+            clean = False
+            try:
+                world = await _built(stage, ground, rng)
+                rate = min(jobs / seconds, LOAD * NODES / JOB_S)
+                await _work(world, account, found, jobs, rate, seconds, rng, say)
+                clean = found.clean
+            finally:
+                if logs is not None and not clean:
+                    shutil.copytree(stage.folder / "logs", logs / str(seed), dirs_exist_ok=True)
             warnings = Counter(stage.warnings)
     finally:
         await ground.close()
