@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _QUESTION_LIMIT = 80  # bytes; a name has at most 63
 QUESTION_TIMEOUT_S = 2.0
+_BACKLOG = 2048  # HAProxy must get in although hundreds of others come at once
 _WHY_LIMIT = 80  # characters of a reason; HAProxy reads only one short line
 
 
@@ -78,7 +79,9 @@ class AgentCheckServer:
             ConfigError: The port is taken.
         """
         loop = asyncio.get_running_loop()
-        opening = loop.create_server(lambda: _Question(self._answer, self._questions), self._host, self._port)
+        opening = loop.create_server(
+            lambda: _Question(self._answer, self._questions), self._host, self._port, backlog=_BACKLOG
+        )
         way_out = "name a free port: --port or FLEET_AGENT_PORT"
         self._server = await listen(opening, self._host, self._port, way_out=way_out)
         logger.info("agent listens", extra={"host": self._host, "port": self.port})
@@ -111,8 +114,9 @@ class _Question(asyncio.Protocol):
         name, end, _ = self._text.replace(b"\n", b"/").partition(b"/")
         if not end and len(self._text) <= _QUESTION_LIMIT:
             return
-        text = name.strip().decode("ascii", errors="replace")
-        answer = self._answer(text) if end and NAME.fullmatch(text) else None
+        text = name[:_QUESTION_LIMIT].strip().decode("ascii", errors="replace")
+        whole = end and len(name) <= _QUESTION_LIMIT
+        answer = self._answer(text) if whole and NAME.fullmatch(text) else None
         if answer is not None:
             self._transport.write(line(answer))
         self._transport.close()

@@ -1,5 +1,6 @@
 """Attacks by where a request goes, and by what is no proper request at all."""
 
+import json
 import re
 
 import httpx
@@ -13,6 +14,7 @@ from tests.acceptance.wire import (
     converse,
     ends,
     graph,
+    parsed,
     port_of,
     refused,
     still_well,
@@ -207,6 +209,37 @@ def test_nothing_is_smuggled_past_the_edge(fleet: Up, name: str) -> None:
     # At most the outer request was answered, and nothing was taken for a request of its own.
     assert len(re.findall(rb"HTTP/1\.[01] 2", received)) <= 1
     assert httpx.get(f"{fleet.url}/api/v2/health").status_code == 200
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_nothing_is_smuggled_past_the_apis_own_port(fleet: Up, name: str) -> None:
+    port = json.loads((fleet.data / "run" / "up.json").read_text())["ports"][0]
+    # Behind a request for another protocol nothing is read at all; a body that lacks its end is waited for.
+    quiet_s = 3 if name in ("h2c", "a chunk of endless size") else None
+    received = converse(port, SMUGGLING[name] + LAST, quiet_s=quiet_s)
+    assert b"python_info" not in received
+    assert not re.search(rb"HTTP/1.1 (101|50[0-4])", received), received[:300]
+    assert len(re.findall(rb"HTTP/1\.[01] 2", received)) <= 1
+    assert ask(port, "GET", "/api/v2/health").status == 200
+
+
+TO_A_NODE = b"X-Fleet-Node: sim-1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_nothing_is_smuggled_past_the_broker(fleet: Up, name: str) -> None:
+    """What a process of the fleet's sends for a client is one request to the node, whatever the client sent."""
+    direct = fleet.data / "run" / "direct.sock"
+    said = SMUGGLING[name].replace(b" /api/v2/jobs ", b" /queue ")
+    said = said.replace(INNER, INNER.replace(b" /metrics ", b" /system_stats "))
+    said = said.replace(b"Host: 127.0.0.1\r\n", TO_A_NODE)
+    received = converse(direct, said + LAST.replace(b"Host: 127.0.0.1\r\n", TO_A_NODE))
+    assert b'"devices"' not in received, received
+    assert not re.search(rb"HTTP/1.1 (101|50[1-4])", received), received[:300]  # 500 is the node's own
+    assert len(re.findall(rb"HTTP/1\.[01] 2", received)) <= 1
+    for _ in range(3):  # nor is it the answer to somebody else's question
+        asked = b"GET /queue HTTP/1.1\r\n%sConnection: close\r\n\r\n" % TO_A_NODE
+        assert b"queue_running" in parsed(converse(direct, asked)).body
 
 
 def test_the_fleet_works_on_and_nothing_went_wrong_inside(fleet: Up, keyed: Up) -> None:

@@ -58,13 +58,21 @@ def port_of(fleet: Up) -> int:
     return port
 
 
-def converse(port: int, data: bytes) -> bytes:
-    """Send bytes as they are and return what comes back until the other side closes, which it has to do."""
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+def converse(where: int | Path, data: bytes, *, quiet_s: float | None = None) -> bytes:
+    """Send bytes as they are and return what comes back until the other side closes, which it has to do.
+
+    Args:
+        where: A port of this machine, or a socket.
+        data: What is said.
+        quiet_s: After so long a silence it need not close; None: it has to.
+    """
+    with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as sock:
+        sock.settimeout(quiet_s or 30)
+        sock.connect(("127.0.0.1", where) if isinstance(where, int) else str(where))
         received = b""
         with contextlib.suppress(ConnectionError):
             sock.sendall(data)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, *([TimeoutError] if quiet_s else [])):
             while chunk := sock.recv(65536):
                 received += chunk
         return received

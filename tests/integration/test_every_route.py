@@ -7,12 +7,16 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.api.app import Front
+from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.endpoint import JSON, ServedRoute
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from tests.integration.api_kit import Api, code, running
@@ -136,6 +140,31 @@ async def test_a_credential_that_comes_twice_is_none(api: Api) -> None:
     for headers in ([("Authorization", "Bearer x"), ("X-API-Key", ANN)],
                     [("X-API-Key", "x"), ("Authorization", ANN)]):  # fmt: skip
         assert (await api.client.get("/api/v2/jobs", headers=headers)).status_code == 401
+
+
+class OnlyHashed(str):
+    """A text that may be hashed as a whole, and neither compared nor looked up as it is."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object) -> Any:
+        raise AssertionError("how long this takes tells how much of it is right")
+
+    def partition(self, mark: str, /) -> tuple[str, str, str]:
+        return self.encode().decode().partition(mark)  # by what kinds of tokens begin, which everybody knows
+
+    __eq__ = __ne__ = __lt__ = __gt__ = __contains__ = __getitem__ = __hash__ = startswith = find = _refuse
+
+
+@pytest.mark.parametrize("key", [ANN, AGENT, ANN[:-1], AGENT[:-1], "x" * len(ANN)])
+async def test_how_long_a_look_at_a_key_takes_says_nothing_of_its_beginning(api: Api, key: str) -> None:
+    shown = Credentials(key=OnlyHashed(key), in_header=True)
+    try:
+        found = await api.deps.keys.identify(shown, api.deps.sessions, Origin.CONSOLE)
+    except HttpError as error:
+        assert (error.status, key in (ANN, AGENT)) == (401, False)
+    else:
+        assert found.principal.owner == {ANN: "ann", AGENT: "agent"}[key]
 
 
 async def test_an_agents_token_is_good_for_nothing_else(api: Api) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -341,6 +342,49 @@ async def test_a_silent_agent_takes_its_nodes_out_after_the_grace(
         assert await fleet.grants(nodes="g1") is None
         await fleet.agent.back()
         await fleet.told("g1", "up")
+
+
+NONSENSE = [
+    b"g1",
+    b"g9/",
+    b"/",
+    b"\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\x16\x03\x01\x02\x00",
+    b"\xff\x00" * 40,
+    b"../g1/",
+    b"x" * 10_000,
+    b"g1" + b" " * 10_000 + b"/",
+]
+
+
+async def test_nobody_who_crowds_the_agents_port_takes_a_node_out(
+    tmp_path: Path, nodes: dict[str, TinyNode]
+) -> None:
+    registry = FakeNodeRegistry([Node(name="g1", url=nodes["g1"].url)])
+    async with running(tmp_path, registry, agent_grace_s=5) as fleet:
+        await fleet.told("g1", "up")
+        said = [str(fleet.settings.agent_port), "900", *(text.hex() for text in NONSENSE)]
+        crowd = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.crowd", *said, stdout=asyncio.subprocess.PIPE
+        )
+        assert crowd.stdout is not None
+        try:
+            assert await crowd.stdout.readline() == b"there\n"
+            asked, told = fleet.agent.asked, set()
+
+            def heard() -> bool:
+                told.add(fleet.registry.told["g1"][0])
+                return fleet.agent.asked >= asked + 20
+
+            await eventually("HAProxy has asked all the while", heard, within_s=40)
+            assert told == {"up"}
+            assert await fleet.grants(nodes="g1") == "g1"
+        finally:
+            crowd.terminate()
+            answers = await crowd.stdout.read()
+            await crowd.wait()
+        assert answers.split() == [], "all that was answered was nothing"
 
 
 async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
