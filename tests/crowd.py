@@ -1,7 +1,7 @@
 """A crowd at a port, in a process of its own: ``python -m tests.crowd PORT IDLE TEXT...`` (texts in hex).
 
-IDLE connections that say nothing, and one for each text, come again whenever they are let go. It writes a line
-once all have been there, and on SIGTERM what was answered, in hex, an answer a line.
+IDLE connections that say nothing, and one for each text, come again whenever they are let go. It writes a
+line once all have been there, and on SIGTERM what was answered, in hex, an answer a line.
 """
 
 import asyncio
@@ -9,6 +9,12 @@ import contextlib
 import resource
 import signal
 import sys
+
+
+def said(*lines: str) -> None:
+    """Write lines."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
 
 
 async def main(port: int, texts: list[bytes]) -> None:
@@ -25,7 +31,7 @@ async def main(port: int, texts: list[bytes]) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             opened += 1
             if opened == len(texts):
-                print("there", flush=True)
+                said("there")
             with contextlib.closing(writer), contextlib.suppress(OSError):
                 writer.write(text)
                 answers.add(await reader.read())
@@ -33,11 +39,12 @@ async def main(port: int, texts: list[bytes]) -> None:
 
     tasks = [asyncio.create_task(come_again(text)) for text in texts]
     await over.wait()
-    print(*(answer.hex() for answer in answers), sep="\n", flush=True)
+    said(*(answer.hex() for answer in answers))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), [b""] * int(sys.argv[2]) + [bytes.fromhex(one) for one in sys.argv[3:]]))
+    _, place, idle, *spoken = sys.argv
+    asyncio.run(main(int(place), [b""] * int(idle) + [bytes.fromhex(text) for text in spoken]))

@@ -228,7 +228,7 @@ TO_A_NODE = b"X-Fleet-Node: sim-1\r\nHost: 127.0.0.1\r\n"
 
 @pytest.mark.parametrize("name", SMUGGLING)
 def test_nothing_is_smuggled_past_the_broker(fleet: Up, name: str) -> None:
-    """What a process of the fleet's sends for a client is one request to the node, whatever the client sent."""
+    """What a process of the fleet's sends for a client is one request, whatever that client sent."""
     direct = fleet.data / "run" / "direct.sock"
     said = SMUGGLING[name].replace(b" /api/v2/jobs ", b" /queue ")
     said = said.replace(INNER, INNER.replace(b" /metrics ", b" /system_stats "))
