@@ -69,7 +69,9 @@ BODIES: Sequence[bytes] = (
     b'{"workflow":{"nodes":[],"links":[]}}',
     b'{"workflow":{"1":{"class_type":"SaveImage","inputs":{"images":["1",0]}}}}',
     b'{"workflow":{"1":{"class_type":"LoadImage","inputs":{"image":"../../../etc/passwd"}}}}',
-    json.dumps({"workflow": {str(n): {"class_type": f"C{n}", "inputs": {}} for n in range(2000)}}).encode(),
+    json.dumps(
+        {"workflow": {str(n): {"class_type": "EmptyImage", "inputs": {}} for n in range(999)}}
+    ).encode(),
     b'{"workflow":{},"webhook_url":"http://169.254.169.254/"}',
 )
 FORMS: Sequence[bytes] = (

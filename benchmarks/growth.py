@@ -103,8 +103,9 @@ def growth(points: Sequence[Point], tolerance: Tolerance, *, warm_up_s: float) -
 def growths(
     series: Mapping[str, Sequence[Point]], tolerances: Mapping[str, Tolerance], *, warm_up_s: float
 ) -> dict[str, Growth]:
-    """Judge several series, by name; the tolerance is that of the name's first word."""
+    """Judge several series, by name; the tolerance is that of the name's first word, if it has one."""
     return {
-        name: growth(points, tolerances[name.partition(" ")[0]], warm_up_s=warm_up_s)
+        name: growth(points, tolerances[word], warm_up_s=warm_up_s)
         for name, points in series.items()
+        if (word := name.partition(" ")[0]) in tolerances
     }

@@ -35,8 +35,8 @@ STARTS, CANCELS = 5, 10
 WELL_S = 5.0
 KILLS = (0.3, 0.75)
 """When the API is killed, as parts of the time for which the receiver is away."""
-NODE_DOWN_S = 45.0
-"""For so long a node is stopped: operators are told of one after 30 s."""
+NEWS_S = 300.0
+"""After so long there must be a message to operators of a node that is down, or back."""
 ENDED_S = 180.0
 OPERATOR = "operator"
 
@@ -113,25 +113,27 @@ async def _run(seconds: float, say: Callable[[str], None]) -> Told:
         receiver.secrets = await signing_secrets(fleet, users)
         jobs: list[_Job] = []
         submitting = asyncio.create_task(_submit(fleet, receiver, users, jobs))
+        news = asyncio.create_task(_stop_node(fleet, users, sims[-1]))
         try:
             await asyncio.sleep(WELL_S)
-            await _away(seconds, stage, fleet, sims[-1], receiver, jobs, submitting)
-        finally:
+            await _away(seconds, stage, fleet, receiver, jobs, [submitting, news])
             submitting.cancel()
             await asyncio.gather(submitting, return_exceptions=True)
-        await receiver.feel(Mood.TAKES)
-        returned = time.monotonic()
-        due = frozenset(receiver.taken)
-        told = Told(jobs=len(jobs))
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            expected = await _expected(http, fleet, users, jobs, say)
-            told.expected = len(expected)
-            await _until_told(http, fleet, users, receiver, expected, returned, told, say)
+            await receiver.feel(Mood.TAKES)
+            returned = time.monotonic()
+            due = frozenset(receiver.taken)
+            told = Told(jobs=len(jobs))
+            async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+                expected = await _expected(http, fleet, users, jobs, say)
+                told.expected = len(expected)
+                others = await _until_told(http, fleet, users, receiver, expected, news, returned, told, say)
+        finally:
+            for task in (submitting, news):
+                task.cancel()
+            await asyncio.gather(submitting, news, return_exceptions=True)
         assert fleet.api
         stage.check([fleet.api])
-    told.unasked = sorted(
-        one for one in receiver.taken if one not in expected and not one.startswith("msg_operator")
-    )
+    told.unasked = sorted(receiver.taken.keys() - expected - others)
     told.repeated = sum(receiver.taken.values()) - len(receiver.taken)
     told.forged, told.asked = dict(receiver.forged), dict(receiver.asked)
     told.after_s = [at - returned for one, at in receiver.first_at.items() if one not in due]
@@ -157,38 +159,59 @@ async def _away(
     seconds: float,
     stage: Stage,
     fleet: Fleet,
-    frozen: Served,
     receiver: HookReceiver,
     jobs: Sequence[_Job],
-    submitting: asyncio.Task[None],
+    others: Sequence[asyncio.Task[None]],
 ) -> None:
-    """Let the receiver be away in every way, and kill the API; a node is down for a while, too."""
+    """Let the receiver be away in every way, and kill the API."""
     began = time.monotonic()
     ways = (Mood.REFUSES, Mood.FAILS, Mood.HANGS)
     moods = {number * seconds / len(ways): mood for number, mood in enumerate(ways)}
     kills = [part * seconds for part in KILLS]
-    os.kill(frozen.pid, signal.SIGSTOP)
-    stopped = True
+    while (passed := time.monotonic() - began) < seconds:
+        for at in [at for at in moods if at <= passed]:
+            await receiver.feel(moods.pop(at))
+        if kills and kills[0] <= passed and fleet.api and fleet.api.pid:
+            kills.pop(0)
+            kill(pid_of(fleet.api))
+        for task in others:
+            if task.done():
+                task.result()
+        stage.options.say(
+            f"{seconds - passed:.0f} s until the receiver is back; {len(jobs)} jobs, "
+            f"{receiver.asked.total()} tries that it has seen"
+        )
+        await asyncio.sleep(0.25)
+
+
+async def _stop_node(fleet: Fleet, users: Users, node: Served) -> None:
+    """Stop a node until operators are told that it is down, and then until they are told that it is back."""
+    os.kill(node.pid, signal.SIGSTOP)
     try:
-        while (passed := time.monotonic() - began) < seconds:
-            for at in [at for at in moods if at <= passed]:
-                await receiver.feel(moods.pop(at))
-            if kills and kills[0] <= passed and fleet.api and fleet.api.pid:
-                kills.pop(0)
-                kill(pid_of(fleet.api))
-            if stopped and passed > NODE_DOWN_S:
-                os.kill(frozen.pid, signal.SIGCONT)
-                stopped = False
-            if submitting.done():
-                submitting.result()
-            stage.options.say(
-                f"{seconds - passed:.0f} s until the receiver is back; {len(jobs)} jobs, "
-                f"{receiver.asked.total()} tries that it has seen"
-            )
-            await asyncio.sleep(0.25)
+        await _until_written(fleet, users, "node.down")
     finally:
-        if stopped:
-            os.kill(frozen.pid, signal.SIGCONT)
+        os.kill(node.pid, signal.SIGCONT)
+    await _until_written(fleet, users, "node.up")
+
+
+async def _until_written(fleet: Fleet, users: Users, kind: str) -> None:
+    deadline = time.monotonic() + NEWS_S
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        while kind not in {one["type"] for one in await _operators(http, fleet, users)}:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{NEWS_S:g} s after a node changed, there is no message {kind}")
+            await asyncio.sleep(1)
+
+
+async def _operators(http: httpx.AsyncClient, fleet: Fleet, users: Users) -> list[dict[str, Any]]:
+    """Return the messages to the operator's URL; none while nobody answers."""
+    url, query = f"{fleet.console_url}/api/v1/webhooks", {"operator": "true"}
+    with contextlib.suppress(httpx.HTTPError):
+        answer = await http.get(url, params=query, headers={"Authorization": f"Bearer {users.operator}"})
+        if answer.is_success:
+            found: list[dict[str, Any]] = answer.json()["webhooks"]
+            return found
+    return []
 
 
 async def _submit(fleet: Fleet, receiver: HookReceiver, users: Users, jobs: list[_Job]) -> None:
@@ -265,27 +288,28 @@ async def _until_told(
     users: Users,
     receiver: HookReceiver,
     expected: frozenset[str],
+    news: asyncio.Task[None],
     returned: float,
     told: Told,
     say: Callable[[str], None],
-) -> None:
-    """Wait until each message has come, or would have been given up."""
-    url = f"{fleet.console_url}/api/v1/webhooks"
-    headers = {"Authorization": f"Bearer {users.operator}"}
+) -> frozenset[str]:
+    """Wait until each message has come, or would have been given up; return the operator's."""
     while True:
         await asyncio.sleep(1)
-        listed = (await http.get(url, params={"operator": "true"}, headers=headers)).json()["webhooks"]
+        listed = await _operators(http, fleet, users)
         told.operators = dict(Counter(one["type"] for one in listed if one["id"] in receiver.taken))
         told.operators_missing = sum(one["id"] not in receiver.taken for one in listed)
         told.missing = sorted(expected - receiver.taken.keys())
         passed = time.monotonic() - returned
-        # The node's return is told after its going, and half a minute after it is back.
-        if not told.missing and not told.operators_missing and len(told.operators) > 1:
-            return
+        if news.done():
+            news.result()
+            if listed and not told.missing and not told.operators_missing:
+                break
         if passed > longest_s(SCHEDULE_S):
-            return
+            break
         missing = len(told.missing) + told.operators_missing
         say(f"{passed:.0f} s after the receiver's return: {missing} messages to come, {told.operators}")
+    return frozenset(one["id"] for one in listed)
 
 
 def _show(console: Console, told: Told, seconds: float) -> None:

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +27,12 @@ from rich.table import Table
 from benchmarks import receiver_down
 from benchmarks.charts import svg
 from benchmarks.ends import EndsAudit
-from benchmarks.growth import Growth, growths
+from benchmarks.growth import Growth, Point, growths
 from benchmarks.hook_receiver import HookReceiver
 from benchmarks.people import Users
 from benchmarks.stage import BenchError, Fleet, Options, Stage
 from benchmarks.visits import Ended
-from benchmarks.vitals import TOLERANCES, Vitals, shown
+from benchmarks.vitals import KEPT, TOLERANCES, Vitals, shown
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.settings import SOURCE
 
@@ -51,20 +51,6 @@ WARM_UP_S = 3 * RETENTION_S
 REST_S = 4 * RETENTION_S
 """How long the fleet may take to forget everything once it is at rest."""
 HOOKS_S = 120.0
-KEPT: Mapping[str, str] = {
-    "idempotency": "for a day",
-    "replay": "for a day",
-    "fetched": "for a day",
-    "editor": "for a day",
-    "saved_counts": "for ever, one for each owner",
-    "saved_files": "with its files",
-    "webhook": "the newest 1,000 of each owner, for 30 days",
-    "sched_set": "for 30 days, one for each set of models",
-    "result": "with its jobs",
-    "flight_of": "for a day",
-    "missing": "the newest of each owner, for 30 days",
-}
-"""Kinds of keys that may be more after the jobs are gone, and for how long that is meant."""
 EXPECTED = frozenset({"dispatch-1: node quarantined", "api: node quarantined"})
 """Errors in the log that a hostile node is meant to cause; whether another one is out is looked at."""
 REST_MORE = 50
@@ -169,11 +155,22 @@ def _soak(
         json_file.write_text(json.dumps(content, indent=1) + "\n")
     if chart:
         drawn = {
-            name: (vitals.series[name], f"{shown(name, one.first)} → {shown(name, one.last)}", one.level)
-            for name, one in out.growth.items()
+            name: (points, _beside(name, points, out.growth.get(name)), name not in growing(out))
+            for name, points in vitals.series.items()
         }
         chart.write_text(svg(drawn, warm_up_s=_warm_up_s(out.seconds), title=f"{jobs} jobs, seed {seed}"))
     return fine
+
+
+def growing(out: Outcome) -> list[str]:
+    """Return the series that grow beyond what they may."""
+    return [name for name, one in out.growth.items() if one.judged and not one.level]
+
+
+def _beside(name: str, points: Sequence[Point], found: Growth | None) -> str:
+    if found is None:
+        return f"at most {shown(name, max(value for _, value in points))}"
+    return f"{shown(name, found.first)} → {shown(name, found.last)}"
 
 
 def _warm_up_s(seconds: float) -> float:
@@ -337,7 +334,7 @@ def _show(console: Console, out: Outcome, audit: EndsAudit) -> bool:
         "wrong answers to attacks": [f"{n} x {what}" for what, n in attacks["wrong"].items()],
         "messages that did not come": out.missing,
         "messages whose signature is wrong": [f"{n} x {what}" for what, n in out.forged.items()],
-        "series that grow": [name for name, one in out.growth.items() if one.judged and not one.level],
+        "series that grow": growing(out),
         "kinds of keys left at rest": [
             kind for kind, n in out.left.items() if n > REST_MORE and kind not in KEPT
         ],

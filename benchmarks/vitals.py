@@ -26,29 +26,42 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "PSS": Tolerance(share=0.05, least=8 * MIB),
     "files": Tolerance(share=0.1, least=16),
     "threads": Tolerance(share=0, least=2),
-    "memory": Tolerance(share=0.1, least=8 * MIB),
     "clients": Tolerance(share=0.1, least=8),
-    "keys": Tolerance(share=0.1, least=200),
     "connections": Tolerance(share=0.1, least=16),
     "sessions": Tolerance(share=0.1, least=16),
-    "stored": Tolerance(share=0.1, least=200),
-    "bytes": Tolerance(share=0.1, least=16 * MIB),
     "queued": Tolerance(share=0.1, least=50),
+    "kept": Tolerance(share=0.1, least=0.5),
+    "each": Tolerance(share=0.1, least=1024),
 }
-"""By the first word of a series' name; what a second look at the same process may show more."""
-BYTES = frozenset({"RSS", "PSS", "memory", "bytes"})
+"""By the first word of a series' name. Other series are only told: how many jobs are kept, and so how much
+there is of anything, depends on how many end a second. Judged is instead what there is for each kept job
+(``kept``, and ``each`` in bytes)."""
+BYTES = frozenset({"RSS", "PSS", "memory", "bytes", "each"})
+KEPT: Mapping[str, str] = {
+    "idempotency": "for a day",
+    "replay": "for a day",
+    "fetched": "for a day",
+    "flight_of": "for a day",
+    "editor": "for a day",
+    "webhook": "the newest 1,000 of each owner, for 30 days",
+    "sched_set": "for 30 days, one for each set of models",
+    "missing": "the newest of each owner, for 30 days",
+    "saved_counts": "for ever, one for each owner",
+}
+"""Kinds of keys that are meant to outlive jobs, and for how long."""
+FEWEST_KEPT = 100
+"""With fewer kept jobs, what there is for each of them says nothing."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _WORD = re.compile(r"[A-Z]+")
 
 
-def _patterns(keyspace: Keyspace) -> list[tuple[str, re.Pattern[str]]]:
+def _patterns(keyspace: Keyspace, anything: str) -> list[tuple[str, re.Pattern[str]]]:
     """Return what every kind of key looks like, by the name that it has in the table of keys."""
     found = []
     for name, one in vars(Keyspace).items():
         if pattern := getattr(one, "pattern", None):
             parts = map(re.escape, _WORD.split(keyspace.whole(pattern)))
-            # A name may hold anything; only colons part it from what comes behind.
-            found.append((name, re.compile("[^:]+".join(parts))))
+            found.append((name, re.compile(anything.join(parts), re.DOTALL)))
     return sorted(found, key=lambda one: -len(one[1].pattern))
 
 
@@ -56,7 +69,8 @@ class KeyKinds:
     """Counts keys by their kind."""
 
     def __init__(self, keyspace: Keyspace) -> None:
-        self._patterns = _patterns(keyspace)
+        # Few names have colons of their own; those that might be of another kind then are looked at last.
+        self._patterns = [*_patterns(keyspace, "[^:]+"), *_patterns(keyspace, ".+")]
 
     def of(self, key: str) -> str:
         """Return a key's name in the table of keys; the key itself if there is none."""
@@ -113,7 +127,7 @@ class Vitals:
         slow_s: How often keys and files are counted.
     """
 
-    def __init__(self, fleet: Fleet, *, every_s: float = 2.0, slow_s: float = 20.0) -> None:
+    def __init__(self, fleet: Fleet, *, every_s: float = 2.0, slow_s: float = 10.0) -> None:
         self.series: dict[str, list[Point]] = defaultdict(list)
         self.kinds: list[tuple[float, Counter[str]]] = []
         """How many keys there were of each kind."""
@@ -126,7 +140,7 @@ class Vitals:
         self._haproxy = {"edge": Runtime(places.edge_socket), "broker": Runtime(places.broker_socket)}
         keyspace = Keyspace(fleet.settings.namespace)
         self._key_kinds = KeyKinds(keyspace)
-        self._queued = keyspace.queued
+        self._keyspace = keyspace
 
     @property
     def now(self) -> float:
@@ -162,7 +176,10 @@ class Vitals:
         with contextlib.suppress(OSError):
             memory, clients = await store.info("memory"), await store.info("clients")
             self._note("Redis", {"memory": memory["used_memory"], "clients": clients["connected_clients"]})
-            self._note("", {"queued": await store.zcard(self._queued), "keys": await store.dbsize()})
+            queued, kept = await store.zcard(self._keyspace.queued), await store.zcard(self._keyspace.jobs)
+            self._note("", {"queued": queued, "keys": await store.dbsize(), "jobs": kept})
+            if kept >= FEWEST_KEPT:
+                self._note("Redis for a kept job", {"each": memory["used_memory"] / kept})
         for name, haproxy in self._haproxy.items():
             with contextlib.suppress(BrokerError):
                 about = await haproxy.ask("show info")
@@ -173,9 +190,14 @@ class Vitals:
                 )
         if self.now >= self._slow_at:
             self._slow_at = self.now + self._slow_s
-            self.kinds.append((self.now, await self._key_kinds.count(store)))
+            counts = await self._key_kinds.count(store)
+            self.kinds.append((self.now, counts))
             count, size = await asyncio.to_thread(folder_vitals, self._fleet.settings.files_dir)
             self._note("files", {"stored": count, "bytes": size})
+            if (kept := counts["job"]) >= FEWEST_KEPT:
+                theirs = sum(number for kind, number in counts.items() if kind not in KEPT)
+                self._note("keys for a kept job", {"kept": theirs / kept})
+                self._note("files for a kept job", {"kept": count / kept})
 
     def _note(self, what: str, found: Mapping[str, float]) -> None:
         for name, value in found.items():
@@ -184,4 +206,7 @@ class Vitals:
 
 def shown(name: str, value: float) -> str:
     """Write a value of a series."""
-    return f"{value / MIB:.1f} MiB" if name.partition(" ")[0] in BYTES else f"{value:.0f}"
+    word = name.partition(" ")[0]
+    if word in BYTES:
+        return f"{value / 1024:.1f} KiB" if word == "each" else f"{value / MIB:.1f} MiB"
+    return f"{value:.1f}" if word == "kept" else f"{value:.0f}"
