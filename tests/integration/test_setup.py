@@ -317,17 +317,25 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
     assert machine.setup(uid="0").returncode == 0
     assert not installed(machine)
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert installed(machine) == [
-        "apt-get install -y -qq --no-install-recommends gcc libc6-dev",
-        "apt-get install -y -qq --no-install-recommends redis-tools",
-        "apt-get install -y -qq --no-install-recommends curl",
-        "apt-get install -y -qq --no-install-recommends php-cli",
-        "apt-get install -y -qq --no-install-recommends nginx",
-        "apt-get install -y -qq --no-install-recommends caddy",
-        "apt-get install -y -qq --no-install-recommends keepalived",
-    ]
+    packages = "gcc libc6-dev redis-tools curl php-cli nginx caddy keepalived"
+    assert installed(machine) == [f"apt-get install -y -qq --no-install-recommends {packages}"]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 7
+    assert len(installed(machine)) == 1
+
+
+def test_only_what_is_missing_is_installed_for_the_tests(machine: Machine) -> None:
+    machine.has(*WHOLE, "apt-get", "cc", "curl", "php", "nginx", "keepalived")
+    done = machine.setup("--tests", uid="0")
+    assert done.returncode == 0, done.stderr
+    assert "setup: these are missing: redis-cli caddy: installing redis-tools caddy\n" in done.stdout
+    assert installed(machine) == ["apt-get install -y -qq --no-install-recommends redis-tools caddy"]
+
+
+def test_an_error_ends_it_after_the_project_is_installed(machine: Machine) -> None:
+    done = machine.has("python3.11", "redis-server").setup()
+    assert done.returncode == 1
+    assert machine.called("pip")[-1] == "pip . --group dev"
+    assert (machine.project / ".venv" / "fleet-setup").exists()
 
 
 def test_help_changes_nothing(machine: Machine) -> None:
