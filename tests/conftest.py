@@ -17,6 +17,7 @@ from typing import Any
 import certifi
 import pytest
 import redis as sync_redis
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # it has no types
 
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.system.redis_program import program
@@ -34,6 +35,10 @@ __all__ = ["comfyui_server"]  # a fixture
 FIXTURES_S = 900.0
 """For all fixtures of a test beside a real ComfyUI, and again for their ends, on a busy machine."""
 _ORDER = {"acceptance": 0, "browser": 0, "unit": 2}  # the folders; all others lie between
+_SHARERS = {  # files whose tests use the fleets of their folder
+    *("test_attacks_access.py", "test_attacks_bodies.py", "test_attacks_fuzz.py", "test_attacks_paths.py"),
+    *("test_comfy_sdk.py", "test_pages.py", "test_published_clients.py", "test_two_people.py"),
+}
 _HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but the system
 
 
@@ -66,6 +71,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             limit = item.get_closest_marker("timeout")
             seconds = limit.args[0] if limit else float(config.getini("timeout"))
             item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+
+
+class ByFileAndFleet(LoadFileScheduling):  # type: ignore[misc]  # as above
+    """Gives each file to one process, and those that share fleets to the same, so that each starts once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "fleets" if file.parent.name == "acceptance" and file.name in _SHARERS else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileAndFleet | None:
+    """Let files that share fleets stay together where files do."""
+    return ByFileAndFleet(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)
