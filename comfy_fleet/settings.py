@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.extension_routes import parse_prefixes
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         description="How many replicas of Redis must have what a request has written before it is answered, "
         "so that no failover loses it: [two boxes](../howto/two-boxes.md). 0: none.",
     )
-    redis_replicas_s: Seconds = Field(
+    redis_replicas_s: float = Field(
         1.0, gt=0, le=5, description="How long the replicas may take to confirm that."
     )
     redis_replicas_missing: Literal["refuse", "accept"] = Field(
@@ -954,6 +954,18 @@ class Settings(BaseSettings):
         made = handler(values)
         made._former = pools  # noqa: SLF001 - our own
         return made
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Look only where settings may be: to look into files that there are not takes as long again."""
+        return init_settings, env_settings
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -124,10 +124,11 @@ def valid_runs() -> Iterator[None]:
 def loaded_authorities() -> Iterator[None]:
     """Load the public certificate authorities once: each client of httpx does, and most tests have some."""
     create = ssl.create_default_context
-    public = cache(lambda: create(cafile=certifi.where()))
+    file = os.environ.get("SSL_CERT_FILE") or certifi.where()  # as httpx chooses
+    public = cache(lambda: create(cafile=file))
 
     def known(*args: Any, **options: Any) -> ssl.SSLContext:
-        return public() if (args, options) == ((), {"cafile": certifi.where()}) else create(*args, **options)
+        return public() if (args, options) == ((), {"cafile": file}) else create(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", known)

@@ -157,7 +157,7 @@ class FleetRedis(Redis):
     @classmethod
     def made(cls, url: str, *, keyspace: Keyspace, turns: Turns, **options: Any) -> Self:
         """Return a client of a URL; ``options`` are redis-py's."""
-        client = cast(Self, cls.from_url(url, **options))
+        client = cast(Self, cls.from_url(url, **_own_name(), **options))
         client.keyspace, client.turns = keyspace, turns
         return client
 
@@ -261,6 +261,16 @@ class Subscription(PubSub):
             if isinstance(reply, Exception):
                 raise reply
         return found
+
+
+@cache
+def _own_name() -> dict[str, Any]:
+    """Return what redis-py calls itself to a server: else it reads that from a file for each connection."""
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # an older redis-py
+        return {}
+    return {"driver_info": DriverInfo()}
 
 
 @cache
