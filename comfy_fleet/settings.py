@@ -407,8 +407,8 @@ class Settings(BaseSettings):
     )
     shares: str = Field(
         "",
-        description="Shares of the GPUs' time by owner, as the keys file names them: `ada=2,bob=0.5` gives "
-        "ada twice as much as somebody who is not listed, and bob half as much. From 0.01 to 100.",
+        description="Shares of the GPUs' time by user, within their tenant: `ada=2,bob=0.5` gives ada twice "
+        "as much as somebody who is not listed, and bob half as much. From 0.01 to 100.",
     )
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job before it fails.")
     lease_ttl_s: Seconds = Field(

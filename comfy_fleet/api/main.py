@@ -202,6 +202,7 @@ def build(
             weights=settings.weights,
         ),
         files=TenantPolicies(policy, tenant_of).of,
+        tenant_of=tenant_of,
         clock=time.time,
         new_id=lambda: str(uuid4()),
         draw_seed=_draw_seed,

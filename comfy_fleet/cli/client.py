@@ -72,6 +72,7 @@ OPTIONS = {
     "priority": "--priority",
     "reason": "--reason",
     "roles": "--role",
+    "share": "--share",
     "sharing": "--sharing",
     "silence_s": "--silence-s",
     "spill_to": "--spill-to",

@@ -105,22 +105,26 @@ _MODERATION = (
 )
 
 
+_SHARE = "Its part of the GPUs' time compared with 1, that of any other tenant."
+
+
 @tenants.command("create")
 def create_tenant(
     name: TenantName,
     sharing: Annotated[str, typer.Option(metavar="private|shared", help=_SHARING)] = "private",
     limit: LimitOptions = None,
+    share: Annotated[float, typer.Option(metavar="NUMBER", help=_SHARE)] = 1.0,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
     """Add a tenant: people who use the fleet together."""
+    body: dict[str, Any] = {"name": name, "sharing": sharing, "limits": limits_in(limit)}
+    if share != 1.0:
+        body["share"] = share
     with connected(api, key, here=here) as client:
-        _facts(
-            client.post("/api/v1/tenants", {"name": name, "sharing": sharing, "limits": limits_in(limit)}),
-            json_=json_,
-        )
+        _facts(client.post("/api/v1/tenants", body), json_=json_)
 
 
 @tenants.command("list", hidden=True)
@@ -129,8 +133,8 @@ def list_tenants(here: Here = False, json_: Json = False, api: Api = DEFAULT_API
     """List the tenants."""
     with connected(api, key, here=here) as client:
         answer = client.get("/api/v1/tenants")
-    rows = [(one["name"], one["sharing"], len(one["users"])) for one in answer["tenants"]]
-    _rows(answer, ("<Tenant", "<Sharing", ">Users"), rows, json_=json_)
+    rows = [(one["name"], one["sharing"], one["share"], len(one["users"])) for one in answer["tenants"]]
+    _rows(answer, ("<Tenant", "<Sharing", ">Share", ">Users"), rows, json_=json_)
 
 
 @tenants.command("show")
@@ -158,6 +162,9 @@ def set_tenant(
     moderation: Annotated[
         str | None, typer.Option(metavar="open|closed|off", help=_MODERATION, show_default="unchanged")
     ] = None,
+    share: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help=_SHARE, show_default="unchanged")
+    ] = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -172,6 +179,7 @@ def set_tenant(
         "deny_classes": deny_classes,
         "allow_classes": allow_classes,
         "moderation": moderation,
+        "share": share,
     }
     body: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
     if not body and not limit:

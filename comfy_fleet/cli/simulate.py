@@ -88,6 +88,10 @@ def simulate(
     from comfy_fleet.planning.units import number, seconds, size
 
     chosen = contenders(flags.POLICIES if policy is None else policy)
+    weights = {
+        name: number(text, f"--weight {name}", least=0.001, most=1e6)
+        for name, text in pairs(weight or [], "--weight").items()
+    }
     conditions = Conditions(
         gap_s=seconds(gap, "--gap"),
         mean_up_s=None if fail_every is None else above(fail_every, "--fail-every"),
@@ -95,9 +99,9 @@ def simulate(
         estimates=Estimates(run_error=run_error, memory_error=memory_error, seed=seed),
         settings=PolicySettings(
             patience_s=simulate_options.patience_s(patience),
-            weights={
-                owner: number(text, f"--weight {owner}", least=0.001, most=1e6)
-                for owner, text in pairs(weight or [], "--weight").items()
+            weights={name: value for name, value in weights.items() if not name.startswith("/")},
+            tenant_weights={
+                name.removeprefix("/"): value for name, value in weights.items() if name.startswith("/")
             },
         ),
         seed=seed,

@@ -219,7 +219,11 @@ Patience = Annotated[
 ]
 Weight = Annotated[
     list[str] | None,
-    typer.Option(metavar="OWNER=W", rich_help_panel=OTHER, help="An owner's weight; else 1. Repeatable."),
+    typer.Option(
+        metavar="OWNER=W",
+        rich_help_panel=OTHER,
+        help="An owner's weight, or /TENANT's; else 1. Repeatable.",
+    ),
 ]
 RunError = Annotated[
     float,

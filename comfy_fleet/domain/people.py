@@ -13,6 +13,7 @@ from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
 from comfy_fleet.domain.limits import stored_limits
 from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.roles import ROLE_WORDS, Role, parse_role
+from comfy_fleet.domain.schedule.owner_weights import LEAST, MOST
 
 KEY_PREFIX = "cfk_"
 """How keys begin that the fleet makes: people and programs that look for leaked keys know them by it."""
@@ -56,6 +57,7 @@ class Tenant:
         allow_classes: Classes that their jobs may use, of those that the fleet allows; empty: all of these.
         moderation: What becomes of their jobs while nobody can judge them, see
             :class:`comfy_fleet.domain.moderation.ModerationMode`; empty: what the fleet's setting says.
+        share: Its part of the GPUs' time compared with 1, that of a tenant for which nothing is set.
     """
 
     name: str
@@ -65,9 +67,12 @@ class Tenant:
     deny_classes: str = ""
     allow_classes: str = ""
     moderation: str = ""
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         check_person("tenant", self.name)
+        if not LEAST <= self.share <= MOST:
+            raise BadInput(f"a share of {self.share:g}: it must be from {LEAST:g} to {MOST:g}")
         stored_limits(self.limits)
 
 

@@ -23,10 +23,12 @@ class PolicySettings:
     Attributes:
         patience_s: For how long a job may be passed over beyond its turn.
         weights: Owners' weights; everybody else has 1.
+        tenant_weights: The same of tenants.
     """
 
     patience_s: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class JobEstimator:
         return WaitingJob(
             id=job.id,
             owner=job.owner,
+            tenant=job.tenant,
             place=job.pool,
             tier=int(job.tier),
             rank=job.submitted - job.priority * self._ageing_s,

@@ -13,7 +13,11 @@ _ALL = (
     Contender(
         name="fair",
         about="the fleet's own: fair shares, models where they are, nobody passed over for long",
-        make=lambda settings: FairChooser(patience_s=settings.patience_s, weights=settings.weights),
+        make=lambda settings: FairChooser(
+            patience_s=settings.patience_s,
+            weights=settings.weights,
+            tenant_weights=settings.tenant_weights,
+        ),
         predicted=True,
     ),
     Contender(name="fifo", about="one queue by rank, whichever node is free", make=lambda _: Fifo()),

@@ -53,6 +53,7 @@ class TraceJob:
         run_s: Seconds of computing, without loading models, on a node of speed 1.
         models: The model files that it loads.
         memory: Peak bytes on the card; 0: fits anywhere.
+        tenant: The owner's tenant; empty: the default one.
         ttl_s: Seconds after ``submitted`` within which it must start.
         finish_by: When it should be done; a wish.
         canceled_at: When its owner cancels it, if it is not done by then.
@@ -62,6 +63,7 @@ class TraceJob:
     submitted: float
     run_s: float
     owner: str = DEFAULT_OWNER
+    tenant: str = ""
     pool: str = DEFAULT_POOL
     priority: int = 0
     tier: Tier = Tier.SINGLE
@@ -130,6 +132,7 @@ def line_of(job: TraceJob) -> bytes:
         "id": job.id,
         "submitted": job.submitted,
         "owner": job.owner if job.owner != DEFAULT_OWNER else None,
+        "tenant": job.tenant or None,
         "pool": job.pool if job.pool != DEFAULT_POOL else None,
         "priority": job.priority or None,
         "tier": _TIER_NAMES[job.tier] if job.tier is not Tier.SINGLE else None,
@@ -254,6 +257,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "id": _name,
     "submitted": _time,
     "owner": _name,
+    "tenant": _name,
     "pool": _name,
     "priority": _priority,
     "tier": _tier,

@@ -40,6 +40,8 @@ from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
 from comfy_fleet.domain.limits import ScopedLimits, check_workflow_allowed, script_quota
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.domain.people import Tenant
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE, WARMING
 from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.assets import AssetStore
@@ -167,7 +169,7 @@ class SubmitLimits:
     """The operator's limits for new jobs; times in seconds.
 
     Attributes:
-        weights: Owners' shares of the GPUs' time compared with 1, that of all others.
+        weights: Owners' shares of the GPUs' time compared with 1, that of all others of their tenant.
     """
 
     depth: int
@@ -184,6 +186,7 @@ class Submitter:
     Args:
         client_files: Finds files by the names that clients know.
         files: Which files an owner's graphs may name, and which classes they may use.
+        tenant_of: Returns an owner's tenant, as it is now.
         clock: Unix seconds.
         new_id: Draws a job's UUID.
         draw_seed: Draws a seed for a parameter.
@@ -209,6 +212,7 @@ class Submitter:
         sealer: Sealer,
         limits: SubmitLimits,
         files: Callable[[str], FilePolicy],
+        tenant_of: Callable[[str], Tenant],
         clock: Callable[[], float],
         new_id: Callable[[], str],
         draw_seed: Callable[[], int],
@@ -229,6 +233,7 @@ class Submitter:
         self._sealer = sealer
         self._limits = limits
         self._files = files
+        self._tenant_of = tenant_of
         self._clock = clock
         self._new_id = new_id
         self._draw_seed = draw_seed
@@ -439,6 +444,7 @@ class Submitter:
             results = await worked(
                 large, lambda: self._results.keys(computed, placement, mode, options.cache_control)
             )
+        tenant = self._tenant_of(owner)
         new = NewJob(
             id=self._new_id(),
             owner=owner,
@@ -477,6 +483,8 @@ class Submitter:
             timeout_s=options.timeout_s,
             silence_s=workflow.silence_s if workflow else None,
             weight=self._limits.weights.get(owner, 1.0),
+            tenant="" if tenant.name == DEFAULT_TENANT else tenant.name,
+            tenant_weight=tenant.share,
             merge=None if editor or warming or awaited else merge,
             results=results,
             moderation="" if warming else self._moderation.rule(owner),

@@ -10,6 +10,7 @@ if args.what == 'add' then
   if args.files then redis.call('SET', sched_set_key(args.record.set), args.files) end
   counted = 0
   sched_weigh(args.record.owner, args.weight or 1)
+  for tenant, weight in pairs(args.tenant_weights or {}) do sched_weigh('/' .. tenant, weight) end
   sched_add(args.id, args.at, args.able)
 elseif args.what == 'remove' then
   sched_remove(args.id)
@@ -46,10 +47,10 @@ elseif args.what == 'standing' then
   redis.call('DEL', sched_count_key)
   for C, count in pairs(args.counts) do redis.call('HSET', sched_count_key, C, count) end
   counted = 0
-  local place, first = sched_place(args.id)
+  local place, first, tenants = sched_place(args.id)
   local free = tonumber(place[4])
   result.before = counted
-  result.standing = sched_standing(args.id, place[1], first, free and (free < 0 and 0 or math.abs(free - args.at)), args.node)
+  result.standing = sched_standing(args.id, place[1], first, tenants, free and (free < 0 and 0 or math.abs(free - args.at)), args.node)
 elseif args.what == 'holder' then
   result.node = sched_idle_holder(args.id)
 end

@@ -277,8 +277,9 @@ async def test_members_of_a_shared_tenant_see_each_others_jobs_and_nobody_elses(
     ada = (await new_key(api, "ada", tenant="studio"))["key"]
     eve = (await new_key(api, "eve", tenant="studio"))["key"]
     bob = (await new_key(api, "bob"))["key"]
-    job, other = await submit(api, ada), await submit(api, bob)
+    job = await submit(api, ada)
     output = await api.output(await api.claim(job), b"picture")
+    other = await submit(api, bob)
     reads = [
         f"/api/v1/jobs/{job}",
         f"/api/v2/jobs/{job}",
@@ -306,6 +307,24 @@ async def test_members_of_a_shared_tenant_see_each_others_jobs_and_nobody_elses(
     assert (await call(api, "PATCH", "tenants/studio", {"sharing": "private"})).status_code == 200
     for path in reads:
         assert (await api.client.get(path, headers=bearer(eve))).status_code == 404, path
+
+
+async def test_a_tenants_share_counts_for_its_users_jobs(api: Api) -> None:
+    for wrong in (0, 101, "much"):
+        refused = await call(api, "POST", "tenants", {"name": "studio", "share": wrong})
+        assert refused.status_code == 422 and "share" in refused.text
+    made = await call(api, "POST", "tenants", {"name": "studio", "share": 3})
+    assert made.json()["share"] == 3
+    assert (await call(api, "GET", "tenants/default")).json()["share"] == 1
+    ada, bob = (await new_key(api, "ada", tenant="studio"))["key"], (await new_key(api, "bob"))["key"]
+    store: Any = api.stores.redis
+    for share in (3.0, 0.5):
+        assert (await call(api, "PATCH", "tenants/studio", {"share": share})).json()["share"] == share
+        job = await submit(api, ada)
+        assert await store.hget(f"fleet:job:{job}", "tenant") == b"studio"
+        assert float(await store.hget("fleet:sched:used:/studio", "weight")) == share
+    other = await submit(api, bob)
+    assert await store.hget(f"fleet:job:{other}", "tenant") is None
 
 
 async def test_a_stream_of_anothers_job_ends_when_its_tenant_is_shared_no_longer(api: Api) -> None:

@@ -42,6 +42,7 @@ class Traffic:
         job = await submit(
             self.stores,
             owner=owner,
+            tenant="studio" if owner in ("eve", "zoe") else "",
             models=models,
             placement=placement or Placement(),
             profile="p",

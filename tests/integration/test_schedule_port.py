@@ -22,7 +22,10 @@ from tests.unit.schedule.kit import job, models, node
 PATIENCE_S = 5.0
 TICK_S = 1 / 64  # so that no sum of times is rounded
 WEIGHTS = {"o0": 2.0, "o1": 0.5}
-KEPT = {"node", "holders", "pools", "set", "used", "left", "clock", "count"}
+TENANTS = {"o0": "", "o1": "ta", "o2": "ta", "o3": "tb", "o4": ""}
+"""Of those fleets that have tenants; jobs of the default one alone come first."""
+TENANT_WEIGHTS = {"ta": 2.0, "": 0.5}
+KEPT = {"node", "holders", "pools", "set", "used", "left", "clock", "count", "tenanted"}
 """What is left when nothing waits or runs: what nodes have, and owners that are ahead of a queue."""
 MOST_MORE = 20
 """Commands for telling where a job stands beside those for why it waits; one more for each further pool."""
@@ -67,6 +70,7 @@ def record(each: WaitingJob) -> dict[str, str]:
     }
     return {
         "owner": each.owner,
+        **({"tenant": each.tenant} if each.tenant else {}),
         "placement": placement_of(each),
         "status": "queued",
         **({"set": each.models.key} if each.models.files else {}),
@@ -81,18 +85,20 @@ class Both:
     Args:
         port: The rules in Redis.
         chance: What happens.
+        tenants: Whether owners are in several tenants.
         rehearsed: Whether each choice is rehearsed first, which has to come to the same and to write nothing.
     """
 
     port: Port
     chance: Random
+    tenants: bool = False
     rehearsed: bool = False
     now: float = 1000.0
     rules: list[str] = field(default_factory=list)
     most_commands: int = 0
 
     def __post_init__(self) -> None:
-        self.fair = FairChooser(patience_s=PATIENCE_S, weights=WEIGHTS)
+        self.fair = FairChooser(patience_s=PATIENCE_S, weights=WEIGHTS, tenant_weights=TENANT_WEIGHTS)
         self.waiting: dict[str, WaitingJob] = {}
         self.queues: dict[str, int] = {}  # in the order in which they got their first job
         self.up: dict[str, ScheduledNode] = {}
@@ -131,6 +137,7 @@ class Both:
             record=record(each),
             files=orjson.dumps(each.models.files).decode() if each.models.files else None,
             weight=WEIGHTS.get(each.owner),
+            tenant_weights=TENANT_WEIGHTS,
         )
 
     def gone(self, each: WaitingJob) -> None:
@@ -226,11 +233,15 @@ class Both:
 
     def some_job(self, number: int) -> WaitingJob:
         chance, now = self.chance, self.now
+        owner = f"o{chance.randrange(5 if self.tenants else 3)}"
+        if self.tenants and number < 100:
+            owner = "o0"
         return job(
             f"j{number:04}",
             chance.choice(SETS),
             at=now,
-            owner=f"o{chance.randrange(3)}",
+            owner=owner,
+            tenant=TENANTS[owner] if self.tenants else "",
             place=chance.choice(["image", "image", "video"]),
             tier=chance.choice([EDITOR, SINGLE, SINGLE, SINGLE, BATCH]),
             priority_s=chance.choice([0.0, 0.0, 60.0]),
@@ -277,14 +288,19 @@ class Both:
         assert found is not None
         account: dict[bytes, bytes] = await redis.hgetall(f"fleet:sched:used:{each.owner}")
         places = [name for name in account if name.startswith(b"=")]  # also some where it waits no more
-        unknown = {"others"}
+        unknown = {"others", "tenants"}
         if node_name is None:
             unknown.add("load_s")
         if len(places) > 1 + QUEUES:
             unknown |= {"beside", "foreign"}
         for what, value in asdict(expected).items():
             if what not in unknown:
-                assert getattr(found, what) == pytest.approx(value, abs=1e-6), what
+                its = asdict(found.tenant) if what == "tenant" else getattr(found, what)
+                assert its == pytest.approx(value, abs=1e-6), what
+        shares = [sorted((one.tag, one.weight) for one in of.tenants) for of in (found, expected)]
+        assert len(shares[0]) == len(shares[1])
+        for a_share, other_share in zip(*shares, strict=True):
+            assert a_share == pytest.approx(other_share)
         both = [sorted((one.jobs, one.tag, one.weight) for one in of.others) for of in (found, expected)]
         assert len(both[0]) == len(both[1])
         for one, other in zip(*both, strict=True):
@@ -307,7 +323,7 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
     rules: set[str] = set()
     for seed in range(20 * some, 20 * some + 20):
         await redis.flushall()
-        both = Both(Port(redis), Random(seed))
+        both = Both(Port(redis), Random(seed), tenants=seed % 2 == 1)
         for number in range(60):
             try:
                 await both.step(number)
@@ -328,9 +344,9 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
 @pytest.mark.parametrize("some", range(5))
 async def test_a_rehearsal_comes_to_the_same_and_writes_nothing(redis: FleetRedis, some: int) -> None:
     rules: set[str] = set()
-    for seed in range(1000 + 10 * some, 1010 + 10 * some):
+    for seed in range(1000 + 10 * some, 1012 + 10 * some):
         await redis.flushall()
-        both = Both(Port(redis), Random(seed), rehearsed=True)
+        both = Both(Port(redis), Random(seed), tenants=seed >= 1010 + 10 * some, rehearsed=True)
         for number in range(60):
             try:
                 await both.step(number)
@@ -346,7 +362,7 @@ async def test_both_say_where_jobs_stand(redis: FleetRedis, some: int) -> None:
     compared = 0
     for seed in range(1000 + 8 * some, 1000 + 8 * some + 8):
         await redis.flushall()
-        both = Both(Port(redis), Random(seed))
+        both = Both(Port(redis), Random(seed), tenants=seed % 2 == 1)
         for number in range(60):
             await both.step(number)
             for each in both.chance.sample(list(both.waiting.values()), min(2, len(both.waiting))):

@@ -25,6 +25,7 @@ class Disorder:
     def __init__(self, stores: Stores, seed: int) -> None:
         self.stores = stores
         self.chance = random.Random(seed)
+        self.tenants = {"eve": "studio"} if seed % 2 else {}
         self.jobs: list[Job] = []
         self.runs: list[Claim] = []
 
@@ -35,9 +36,11 @@ class Disorder:
     async def submits(self) -> None:
         pick = self.chance.choice
         prompt = PromptFields(front=pick((False, False, True)), number=pick((None, None, 2.5)))
+        owner = pick(("ada", "bob", "eve"))
         job = await submit(
             self.stores,
-            owner=pick(("ada", "bob", "eve")),
+            owner=owner,
+            tenant=self.tenants.get(owner, ""),
             placement=pick(PLACEMENTS),
             priority=pick((-5, 0, 0, 100)),
             tier=pick((0, 1, 1, 2)),
@@ -145,11 +148,20 @@ async def agrees(stores: Stores) -> None:
         at = await client.zscore("fleet:queued", job_id)
         assert at == float(record[b"rank"])
     owners = {(record[b"placement"].decode(), record[b"owner"].decode()) for record in waiting.values()}
+    tenants = {
+        (record[b"placement"].decode(), record.get(b"tenant", b"").decode()) for record in waiting.values()
+    }
+    tenanted = await client.exists("fleet:sched:tenanted")
     for key in await client.keys("fleet:sched:owners:*"):
-        placement = key.decode().removeprefix("fleet:sched:owners:")
-        for owner in await client.zrange(key, 0, -1):
-            owners.remove((placement, owner.decode()))
+        placement, tab, tenant = key.decode().removeprefix("fleet:sched:owners:").partition("\t")
+        for name in await client.zrange(key, 0, -1):
+            if tab and not tenant:
+                tenants.remove((placement, name.decode().removeprefix("/")))
+            else:
+                owners.remove((placement, name.decode()))
+                assert (placement, tenant) in tenants or tenanted
     assert not owners
+    assert not tenants or not tenanted
     for record in waiting.values():
         owner = record[b"owner"].decode()
         places = {one[b"placement"] for one in waiting.values() if one[b"owner"] == record[b"owner"]}

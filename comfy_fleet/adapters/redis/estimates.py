@@ -10,7 +10,7 @@ import orjson
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.schedule.calibration import KEPT, KINDS
-from comfy_fleet.domain.schedule.standing import OwnerBacklog, Standing, Underway
+from comfy_fleet.domain.schedule.standing import OwnerBacklog, Share, Standing, Underway
 
 ALL = "*"
 """The profile that stands for all."""
@@ -71,11 +71,19 @@ def load_standing(text: bytes) -> Standing | None:
     if not text:
         return None
     found: dict[str, Any] = orjson.loads(text)
+    tenants = found.pop("tenants") or []
     others = found.pop("others") or []  # Lua's JSON has one word for an empty list and an empty object
+    tenant = _share(found.pop("tenant"))
     return Standing(
         **found | {"own_kind": found["own_kind"] == 1},
+        tenant=tenant,
+        tenants=tuple(map(_share, tenants)),
         others=tuple(OwnerBacklog(tag=tag, weight=weight, jobs=jobs) for tag, weight, jobs in others),
     )
+
+
+def _share(pair: Sequence[float]) -> Share:
+    return Share(tag=pair[0], weight=pair[1])
 
 
 def _ratio(raw: bytes | None) -> float | None:

@@ -111,15 +111,18 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workload"] = new.workload.dump()
     if files := usable_files(new.models):
         fields["set"] = set_key(files)
-    return fields | _merge_fields(new.merge) | _webhook_fields(new) | _moderation_fields(new.moderation)
+    return fields | _merge_fields(new.merge) | _webhook_fields(new) | _tenant_fields(new)
 
 
 def _webhook_fields(new: NewJob) -> dict[str, str | bytes]:
     return {"webhook": orjson.dumps(new.webhook.record(new.owner))} if new.webhook else {}
 
 
-def _moderation_fields(rule: str) -> dict[str, str | bytes]:
-    return {"moderation": rule} if rule else {}
+def _tenant_fields(new: NewJob) -> dict[str, str | bytes]:
+    return {
+        **({"tenant": new.tenant} if new.tenant else {}),
+        **({"moderation": new.moderation} if new.moderation else {}),
+    }
 
 
 def _merge_fields(merge: MergeKey | None) -> dict[str, str | bytes]:

@@ -113,6 +113,8 @@ class RedisJobStore:
             model_set=job_records.model_set(new),
             able=list(new.able[:ABLE]) or None,
             weight=new.weight,
+            tenant=new.tenant,
+            tenant_weight=new.tenant_weight,
             merge=job_records.merging(new),
             wanted=job_records.wanted_result(new),
             kept=list(new.results.kept) if new.results else None,
@@ -380,7 +382,7 @@ class RedisJobStore:
         return Waits(
             results_on=there.decode(),
             results_s=float(left_s),
-            place=_queue_place(*place[:5]) if place else None,
+            place=_queue_place(*place[:5], tenant_used=place[7]) if place else None,
             standing=load_standing(place[5]) if place else None,
             gathers_s=float(place[6] or 0) if place else 0.0,
         )
@@ -526,13 +528,16 @@ def _write_cursor(score: float, job_id: str) -> str:
     return urlsafe_b64encode(f"{score:.6f} {job_id}".encode()).decode().rstrip("=")
 
 
-def _queue_place(ahead: int, overdue: bytes, holder: bytes, free: bytes, used: int) -> QueuePlace:
+def _queue_place(
+    ahead: int, overdue: bytes, holder: bytes, free: bytes, used: int, *, tenant_used: int
+) -> QueuePlace:
     return QueuePlace(
         ahead=ahead,
         overdue_in_s=float(overdue) if overdue else None,
         holder=holder.decode(errors="replace"),
         free_in_s=float(free),
         share_used=used == 1,
+        tenant_used=tenant_used == 1,
     )
 
 

@@ -124,6 +124,9 @@ class Keyspace:
 
     # -- choosing (docs/adr/0038).  FAMILY is the largest of a job's model files, or nothing
     sched_count = _One("sched:count")  # hash: PLACEMENT -> how many jobs wait
+    # A tenant's owners in a queue are a group, PLACEMENT\tTENANT, of the default one PLACEMENT. Tenants are
+    # one, PLACEMENT\t, with /TENANT for OWNER. In owners, unpassed, family, left, clock PLACEMENT is a group
+    sched_tenanted = _One("sched:tenanted")  # string, for 30 days: jobs of other tenants came
     sched_owners = _Each("sched:owners:PLACEMENT")  # zset: OWNER -> tag, or an earlier one
     sched_unpassed = _Each(
         "sched:unpassed:PLACEMENT"
@@ -146,7 +149,7 @@ class Keyspace:
     sched_pools = _One("sched:pools")  # set: POOLs of nodes that hold families
     sched_node = _Each("sched:node:NODE")  # hash: card, memory ([[file, bytes], ...]) and held ([FAMILY,
     #                                   ...]), what was used last at the end; pool, disk_rate, ram_rate,
-    #                                   clock, passes_until, free_at, run, off, set (KEY of the last),
+    #                                   clock (and of other levels), passes_until, free_at, run, off, set,
     #                                   unmeasured ([PROFILE, used_s, bytes from disk and from
     #                                   memory] of a run whose load is not known yet)
     sched_profile = _Each("sched:profile:PROFILE")  # hash: run_s, runs; "*" is every profile

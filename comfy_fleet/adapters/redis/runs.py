@@ -25,6 +25,7 @@ from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
+from comfy_fleet.domain.schedule.tenants import ROOT
 from comfy_fleet.ports.runs import (
     NOTHING_SAID,
     ONLY_CLIENTS,
@@ -81,16 +82,21 @@ class RedisRunStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(self._keys.placements)
             pipe.hgetall(self._keys.sched_count)
-            older, counts = await pipe.read()
+            pipe.exists(self._keys.sched_tenanted)
+            older, counts, tenanted = await pipe.read()
         if older and await self._adopt():
             counts = await self._redis.hgetall(self._keys.sched_count)
         if not counts:
             return []
         classes = [raw.decode() for raw in counts]
         async with self._redis.pipeline(transaction=False) as pipe:
+            for name in [f"{name}{ROOT}" for name in classes] if tenanted else []:
+                pipe.zrange(self._keys.sched_owners(name), 0, 0, withscores=True)
             for name in classes:
                 pipe.zrange(self._keys.sched_owners(name), 0, 0, withscores=True)
-            firsts = await pipe.read()
+            heads = await pipe.read()
+        owners = heads[-len(classes) :]  # of the default tenant; those of others are found by their tenants
+        firsts = [one or other for one, other in zip(heads[: len(classes)], owners, strict=True)]
         found = []
         for name, count, first in zip(classes, counts.values(), firsts, strict=True):
             try:

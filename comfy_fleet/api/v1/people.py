@@ -305,6 +305,7 @@ def _tenant(d: ApiDeps, name: str) -> TenantAnswer:
         "deny_classes": tenant.deny_classes,
         "allow_classes": tenant.allow_classes,
         "moderation": tenant.moderation,
+        "share": tenant.share,
         "created_at": _time(tenant.created_at),
         "limits": dict(tenant.limits),
         "users": list(people.members(tenant.name)),

@@ -13,6 +13,7 @@ from comfy_fleet.domain.people import (
     TenantSharing,
 )
 from comfy_fleet.domain.principal import DEFAULT_TENANT
+from comfy_fleet.domain.schedule.owner_weights import LEAST, MOST
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 RoleWord = Literal["submit", "artist", "operator", "metrics"]
@@ -51,6 +52,13 @@ _MODERATION = (
 )
 
 
+TenantShare = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
+_SHARE = (
+    "Its part of the GPUs' time compared with 1, that of any other tenant, while all have jobs waiting. "
+    "It counts as soon as one of its users submits the next job."
+)
+
+
 class TenantBody(_Body):
     """A tenant."""
 
@@ -65,6 +73,7 @@ class TenantBody(_Body):
     deny_classes: Classes = Field("", description=_DENY)
     allow_classes: Classes = Field("", description=_ALLOW)
     moderation: ModerationWord = Field("", description=_MODERATION)
+    share: TenantShare = Field(1.0, description=_SHARE)
 
 
 class TenantChangeBody(_Body):
@@ -77,6 +86,7 @@ class TenantChangeBody(_Body):
     deny_classes: Classes | None = Field(None, description=_DENY)
     allow_classes: Classes | None = Field(None, description=_ALLOW)
     moderation: ModerationWord | None = Field(None, description=_MODERATION)
+    share: TenantShare | None = Field(None, description=_SHARE)
 
 
 class UserBody(_Body):
@@ -133,6 +143,7 @@ class TenantAnswer(TypedDict):
     deny_classes: str
     allow_classes: str
     moderation: str
+    share: float
     created_at: str | None
     limits: dict[str, str]
     users: Annotated[list[str], Field(description="Their names.")]

@@ -311,7 +311,9 @@ class NewJob:
         finish_by: When its client wishes it to be done, in Unix seconds; for the order only.
         timeout_s: For how long a run of it may take at most, in seconds; None: as long as any.
         silence_s: Longest time of a run without a sign of progress, as its workflow says; None: the pool's.
-        weight: Its owner's share of the GPUs' time, compared with 1, that of all others.
+        weight: Its owner's share of the GPUs' time, compared with 1, that of all others of its tenant.
+        tenant: The owner's tenant; empty: the default one.
+        tenant_weight: The tenant's share, compared with 1, that of all others.
         models: The model files that its graph loads: FOLDER/NAME and bytes.
         memory: How many bytes it probably needs on the card at most; 0: unknown.
         workload: What that follows from; None: it loads no model.
@@ -355,6 +357,8 @@ class NewJob:
     timeout_s: float | None = None
     silence_s: float | None = None
     weight: float = 1.0
+    tenant: str = ""
+    tenant_weight: float = 1.0
     models: tuple[tuple[str, int], ...] = ()
     memory: int = 0
     workload: Workload | None = None

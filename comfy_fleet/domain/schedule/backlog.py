@@ -5,10 +5,16 @@ owner, and by owner and model family; owners by tag. A tag in an index may be an
 mended when it is read.
 """
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
 from comfy_fleet.domain.schedule.scheduled_node import GIB
 from comfy_fleet.domain.schedule.shares import Account
+from comfy_fleet.domain.schedule.tenants import SharedIndex
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
+
+Q = TypeVar("Q", "OwnerQueue", "TenantQueue")
 
 MAX_HEADS = 64
 """Most heads that one decision reads: jobs, and owners whose tags are mended."""
@@ -56,10 +62,33 @@ def stronger(one: WaitingJob, other: WaitingJob) -> bool:
     return one.submitted - one.rank > other.submitted - other.rank + 1e-6
 
 
+class TenantQueue:
+    """A tenant whose jobs wait in one queue.
+
+    Attributes:
+        name: The tenant; empty: the default one.
+        account: What it has used.
+        base: By how much it was lifted in this queue.
+    """
+
+    __slots__ = ("account", "base", "name")
+
+    def __init__(self, name: str, account: Account, base: float) -> None:
+        self.name = name
+        self.account = account
+        self.base = base
+
+    @property
+    def tag(self) -> float:
+        """The tenant's start tag here, in GPU seconds."""
+        return self.account.used + self.base
+
+
 class OwnerQueue:
     """An owner's waiting jobs in one queue.
 
     Attributes:
+        tenant: The owner's tenant there.
         account: What the owner has used.
         base: By how much the owner was lifted in this queue.
         jobs: All of them, in their order.
@@ -68,9 +97,10 @@ class OwnerQueue:
         families: All of them by model family, in their order.
     """
 
-    __slots__ = ("account", "base", "families", "jobs", "passed", "unpassed")
+    __slots__ = ("account", "base", "families", "jobs", "passed", "tenant", "unpassed")
 
-    def __init__(self, account: Account, base: float) -> None:
+    def __init__(self, account: Account, base: float, tenant: TenantQueue) -> None:
+        self.tenant = tenant
         self.account = account
         self.base = base
         self.jobs = OrderedIndex()
@@ -98,7 +128,7 @@ class FamilyQueue:
     __slots__ = ("backlog_s", "count", "holders", "owners", "size")
 
     def __init__(self, holders: int, size: int) -> None:
-        self.owners = OrderedIndex()
+        self.owners = SharedIndex()
         self.backlog_s = 0.0
         self.count = 0
         self.holders = holders
@@ -121,20 +151,33 @@ class WaitingQueue:
         unpassed: Owners with jobs whose turn has not come yet, by tag.
         passed: Owners with jobs that were passed over, by the time when the first of them is overdue.
         by_owner: The owners' jobs.
+        by_tenant: The tenants of these owners.
         by_family: What waits of each model family.
         pressure: Families with files, the one with the largest backlog for each holder first.
     """
 
-    __slots__ = ("by_family", "by_owner", "card", "name", "owners", "passed", "place", "pressure", "unpassed")
+    __slots__ = (
+        "by_family",
+        "by_owner",
+        "by_tenant",
+        "card",
+        "name",
+        "owners",
+        "passed",
+        "place",
+        "pressure",
+        "unpassed",
+    )
 
     def __init__(self, place: str, card: int) -> None:
         self.place = place
         self.card = card
         self.name = f"{place} {card}"
-        self.owners = OrderedIndex()
-        self.unpassed = OrderedIndex()
+        self.owners = SharedIndex()
+        self.unpassed = SharedIndex()
         self.passed = OrderedIndex()
         self.by_owner: dict[str, OwnerQueue] = {}
+        self.by_tenant: dict[str, TenantQueue] = {}
         self.by_family: dict[str, FamilyQueue] = {}
         self.pressure = OrderedIndex()
 
@@ -171,12 +214,14 @@ class Backlog:
         waiting: Them, by id.
         queues: Queues in which jobs wait, by placement class and class of cards.
         reads: How many heads were read since this was set to 0.
+        tenanted: Whether jobs of other tenants than the default one have come: then tenants' shares count.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[str, WaitingEntry] = {}
         self.queues: dict[tuple[str, int], WaitingQueue] = {}
         self.reads = 0
+        self.tenanted = False
 
     def queue_of(self, job: WaitingJob) -> tuple[WaitingQueue, bool]:
         """Return a job's queue, and whether it is new."""
@@ -191,18 +236,18 @@ class Backlog:
         """Add a job to all indexes."""
         job, queue, owner, order = waiting.job, waiting.queue, waiting.owner, waiting.order
         self.waiting[job.id] = waiting
-        name = job.models.family
+        name, tenant = job.models.family, owner.tenant
         owner.jobs.put(job.id, order)
         owner.unpassed.put(job.id, order)
         jobs = owner.families.get(name)
         if jobs is None:
             jobs = owner.families[name] = OrderedIndex()
-            family.owners.put(job.owner, owner.tag)
+            family.owners.put(tenant.name, tenant.tag, job.owner, owner.tag)
         jobs.put(job.id, order)
         if len(owner.jobs) == 1:
-            queue.owners.put(job.owner, owner.tag)
+            queue.owners.put(tenant.name, tenant.tag, job.owner, owner.tag)
         if len(owner.unpassed) == 1:
-            queue.unpassed.put(job.owner, owner.tag)
+            queue.unpassed.put(tenant.name, tenant.tag, job.owner, owner.tag)
         family.count += 1
         family.backlog_s += job.run_s
         if name:
@@ -213,11 +258,12 @@ class Backlog:
         job, queue = waiting.job, waiting.queue
         del self.waiting[job.id]
         name, owner = job.models.family, waiting.owner
+        tenant = owner.tenant.name
         owner.jobs.discard(job.id)
         if waiting.overdue_at is None:
             owner.unpassed.discard(job.id)
             if not len(owner.unpassed):
-                queue.unpassed.discard(job.owner)
+                queue.unpassed.discard(tenant, job.owner)
         else:
             owner.passed.discard(job.id)
             self._list_passed(queue, job.owner, owner)
@@ -225,7 +271,7 @@ class Backlog:
         jobs.discard(job.id)
         if not len(jobs):
             del owner.families[name]
-            family.owners.discard(job.owner)
+            family.owners.discard(tenant, job.owner)
         family.count -= 1
         family.backlog_s -= job.run_s
         if not family.count:
@@ -236,7 +282,9 @@ class Backlog:
         if len(owner.jobs):
             return False
         del queue.by_owner[job.owner]
-        queue.owners.discard(job.owner)
+        queue.owners.discard(tenant, job.owner)
+        if not len(queue.owners.of(tenant)):
+            del queue.by_tenant[tenant]
         if not queue.by_owner:
             del self.queues[queue.place, queue.card]
         return True
@@ -247,7 +295,7 @@ class Backlog:
         waiting.overdue_at = overdue_at
         owner.unpassed.discard(job.id)
         if not len(owner.unpassed):
-            queue.unpassed.discard(job.owner)
+            queue.unpassed.discard(owner.tenant.name, job.owner)
         owner.passed.put(job.id, overdue_at)
         if len(owner.passed) == 1:
             queue.passed.put(job.owner, overdue_at)
@@ -266,8 +314,10 @@ class Backlog:
         if waiting.overdue_at is None:
             owner.unpassed.put(job.id, waiting.order)
 
-    def least(self, index: OrderedIndex, queue: WaitingQueue, most: int) -> OwnerQueue | None:
-        """Return the owner with the least tag in one of a queue's indexes, and mend tags on the way.
+    def least(self, index: SharedIndex, queue: WaitingQueue, most: int) -> OwnerQueue | None:
+        """Return the owner with the least tag of the tenant with the least in one of a queue's indexes.
+
+        Tags are mended on the way.
 
         Args:
             index: Owners by tag.
@@ -277,18 +327,28 @@ class Backlog:
         Returns:
             An owner, after many mended tags perhaps not the least; None if nothing was read.
         """
-        owner = None
+        if not self.tenanted:
+            return self._mended(index.of(""), queue.by_owner, most)
+        tenant = self._mended(index.tenants, queue.by_tenant, most)
+        return self._mended(index.of(tenant.name), queue.by_owner, most) if tenant is not None else None
+
+    def least_of(self, tenant: TenantQueue, queue: WaitingQueue, most: int) -> OwnerQueue | None:
+        """Return the owner with the least tag of one tenant; None if nothing was read."""
+        return self._mended(queue.owners.of(tenant.name), queue.by_owner, most)
+
+    def _mended(self, index: OrderedIndex, members: Mapping[str, Q], most: int) -> Q | None:
+        member = None
         for _ in range(MENDED):
             first = index.first()
             if first is None or self.reads >= most:
                 break
-            owner = queue.by_owner[first[1]]
-            tag = owner.account.used + owner.base
+            member = members[first[1]]
+            tag = member.tag
             self.reads += 1
             if tag <= first[0]:
                 break
             index.put(first[1], tag)
-        return owner
+        return member
 
     @staticmethod
     def _list_passed(queue: WaitingQueue, name: str, owner: OwnerQueue) -> None:

@@ -1,11 +1,18 @@
 """The fleet's own way to choose: fair shares, models where they are, and nobody passed over for long."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from comfy_fleet.domain.nodes.pool import PATIENCE_S
-from comfy_fleet.domain.schedule.backlog import Backlog, FamilyQueue, OwnerQueue, WaitingEntry
+from comfy_fleet.domain.schedule.backlog import (
+    Backlog,
+    FamilyQueue,
+    OwnerQueue,
+    TenantQueue,
+    WaitingEntry,
+    WaitingQueue,
+)
 from comfy_fleet.domain.schedule.choose import choose_first, choose_next
 from comfy_fleet.domain.schedule.gather import Gatherer
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
@@ -15,6 +22,7 @@ from comfy_fleet.domain.schedule.read_standing import read_standing
 from comfy_fleet.domain.schedule.scheduled_node import ScheduledNode
 from comfy_fleet.domain.schedule.shares import Account, Shares
 from comfy_fleet.domain.schedule.standing import Capacity, Standing
+from comfy_fleet.domain.schedule.tenants import ROOT, holder_of, level_of
 from comfy_fleet.domain.schedule.waiting_job import WaitingJob
 from comfy_fleet.domain.schedule.waiting_words import waiting_for
 from comfy_fleet.domain.schedule.warmth import Missing
@@ -32,7 +40,7 @@ again."""
 class _Run:
     """A job that was chosen, and what was expected of it."""
 
-    account: Account
+    accounts: Sequence[Account]
     node: str
     charged_s: float
     missing: Missing
@@ -48,7 +56,7 @@ class Snapshot:
         runs: Runs that have not ended.
         nodes: Nodes that take jobs.
         families: Model families that nodes hold.
-        owners: Accounts of owners that wait, run or have left a short time ago, and their bases.
+        owners: Accounts of owners and tenants that wait, run or have left a short time ago, and their bases.
     """
 
     waiting: int
@@ -64,14 +72,22 @@ class FairChooser:
 
     Args:
         patience_s: For how long a job may be passed over beyond its turn, in seconds.
-        weights: Owners' shares compared with 1, that of all others.
+        weights: Owners' shares compared with 1, that of all others of their tenant.
+        tenant_weights: The same of tenants; the default one's name is empty here.
     """
 
-    def __init__(self, *, patience_s: float = PATIENCE_S, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        patience_s: float = PATIENCE_S,
+        weights: Mapping[str, float] | None = None,
+        tenant_weights: Mapping[str, float] | None = None,
+    ) -> None:
         if patience_s < 0:
             raise ValueError(f"patience_s is {patience_s}: it must not be negative")
         self._patience_s = patience_s
-        self._shares = Shares(weights or {})
+        tenants = {holder_of(name): weight for name, weight in (tenant_weights or {}).items()}
+        self._shares = Shares({**(weights or {}), **tenants})
         self._backlog = Backlog()
         self._nodes = KnownNodes()
         self._gatherer = Gatherer(self._backlog, self._nodes, patience_s)
@@ -106,8 +122,9 @@ class FairChooser:
             self._nodes.opened(queue)
         owner = queue.by_owner.get(job.owner)
         if owner is None:
-            account, base = self._shares.enter(queue.name, job.owner, self._nodes.clock(queue))
-            owner = queue.by_owner[job.owner] = OwnerQueue(account, base)
+            if job.tenant and not backlog.tenanted:
+                self._begin_tenants()
+            owner = self._enter(queue, job)
         name = job.models.family
         family = queue.by_family.get(name)
         if family is None:
@@ -135,8 +152,9 @@ class FairChooser:
         run = self._runs.pop(job_id, None)
         if run is None:
             return
-        run.account.settle(run.charged_s, load_s + run_s)
-        self._shares.ended(run.account)
+        for account in run.accounts:
+            account.settle(run.charged_s, load_s + run_s)
+            self._shares.ended(account)
         known = self._nodes.get(node)
         if known is not None and known.runs == job_id:
             known.runs = None
@@ -227,23 +245,58 @@ class FairChooser:
     def _can(node: KnownNode, waiting: WaitingEntry) -> bool:
         return node.kind.serves(waiting.queue) and waiting.job.memory <= node.facts.vram_bytes
 
+    def _begin_tenants(self) -> None:
+        """Let tenants' shares count from now on."""
+        self._backlog.tenanted = True
+        for queue in self._backlog.queues.values():
+            for tenant in queue.by_tenant.values():
+                self._enter_tenant(queue, tenant)
+
+    def _enter(self, queue: WaitingQueue, job: WaitingJob) -> OwnerQueue:
+        """Note that an owner waits in a queue from now on, and its tenant if it has not done so before."""
+        level = level_of(job.tenant)
+        virtual = self._nodes.clock(queue, level, queue.owners.of(job.tenant))
+        account, base = self._shares.enter(queue.name + level, job.owner, virtual)
+        tenant = queue.by_tenant.get(job.tenant)
+        if tenant is None:
+            tenant = TenantQueue(job.tenant, Account(holder_of(job.tenant), 1.0), 0.0)
+            if self._backlog.tenanted:
+                self._enter_tenant(queue, tenant)
+            queue.by_tenant[job.tenant] = tenant
+        owner = queue.by_owner[job.owner] = OwnerQueue(account, base, tenant)
+        return owner
+
+    def _enter_tenant(self, queue: WaitingQueue, tenant: TenantQueue) -> None:
+        virtual = self._nodes.clock(queue, ROOT, queue.owners.tenants)
+        holder = holder_of(tenant.name)
+        tenant.account, tenant.base = self._shares.enter(queue.name + ROOT, holder, virtual)
+
     def _remove(self, waiting: WaitingEntry) -> None:
         queue, owner = waiting.queue, waiting.owner
         if self._backlog.remove(waiting):
-            self._shares.leave(queue.name, owner.account, owner.base, self._nodes.clock(queue))
+            tenant, owners = owner.tenant, queue.owners
+            level = level_of(tenant.name)
+            clock = self._nodes.clock(queue, level, owners.of(tenant.name))
+            self._shares.leave(queue.name + level, owner.account, owner.base, clock)
+            if self._backlog.tenanted and tenant.name not in queue.by_tenant:
+                clock = self._nodes.clock(queue, ROOT, owners.tenants)
+                self._shares.leave(queue.name + ROOT, tenant.account, tenant.base, clock)
             if not queue.by_owner:
                 self._nodes.closed(queue)
 
     def _start(self, node: KnownNode, waiting: WaitingEntry, rule: str, now: float) -> JobChoice:
-        """Take a job out of the backlog, and charge its owner."""
-        job, account = waiting.job, waiting.owner.account
+        """Take a job out of the backlog, and charge its owner, and its tenant where tenants count."""
+        job, accounts = waiting.job, [waiting.owner.account]
+        if self._backlog.tenanted:
+            accounts.append(waiting.owner.tenant.account)
         missing = node.warmth.missing(job.models)
         load_s = node.warmth.load_s(job.models)
         cost_s = load_s + job.run_s / node.facts.speed
-        self._shares.began(account)
-        account.charge(cost_s)
+        for account in accounts:
+            self._shares.began(account)
+            account.charge(cost_s)
         self._remove(waiting)
-        self._runs[job.id] = _Run(account, node.facts.name, cost_s, missing)
+        self._runs[job.id] = _Run(accounts, node.facts.name, cost_s, missing)
         self._nodes.started(node, job.id, job.models, now + cost_s)
         return JobChoice(job, rule, load_s)
 

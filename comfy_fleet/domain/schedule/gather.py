@@ -21,6 +21,7 @@ from comfy_fleet.domain.schedule.costs import Costs
 from comfy_fleet.domain.schedule.known_nodes import KnownNode, KnownNodes
 from comfy_fleet.domain.schedule.look import NodeLook
 from comfy_fleet.domain.schedule.ordered_index import OrderedIndex
+from comfy_fleet.domain.schedule.tenants import ROOT, level_of
 
 MAX_QUEUES = 8
 """Most queues that one look reads; of more, each gets its turn."""
@@ -62,19 +63,16 @@ class Gatherer:
             at = kind.turn % len(queues)
             kind.turn += MAX_QUEUES
             queues = (queues + queues)[at : at + MAX_QUEUES]
-        least, turn = inf, None
-        for queue in queues:
-            found = self._least(queue, node, now)
-            if found is None:
-                continue
-            # Equal tags are one owner's as a rule, and its order holds in all queues.
-            if turn is None or (found[0], found[1].order) < (least, turn.order):
-                least, turn = found
+        # Equal tags are one owner's as a rule, and its order holds in all queues.
+        found = [first for queue in queues if (first := self._least(queue, node, now)) is not None]
+        turn = min(found, key=lambda one: (*self._tags(one.owner), one.order), default=None)
         if turn is None:
             return None
-        if least > kind.clock:
-            kind.clock = least
-        return NodeLook(node, queues, turn, least)
+        tenant = turn.owner.tenant
+        kind.saw(level_of(tenant.name), turn.owner.tag)
+        if self._backlog.tenanted:
+            kind.saw(ROOT, tenant.tag)
+        return NodeLook(node, queues, turn)
 
     def overdue(self, look: NodeLook, now: float) -> bool:
         """Whether a job may be overdue."""
@@ -116,7 +114,7 @@ class Gatherer:
         if not overdue and (best := self._best_warm(look, found)) is not None:
             return best
         for owner, waiting in found:
-            self._consider(look, waiting, owner.tag, now)
+            self._consider(look, waiting, self._lag(look, owner, waiting.queue), now)
         return None
 
     def _best_warm(
@@ -126,7 +124,7 @@ class Gatherer:
         warmth = look.node.warmth
         best, least, of = None, (inf, inf), None
         for owner, waiting in found:
-            lag = owner.tag - look.least
+            lag = self._lag(look, owner, waiting.queue)
             if lag <= look.window_s:
                 load_s = warmth.load_s(waiting.job.models)
                 key = (lag + load_s, waiting.order)
@@ -154,7 +152,7 @@ class Gatherer:
     def gather_others(self, look: NodeLook, now: float) -> None:
         """Read heads of families that the node has in memory, and of those for which much waits."""
         node, held = look.node, look.node.held
-        self._consider(look, look.turn, look.least, now)
+        self._consider(look, look.turn, 0.0, now)
         files = [file for file in reversed(node.warmth.memory) if file not in held][:MAX_CACHED]
         others = -(-MAX_OTHERS // len(look.queues))
         for queue in look.queues:
@@ -177,32 +175,49 @@ class Gatherer:
 
     def unpassed(self, look: NodeLook, now: float) -> WaitingEntry | None:
         """Return the job whose turn it is of those that were never passed over."""
-        best, found = inf, None
+        best, found = None, None
         for queue in look.queues:
             owner = self._backlog.least(queue.unpassed, queue, MAX_HEADS)
-            if owner is not None and owner.tag < best:
+            if owner is not None and (best is None or self._tags(owner) < best):
                 first = owner.unpassed.first()
                 if first is not None:
-                    best, found = owner.tag, self._backlog.waiting[first[1]]
+                    best, found = self._tags(owner), self._backlog.waiting[first[1]]
         return found if found is not None and self._may(found, look.node, now) else None
 
     # -- the parts --------------------------------------------------------------------------------------
 
-    def _least(self, queue: WaitingQueue, node: KnownNode, now: float) -> tuple[float, WaitingEntry] | None:
-        """Return the lowest tag of a queue and a job of its owner that fits the node."""
+    def _tags(self, owner: OwnerQueue) -> tuple[float, float]:
+        """Return the tags by which owners are compared, the tenant's first."""
+        return (owner.tenant.tag if self._backlog.tenanted else 0.0), owner.tag
+
+    def _lag(self, look: NodeLook, owner: OwnerQueue, queue: WaitingQueue) -> float:
+        """Return how far an owner's tenant is ahead of that whose turn it is, and it in its tenant."""
+        if not self._backlog.tenanted:
+            return owner.tag - look.least
+        tenant = owner.tenant
+        floor = look.floors.get(tenant.name)
+        if floor is None:
+            first = self._backlog.least_of(tenant, queue, MAX_HEADS - KEPT)
+            floor = look.floors[tenant.name] = first.tag if first is not None else owner.tag
+        return max(0.0, tenant.tag - look.tenant_least) + max(0.0, owner.tag - floor)
+
+    def _least(self, queue: WaitingQueue, node: KnownNode, now: float) -> WaitingEntry | None:
+        """Return a job that fits the node, of the owner with the lowest tag that has one."""
         backlog = self._backlog
         owner = backlog.least(queue.owners, queue, MAX_HEADS - KEPT)
         if owner is None:
             return None
         first = self._first_fit(owner.unpassed if len(owner.unpassed) else owner.jobs, node, now)
         if first is not None:
-            return owner.tag, first
-        for _, name in queue.owners.head(MAX_UNFIT)[1:]:
-            other = queue.by_owner[name]
+            return first
+        others = [name for _, name in queue.owners.of(owner.tenant.name).head(MAX_UNFIT)[1:]]
+        for _, tenant in queue.owners.tenants.head(MAX_UNFIT)[1:]:
+            others += [name for _, name in queue.owners.of(tenant).head(1)]
+        for name in others:
             backlog.reads += 1
-            first = self._first_fit(other.jobs, node, now)
+            first = self._first_fit(queue.by_owner[name].jobs, node, now)
             if first is not None:
-                return other.tag, first
+                return first
         return None
 
     def _first_fit(self, index: OrderedIndex, node: KnownNode, now: float) -> WaitingEntry | None:
@@ -257,14 +272,14 @@ class Gatherer:
 
     def _gather_overdue(self, look: NodeLook, owner: OwnerQueue, now: float) -> bool:
         """Read an owner's overdue jobs; return whether it has a right to one of them."""
-        backlog, tag, entitled = self._backlog, owner.tag, False
+        backlog, entitled = self._backlog, False
         for at, job_id in owner.passed.head(MAX_OVERDUE):
             if at > now or backlog.reads >= MAX_HEADS // 2:
                 break
             waiting = backlog.waiting[job_id]
             backlog.reads += 1
             if self._may(waiting, look.node, now):
-                head = self._consider(look, waiting, tag, now)
+                head = self._consider(look, waiting, self._lag(look, owner, waiting.queue), now)
                 entitled |= head is None or head.lag <= max(look.window_s, head.cost_s)
             else:
                 entitled = True  # on another node it may have
@@ -278,17 +293,17 @@ class Gatherer:
         if owner is not None:
             first = self._first_fit(owner.families[family], look.node, now)
             if first is not None:
-                self._consider(look, first, owner.tag, now)
+                self._consider(look, first, self._lag(look, owner, queue), now)
 
-    def _consider(self, look: NodeLook, waiting: WaitingEntry, tag: float, now: float) -> Head | None:
+    def _consider(self, look: NodeLook, waiting: WaitingEntry, lag: float, now: float) -> Head | None:
         """Add a job to choose from."""
         if (seen := look.seen(waiting.job.id)) is not None:
             return seen
         if self._backlog.reads >= MAX_HEADS - KEPT:
             return None
-        head = self._costs.head(look.node, waiting, tag - look.least, now)
+        head = self._costs.head(look.node, waiting, lag, now)
         look.add(head)
         ahead = self._ahead(waiting, waiting.owner)
         if ahead is not None and self._may(ahead, look.node, now):
-            head.first = self._consider(look, ahead, tag, now)
+            head.first = self._consider(look, ahead, lag, now)
         return head

@@ -24,22 +24,27 @@ class Kind:
         places: The placement classes.
         card: The largest class of cards whose queues they serve.
         queues: The queues in which jobs wait, and which they serve.
-        clock: Virtual time: the least tag that one of them has seen at a choice.
+        clocks: Virtual times by level: the least tags that one of them has seen at a choice.
         nodes: How many they are.
         calm_until: Until when a look in vain counts for all of them.
         turn: Counts choices, so that all of many queues get theirs.
     """
 
-    __slots__ = ("calm_until", "card", "clock", "nodes", "places", "queues", "turn")
+    __slots__ = ("calm_until", "card", "clocks", "nodes", "places", "queues", "turn")
 
     def __init__(self, places: frozenset[str], card: int) -> None:
         self.places = places
         self.card = card
         self.queues: list[WaitingQueue] = []
-        self.clock = 0.0
+        self.clocks: dict[str, float] = {}
         self.calm_until = 0.0
         self.nodes = 0
         self.turn = 0
+
+    def saw(self, level: str, tag: float) -> None:
+        """Note a tag: virtual time never goes back."""
+        if tag > self.clocks.get(level, 0.0):
+            self.clocks[level] = tag
 
     def serves(self, queue: WaitingQueue) -> bool:
         """Whether these nodes serve a queue."""
@@ -113,7 +118,8 @@ class KnownNodes:
             held = list(known.held)
             for family in held:
                 self._let_go(known, family)
-            kind.clock = max(kind.clock, known.kind.clock)
+            for level, clock in known.kind.clocks.items():
+                kind.saw(level, clock)
             self._leave(known.kind)
             known.kind = kind
             kind.nodes += 1
@@ -143,13 +149,19 @@ class KnownNodes:
             if kind.serves(queue):
                 kind.queues.remove(queue)
 
-    def clock(self, queue: WaitingQueue) -> float:
-        """Return the virtual time of a queue: nobody who waits there has a lower tag."""
-        first = queue.owners.first()
+    def clock(self, queue: WaitingQueue, level: str, index: OrderedIndex) -> float:
+        """Return the virtual time of a queue at a level: nobody who waits there has a lower tag.
+
+        Args:
+            queue: The queue.
+            level: As :mod:`comfy_fleet.domain.schedule.tenants` calls it.
+            index: Who waits there, of that level.
+        """
+        first = index.first()
         latest = first[0] if first is not None else 0.0
         for kind in self._kinds.values():
-            if kind.clock > latest and kind.serves(queue):
-                latest = kind.clock
+            if kind.clocks.get(level, 0.0) > latest and kind.serves(queue):
+                latest = kind.clocks[level]
         return latest
 
     def holder_count(self, family: str, queue: WaitingQueue) -> int:

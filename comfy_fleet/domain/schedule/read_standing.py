@@ -5,10 +5,10 @@ The scripts read the same (``sched_standing`` in ``schedule_standing.lua``).
 
 from comfy_fleet.domain.schedule.backlog import Backlog, WaitingEntry
 from comfy_fleet.domain.schedule.known_nodes import KnownNodes
-from comfy_fleet.domain.schedule.standing import OwnerBacklog, Standing
+from comfy_fleet.domain.schedule.standing import OwnerBacklog, Share, Standing
 
 OTHERS = 2
-"""Most other owners that are looked at one by one: those with the least tags."""
+"""Most other owners of its tenant, and other tenants, that are looked at: those with the least tags."""
 SAMPLED = 2
 """Most of an owner's jobs that are read to know how long its jobs before one take."""
 QUEUES = 2
@@ -23,7 +23,9 @@ def read_standing(waiting: WaitingEntry, backlog: Backlog, nodes: KnownNodes, no
     beside = nodes.beside(queue, backlog.queues.values())
     mine = [other.by_owner[job.owner].jobs for other in beside if job.owner in other.by_owner]
     earlier = sum(jobs.below(waiting.order) for jobs in mine[:QUEUES])
-    others = [name for _, name in queue.owners.head(OTHERS + 1) if name != job.owner][:OTHERS]
+    tenant, owners = owner.tenant, queue.owners.of(owner.tenant.name)
+    others = [name for _, name in owners.head(OTHERS + 1) if name != job.owner][:OTHERS]
+    tenants = [name for _, name in queue.owners.tenants.head(OTHERS + 1) if name != tenant.name][:OTHERS]
     family, own_family = queue.by_family[job.models.family], owner.families[job.models.family]
     holders = nodes.holder_count(job.models.family, queue) if job.models.files else 0
     serving = nodes.serving(queue)
@@ -38,7 +40,7 @@ def read_standing(waiting: WaitingEntry, backlog: Backlog, nodes: KnownNodes, no
         beside=earlier,
         jobs=sum(each.count for each in queue.by_family.values()),
         jobs_s=sum(each.backlog_s for each in queue.by_family.values()),
-        owners=len(queue.owners),
+        owners=len(owners),
         others=tuple(
             OwnerBacklog(
                 tag=queue.by_owner[name].tag,
@@ -46,6 +48,11 @@ def read_standing(waiting: WaitingEntry, backlog: Backlog, nodes: KnownNodes, no
                 jobs=len(queue.by_owner[name].jobs),
             )
             for name in others
+        ),
+        tenant=Share(tag=tenant.tag, weight=tenant.account.weight),
+        tenants=tuple(
+            Share(tag=queue.by_tenant[name].tag, weight=queue.by_tenant[name].account.weight)
+            for name in tenants
         ),
         foreign=sum(each.count for other in beside for each in other.by_family.values()) - earlier,
         queues=len(beside),

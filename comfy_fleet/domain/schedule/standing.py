@@ -15,6 +15,14 @@ FEW_LOADS = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How a tenant stands: its start tag, and its share compared with 1."""
+
+    tag: float = 0.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerBacklog:
     """What waits of another owner, or of several that are taken together.
 
@@ -46,8 +54,10 @@ class Standing:
         beside: How many of its owner's jobs go before it in queues beside.
         jobs: How many jobs wait in its queue, of all owners.
         jobs_s: What these compute together.
-        owners: How many owners they have.
-        others: The other owners with the least tags.
+        owners: How many owners of its tenant have jobs there.
+        others: The other ones of them with the least tags.
+        tenant: How its tenant stands.
+        tenants: Other tenants with jobs there: those with the least tags.
         foreign: How many more jobs wait in queues beside.
         queues: How many such queues there are.
         family_s: What the jobs compute that load the same largest model file.
@@ -70,6 +80,8 @@ class Standing:
     jobs_s: float = 0.0
     owners: int = 1
     others: tuple[OwnerBacklog, ...] = ()
+    tenant: Share = Share()
+    tenants: tuple[Share, ...] = ()
     foreign: int = 0
     queues: int = 0
     family_s: float = 0.0
@@ -101,6 +113,11 @@ class Standing:
             latest = max((each.tag for each in backlogs), default=self.tag)
             backlogs.append(OwnerBacklog(tag=latest, weight=float(more), jobs=rest))
         here = sum(min(one.jobs * each_s, max(0.0, start - one.tag) * one.weight) for one in backlogs)
+        # By then its tenant has had all that, and each other one what lifts its tag as high.
+        until = self.tenant.tag + (self.ahead_s + here) / self.tenant.weight
+        if self.tenants:
+            theirs_s = sum(max(0.0, until - one.tag) * one.weight for one in self.tenants)
+            here = min(here + theirs_s, foreign_jobs * each_s)
         lowest = min((each.tag for each in backlogs), default=self.tag)
         beside = min(self.foreign * self.job_s, max(0.0, start - min(lowest, self.tag)) * self.queues)
         return here, beside

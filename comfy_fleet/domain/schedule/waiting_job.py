@@ -19,6 +19,7 @@ class WaitingJob:
     Attributes:
         id: The job's.
         owner: Whose share it uses.
+        tenant: The owner's tenant; empty: the default one.
         place: Its placement class; a node says which of them it can run.
         tier: Of one owner's jobs, lower tiers go first: :data:`EDITOR` to :data:`WARMING`.
         rank: Time of its submit, less its priority's worth in seconds. The lowest goes first.
@@ -41,3 +42,4 @@ class WaitingJob:
     submitted: float = 0.0
     start_by: float | None = None
     finish_by: float | None = None
+    tenant: str = ""

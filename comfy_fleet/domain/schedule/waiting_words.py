@@ -19,7 +19,8 @@ class QueuePlace:
         overdue_in_s: Seconds until it is overdue, less than 0 if it is; None if it was not passed over.
         holder: A node that has its models, or loads them; empty if there is none.
         free_in_s: Seconds until that node is free, as it is expected; 0: it is.
-        share_used: Whether somebody else who waits there has had less than its owner.
+        share_used: Whether somebody else of its tenant who waits there has had less than its owner.
+        tenant_used: Whether another tenant that waits there has had less than its tenant.
     """
 
     ahead: int
@@ -27,6 +28,7 @@ class QueuePlace:
     holder: str = ""
     free_in_s: float = 0.0
     share_used: bool = False
+    tenant_used: bool = False
 
 
 def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str | None:
@@ -48,6 +50,8 @@ def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str
         why = NEXT
     elif place.ahead:
         why = f"behind {place.ahead} of your own"
+    elif place.tenant_used:
+        why = "your tenant's share is used"
     elif place.share_used:
         why = "your share is used"
     elif holder and busy is None and place.free_in_s > 0:
@@ -64,11 +68,15 @@ def waiting_for(waiting: WaitingEntry, nodes: KnownNodes, now: float) -> str:
         return "no node can run it"
     held = (one.facts.name for _, one in nodes.holders(job.models.family) if one.kind.serves(queue))
     holder = next(held, "")
-    first = queue.owners.first()
+    tenant = owner.tenant
+    first, first_tenant = queue.owners.of(tenant.name).first(), queue.owners.tenants.first()
     place = QueuePlace(
         ahead=owner.jobs.before(job.id),
         overdue_in_s=None if waiting.overdue_at is None else waiting.overdue_at - now,
         holder=holder,
         share_used=first is not None and first[1] != job.owner and first[0] < owner.tag,
+        tenant_used=first_tenant is not None
+        and first_tenant[1] != tenant.name
+        and first_tenant[0] < tenant.tag,
     )
     return words(place, usable=(holder,), busy=None) or "all nodes are busy"

@@ -2,7 +2,7 @@
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
 --       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
 --       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
---       able (some nodes that can run it), weight (its owner's share), merge {key, window_s (for which it waits for others)},
+--       able (some nodes that can run it), weight (its owner's share), tenant ('': the default one), tenant_weight, merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
 --       any_seed (bool: the job takes over the other one's seeds)}, kept (nil, or the keys under which others may follow it),
 --       timeout_s (longest run), silence_s (of it without progress), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
@@ -138,6 +138,7 @@ if earlier then
 end
 for _, result in ipairs(args.kept or {}) do redis.call('SET', flight_of_key(args.owner, flight_hash(result)), id, 'EX', 86400) end
 sched_weigh(args.owner, args.weight)
+sched_weigh('/' .. args.tenant, args.tenant_weight)
 if args.fetches then
   begin_fetches(id, args.owner, args.fetches, at)
   publish_owner(id, 'queued', nil)

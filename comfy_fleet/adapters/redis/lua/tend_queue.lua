@@ -27,12 +27,12 @@ if next_start ~= start then redis.call('SET', queued_checked_key, next_start) en
 local function missing_of(ids)
   local groups, wanted, found = {}, {}, {}
   for _, id in ipairs(ids) do
-    local f = fields(job_key(id), 'status', 'placement', 'owner', 'family', 'deadline', 'follows')
+    local f = fields(job_key(id), 'status', 'placement', 'owner', 'family', 'deadline', 'follows', 'tenant')
     -- A follower is in no queue.
     if f[1] == 'queued' and f[2] and f[3] and not f[6] and (tonumber(f[5] or '') or math.huge) > at then
       local F = f[4] or ''
       local name = f[2] .. '\t' .. f[3] .. '\t' .. F
-      groups[name] = groups[name] or { C = f[2], O = f[3], F = F, ids = {} }
+      groups[name] = groups[name] or { C = f[2], O = f[3], F = F, T = f[7] or '', ids = {} }
       table.insert(groups[name].ids, id)
       wanted[#wanted + 1], met[f[2]] = id, true
     end
@@ -44,16 +44,20 @@ local function missing_of(ids)
   end
   if wanted[1] then miss(queued_key, wanted) end
   for _, group in pairs(groups) do
-    local C, O, F, some = group.C, group.O, group.F, group.ids
+    local C, O, F, T, some = group.C, group.O, group.F, group.T, group.ids
     miss(sched_jobs_key(C, O), some)
     miss(sched_loads_key(C, O, F), some)
     local late, turns, passed = {}, {}, sched_call('ZMSCORE', sched_late_key(C, O), unpack(some))
     for i, id in ipairs(some) do table.insert(passed[i] and late or turns, id) end
     local function has(index, member) return sched_call('ZSCORE', index, member) end
+    local function listed(kind)
+      if not has(sched_index_key(kind, sched_group(C, T), F), O) then return false end
+      return T == '' and not sched_tenanted() or has(sched_index_key(kind, sched_group(C), F), '/' .. T)
+    end
     if turns[1] then miss(sched_turns_key(C, O), turns) end
-    if not has(sched_owners_key(C), O) or not has(sched_family_key(C, F), O) or not sched_backlog(C, F)
+    if T ~= '' and not sched_tenanted() or not listed('owners') or not listed('family') or not sched_backlog(C, F)
       or (F ~= '' and not has(sched_pressure_key(C), F)) or (late[1] and not has(sched_passed_key(C), O))
-      or (turns[1] and not has(sched_unpassed_key(C), O)) then
+      or (turns[1] and not listed('unpassed')) then
       found[some[1]] = true
       if late[1] then found[late[1]] = true end
       if turns[1] then found[turns[1]] = true end
@@ -118,7 +122,7 @@ for C in pairs(met) do
 end
 for i, C in ipairs(sched_call('HKEYS', sched_count_key)) do
   if i > args.most then break end
-  if redis.call('EXISTS', sched_owners_key(C)) == 0 then sched_call('HDEL', sched_count_key, C) end
+  if redis.call('EXISTS', sched_owners_key(C), sched_owners_key(sched_group(C))) == 0 then sched_call('HDEL', sched_count_key, C) end
 end
 if not args.goes_on then rq_show() end
 return { 'ok', wrong > 0 and 2 or over and 0 or 1 }

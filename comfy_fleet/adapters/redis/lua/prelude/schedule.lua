@@ -6,7 +6,7 @@ local sched = { accounts = {}, dirty = {}, clocks = {}, backlogs = {}, sets = {}
   queues = {}, weights = {}, guesses = {}, able = {}, unable = {}, able_holders = {}, reads = 0 }
 
 local SCHED = { HEADS = 64, CHOSEN = 48, MENDED = 5, TIER = 1e11, HORIZON_S = 3600, UNHELD = 1e12, GIB = 1073741824, IDLE = -1,
-  KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, GUESS_S = 0.1,
+  KEPT_S = 2592000, FILES = 64, CLOCKS = 4096, LISTED = 16, BASES = 256, DROPPED = 8, PRESSED = 20, NODE_CLOCKS = 256, GUESS_S = 0.1,
   COUNTED = 1000 }
 
 -- A command's answer.  A key of another type, which somebody else put there, is dropped, and so is what should be a number and is
@@ -76,7 +76,7 @@ end
 
 -- What choosing reads of a job's record.
 local SCHED_FIELDS = { 'owner', 'placement', 'tier', 'rank', 'run_s', 'set', 'family', 'created', 'finish_by', 'overdue_at', 'late',
-  'profile' }
+  'profile', 'tenant' }
 
 -- Read these fields, too.
 local function sched_read_fields(more)
@@ -100,7 +100,7 @@ local function sched_job(id)
   job = false
   if f.owner and f.placement then
     local created = sched_number(f.created, 0)
-    job = { id = id, f = f, owner = f.owner, placement = f.placement, tier = sched_number(f.tier, 1),
+    job = { id = id, f = f, owner = f.owner, tenant = f.tenant or '', placement = f.placement, tier = sched_number(f.tier, 1),
       rank = sched_number(f.rank, created), created = created, guessed = not f.run_s,
       run_s = math.min(math.max(sched_number(f.run_s, nil) or sched_run_s(f.profile or '*') or sched_run_s('*'), 0), 1e7),
       set = f.set, family = f.family or f.set and sched_set(f.set).family or '',

@@ -73,22 +73,52 @@ local function sched_list_passed(C, O)
 end
 
 -- An owner has no job of a family left in a queue.
-local function sched_end_owner_of_family(C, O, F)
-  sched_call('ZREM', sched_family_key(C, F), O)
-  if redis.call('EXISTS', sched_family_key(C, F)) == 0 then
-    sched_end_family(C, F)
-    return true
+local function sched_end_owner_of_family(C, O, F, T)
+  local group, all = sched_family_key(sched_group(C, T), F), sched_family_key(sched_group(C), F)
+  sched_call('ZREM', group, O)
+  if redis.call('EXISTS', group) == 1 then return end
+  if sched_tenanted() then
+    sched_call('ZREM', all, '/' .. T)
+    if redis.call('EXISTS', all) == 1 then return end
   end
+  sched_end_family(C, F)
+  return true
 end
 
 -- An owner has no job left in a queue.
-local function sched_end_owner(C, O)
-  if sched_call('ZREM', sched_owners_key(C), O) == 1 then sched_leave(C, O) end
+local function sched_end_owner(C, O, T)
+  local G, R, tenant = sched_group(C, T), sched_group(C), '/' .. T
+  if sched_call('ZREM', sched_owners_key(G), O) == 1 and sched_leave(G, O) and sched_tenanted()
+    and sched_call('ZREM', sched_owners_key(R), tenant) == 1 then
+    sched_leave(R, tenant)
+  end
+end
+
+-- All jobs of an owner in a queue were passed over.
+local function sched_end_turns(C, O, T)
+  local group = sched_unpassed_key(sched_group(C, T))
+  sched_call('ZREM', group, O)
+  if sched_tenanted() and redis.call('EXISTS', group) == 0 then sched_call('ZREM', sched_unpassed_key(sched_group(C)), '/' .. T) end
+end
+
+-- Some owners of a queue, or of a family there, of all tenants.
+local function sched_some_owners(kind, C, F, most)
+  local owners = sched_call('ZRANGE', sched_index_key(kind, C, F), 0, most - 1)
+  for _, tenant in ipairs(sched_tenanted() and sched_call('ZRANGE', sched_index_key(kind, sched_group(C), F), 0, most - 1) or {}) do
+    if #owners >= most then break end
+    if tenant ~= '/' then
+      local G = sched_group(C, string.sub(tenant, 2))
+      for _, owner in ipairs(sched_call('ZRANGE', sched_index_key(kind, G, F), 0, most - #owners - 1)) do
+        owners[#owners + 1] = owner
+      end
+    end
+  end
+  return owners
 end
 
 -- Count anew how many jobs wait in a queue; of very many owners only some are counted.  Returns how many these are.
 local function sched_count(C)
-  local owners, count = sched_call('ZRANGE', sched_owners_key(C), 0, SCHED.COUNTED - 1), 0
+  local owners, count = sched_some_owners('owners', C, '', SCHED.COUNTED), 0
   for _, owner in ipairs(owners) do count = count + sched_call('ZCARD', sched_jobs_key(C, owner)) end
   if count > 0 then
     sched_call('HSET', sched_count_key, C, count)
@@ -100,19 +130,19 @@ end
 
 -- Take a waiting job out of all indexes.
 local function sched_take(job)
-  local id, C, O, F = job.id, job.placement, job.owner, job.family
+  local id, C, O, F, T = job.id, job.placement, job.owner, job.family, job.tenant
   local was, empty = sched_drop(sched_jobs_key(C, O), id)
   local unpassed, none = false, false
   if not job.overdue_at then unpassed, none = sched_drop(sched_turns_key(C, O), id) end
   if unpassed then
-    if none then sched_call('ZREM', sched_unpassed_key(C), O) end
+    if none then sched_end_turns(C, O, T) end
   elseif sched_call('ZREM', sched_late_key(C, O), id) == 1 then
     sched_list_passed(C, O)
   end
   local loads
   loads, none = sched_drop(sched_loads_key(C, O, F), id)
-  if loads and not (none and sched_end_owner_of_family(C, O, F)) then sched_change_backlog(job, -1) end
-  if was and empty then sched_end_owner(C, O) end
+  if loads and not (none and sched_end_owner_of_family(C, O, F, T)) then sched_change_backlog(job, -1) end
+  if was and empty then sched_end_owner(C, O, T) end
   if was and sched_call('HINCRBY', sched_count_key, C, -1) <= 0 then sched_count(C) end
   sched.jobs[id] = nil
 end
@@ -120,17 +150,37 @@ end
 -- What waits of a family is not known any more: as much as if all its jobs were like this one.
 local function sched_guess_backlog(job)
   local C, F, count = job.placement, job.family, 0
-  for _, owner in ipairs(sched_call('ZRANGE', sched_family_key(C, F), 0, SCHED.HEADS - 1)) do
+  for _, owner in ipairs(sched_some_owners('family', C, F, SCHED.HEADS)) do
     count = count + sched_call('ZCARD', sched_loads_key(C, owner, F))
   end
   sched_set_backlog(C, F, { count * job.run_s, job.set and sched_set(job.set).family_size or 0, 0 })
 end
 
+-- Tenants' shares count from now on, for as long as such jobs come: the default tenant is in no index of tenants yet.
+local function sched_begin_tenants()
+  local begun = not sched_tenanted()
+  redis.call('SET', sched_tenanted_key, '1', 'EX', SCHED.KEPT_S)
+  sched.tenanted = true
+  for _, C in ipairs(begun and sched_call('HKEYS', sched_count_key) or {}) do
+    local R = sched_group(C)
+    if redis.call('EXISTS', sched_owners_key(C)) == 1 then
+      if not sched_call('ZSCORE', sched_owners_key(R), '/') then sched_enter(R, '/', sched_virtual(R)) end
+      local tag = sched_text(sched_tag(R, '/'))
+      sched_call('ZADD', sched_owners_key(R), 'NX', tag, '/')
+      if redis.call('EXISTS', sched_unpassed_key(C)) == 1 then sched_call('ZADD', sched_unpassed_key(R), 'NX', tag, '/') end
+      for _, F in ipairs(sched_call('HKEYS', sched_backlog_key(C))) do
+        if redis.call('EXISTS', sched_family_key(C, F)) == 1 then sched_call('ZADD', sched_family_key(R, F), 'NX', tag, '/') end
+      end
+    end
+  end
+end
+
 -- Put a waiting job into those indexes in which it is missing.  new: that is all of them.
 -- able: names of nodes that can run it, whose times its owner must not be behind.  Returns whether it was missing anywhere.
 local function sched_index(job, able, new)
-  local id, C, O, F = job.id, job.placement, job.owner, job.family
-  local order, missing = sched_text(sched_order(job)), 0
+  local id, C, O, F, T = job.id, job.placement, job.owner, job.family, job.tenant
+  local G, R, tenant = sched_group(C, T), sched_group(C), '/' .. T
+  local order, missing, all = sched_text(sched_order(job)), 0, not new
   local function add(index, score, member)
     local added = sched_call('ZADD', index, 'NX', score, member)
     missing = missing + added
@@ -138,26 +188,38 @@ local function sched_index(job, able, new)
   end
   new = new or add(sched_jobs_key(C, O), order, id)
   if new and sched_call('HINCRBY', sched_count_key, C, 1) <= 1 then sched_call('HSET', sched_count_key, C, 1) end
-  if not sched_call('ZSCORE', sched_owners_key(C), O) then
-    local clock = 0
+  if not sched_call('ZSCORE', sched_owners_key(G), O) then
+    if T ~= '' then sched_begin_tenants() end
+    local level, clock, root = T == '' and '' or '\t' .. T, 0, 0
     for _, node in ipairs(able) do
-      clock = math.max(clock, sched_number(fields(sched_node_key(node), 'clock')[1], 0))
+      local f = fields(sched_node_key(node), 'clock' .. level, 'clock\t')
+      clock, root = math.max(clock, sched_number(f[1], 0)), math.max(root, sched_number(f[2], 0))
     end
-    sched_lift_clocks({ C }, clock)
-    sched_enter(C, O, sched_virtual(C))
+    sched_lift_clocks({ [G] = clock, [R] = sched_tenanted() and root or nil })
+    sched_enter(G, O, sched_virtual(G))
   end
-  local tag = sched_text(sched_tag(C, O))
-  add(sched_owners_key(C), tag, O)
+  local tag = sched_text(sched_tag(G, O))
+  -- The owner in an index of its tenant's, and the tenant in that of all.
+  local function list(kind)
+    local added = add(sched_index_key(kind, G, F), tag, O)
+    if (added or all) and sched_tenanted() then
+      local index = sched_index_key(kind, R, F)
+      if kind == 'owners' and not sched_call('ZSCORE', index, tenant) then sched_enter(R, tenant, sched_virtual(R)) end
+      add(index, sched_text(sched_tag(R, tenant)), tenant)
+    end
+  end
+  list('owners')
+  if sched.weights[tenant] and (T ~= '' or sched_tenanted()) then sched_account(tenant, R) end  -- its share may have changed
   if job.overdue_at then
     local due = sched_text(job.overdue_at)
     add(sched_late_key(C, O), due, id)
     add(sched_passed_key(C), due, O)
   else
     add(sched_turns_key(C, O), order, id)
-    add(sched_unpassed_key(C), tag, O)
+    list('unpassed')
   end
   local loads = add(sched_loads_key(C, O, F), order, id)
-  add(sched_family_key(C, F), tag, O)
+  list('family')
   if new and loads then
     sched_change_backlog(job, 1)
   elseif not sched_backlog(C, F) then

@@ -16,7 +16,7 @@ local function sched_pass_over(look, chosen)
   local C, O, due = turn.placement, turn.owner, sched_text(turn.overdue_at)
   redis.call('HSET', job_key(turn.id), 'overdue_at', due)
   local _, none = sched_drop(sched_turns_key(C, O), turn.id)
-  if none then sched_call('ZREM', sched_unpassed_key(C), O) end
+  if none then sched_end_turns(C, O, turn.tenant) end
   sched_call('ZADD', sched_late_key(C, O), due, turn.id)
   sched_call('ZADD', sched_passed_key(C), 'NX', due, O)
   look.passed[C] = nil
@@ -50,8 +50,16 @@ local function sched_idle_elsewhere(look)
 end
 
 local function sched_save_node(node, ...)
-  sched_call('HSET', sched_node_key(node.name), 'clock', sched_text(node.clock), 'passes_until', sched_text(node.passes_until),
-    'free_at', sched_text(node.free_at), ...)
+  local key, record = sched_node_key(node.name), { 'passes_until', sched_text(node.passes_until), 'free_at', sched_text(node.free_at), ... }
+  for level, clock in pairs(node.clocks) do
+    record[#record + 1] = 'clock' .. level
+    record[#record + 1] = sched_text(clock)
+  end
+  local more = sched_call('HSET', key, unpack(record))
+  if more == 0 or not sched_tenanted() or redis.call('HLEN', key) <= SCHED.NODE_CLOCKS then return end
+  for _, field in ipairs(sched_call('HRANDFIELD', key, SCHED.DROPPED)) do  -- those of some of very many tenants
+    if string.find(field, '^clock\t.') then redis.call('HDEL', key, field) end
+  end
 end
 
 -- A node found nothing to run.
@@ -76,7 +84,7 @@ local function sched_choose(given)
   local look, node = given, sched_node(given.node)
   look = { node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
-    seen = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
+    seen = {}, floors = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
   for C, names in pairs(given.able or {}) do
@@ -122,19 +130,28 @@ local function sched_choose(given)
     missing_disk = disk, missing_memory = memory, job = job, look = look }
 end
 
+-- A job's owner has a run from now on, and its tenant where tenants count; both are charged.  Returns the tenant, or nil.
+local function sched_begin_run(job, seconds)
+  local tenant = sched_tenanted() and '/' .. job.tenant or nil
+  for _, member in ipairs({ job.owner, tenant }) do
+    local account = sched_account(member)
+    account.active, account.present = account.active + 1, account.present + 1
+    sched_charge(account, seconds)
+  end
+  return tenant
+end
+
 -- A job of the same owner runs in the chosen one's prompt, on its models: it is charged its part.  Right after sched_start.
 local function sched_join(choice, id, run)
   local job = sched_job(id)
   if not job then return end
   local look = choice.look
-  local account = sched_account(job.owner)
-  account.active, account.present = account.active + 1, account.present + 1
   local charged = job.guessed and math.min(job.run_s / look.speed, SCHED.GUESS_S) or job.run_s / look.speed
-  sched_charge(account, charged)
+  local tenant = sched_begin_run(job, charged)
   if job.f.overdue_at or job.late then redis.call('HDEL', job_key(id), 'overdue_at', 'late') end
   sched_take(job)
   redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(charged), sched_text(look.at), 0, 0,
-    sched_text(look.speed), '0' }))
+    sched_text(look.speed), '0', tenant }))
   sched_flush()
 end
 
@@ -143,12 +160,10 @@ end
 local function sched_start(_, choice, run)
   local job, look = choice.job, choice.look
   local node, at = look.node, look.at
-  local account = sched_account(job.owner)
-  account.active, account.present = account.active + 1, account.present + 1
   -- Of a guess next to nothing is charged, and the rest when it is over. What is charged too much lifts all who come meanwhile
   -- above the owner, who then has it to its credit.
   local charged = job.guessed and math.min(choice.cost_s, SCHED.GUESS_S) or choice.cost_s
-  sched_charge(account, charged)
+  local tenant = sched_begin_run(job, charged)
   if job.f.overdue_at or job.overdue_at or job.late then redis.call('HDEL', job_key(job.id), 'overdue_at', 'late') end
   sched_take(job)
   node.free_at, node.run = at + choice.cost_s, run
@@ -186,6 +201,6 @@ local function sched_start(_, choice, run)
     for _, F in ipairs(sched_waiting_of(C, changed)) do sched_press(C, F) end
   end
   redis.call('HSET', run_key(run), 'sched', cjson.encode({ job.owner, sched_text(charged), sched_text(at), choice.missing_disk,
-    choice.missing_memory, sched_text(look.speed), sched_text(choice.load_s) }))
+    choice.missing_memory, sched_text(look.speed), sched_text(choice.load_s), tenant }))
   sched_flush()
 end

@@ -1,11 +1,11 @@
 -- What becomes of the estimates when a run is over, and what people are told about a waiting job.
 
--- What sched_start has kept of a run: {owner, charged, since, missing_disk, missing_memory, speed, load_s}, or nil.
+-- What sched_start has kept of a run: {owner, tenant (if it was charged), charged, since, missing_disk, missing_memory, speed, load_s}, or nil.
 local function sched_of_run(run)
   local f = fields(run_key(run), 'sched', 'used_s', 'node', 'parts')
   local had = sched_list(f[1])
   if type(had[1]) ~= 'string' then return nil end
-  return { owner = had[1], charged_s = sched_number(had[2], 0), since = sched_number(had[3], 0), disk = sched_number(had[4], 0),
+  return { owner = had[1], tenant = type(had[8]) == 'string' and had[8] or nil, charged_s = sched_number(had[2], 0), since = sched_number(had[3], 0), disk = sched_number(had[4], 0),
     memory = sched_number(had[5], 0), speed = math.max(sched_number(had[6], 1), 1e-6), load_s = sched_number(had[7], 0),
     used_s = sched_number(f[2], nil), node = f[3], parts = math.max(sched_number(f[4], 1), 1) }
 end
@@ -17,15 +17,17 @@ local function sched_left(run, at)
   if not had or had.used_s then return end
   local used_s = math.max(0, at - had.since) / had.parts  -- runs of one prompt share its time
   redis.call('HSET', run_key(run), 'used_s', sched_text(used_s))
-  local account = sched_account(had.owner)
-  if used_s > had.charged_s then
-    sched_charge(account, used_s - had.charged_s)
-  else
-    account.credit = account.credit + (had.charged_s - used_s) / account.weight
+  for _, member in ipairs({ had.owner, had.tenant }) do
+    local account = sched_account(member)
+    if used_s > had.charged_s then
+      sched_charge(account, used_s - had.charged_s)
+    else
+      account.credit = account.credit + (had.charged_s - used_s) / account.weight
+    end
+    account.active, account.present = math.max(0, account.active - 1), math.max(0, account.present - 1)
+    sched.dirty[member] = account
+    sched_forget_if_gone(account)
   end
-  account.active, account.present = math.max(0, account.active - 1), math.max(0, account.present - 1)
-  sched.dirty[had.owner] = account
-  sched_forget_if_gone(account)
   sched_flush()
   if not had.node then return end
   local node = sched_node(had.node)
@@ -105,15 +107,19 @@ local function sched_idle_holder(id)
 end
 
 -- Why a job waits, as facts: {its place among its owner's jobs there (from 0), when it is overdue or '', a node that has its
--- models or '', when that is free (-1: it is) or '', 1 if its owner has used its share}, and the first owners there.  nil if it
--- does not wait.
+-- models or '', when that is free (-1: it is) or '', 1 if its owner has used its share, 1 if its tenant has}, the first owners of its
+-- tenant there, and the first tenants.  nil if it does not wait.
 local function sched_place(id)
   local job = sched_job(id)
   local place = job and sched_call('ZRANK', sched_jobs_key(job.placement, job.owner), id)
   if not place then return nil end
-  local C, O = job.placement, job.owner
+  local C, O, T = job.placement, job.owner, job.tenant
+  local G, R, tenant = sched_group(C, T), sched_group(C), '/' .. T
   local holder = job.family ~= '' and sched_first_holders(C, job.family)[1] or { '', '' }
-  local first = sched_call('ZRANGE', sched_owners_key(C), 0, 2, 'WITHSCORES')
-  local used = first[1] ~= O and tonumber(first[2] or 0) < sched_tag(C, O)
-  return { place, job.overdue_at and sched_text(job.overdue_at) or '', holder[1], tostring(holder[2]), used and 1 or 0 }, first
+  local first = sched_call('ZRANGE', sched_owners_key(G), 0, 2, 'WITHSCORES')
+  local used = first[1] ~= O and tonumber(first[2] or 0) < sched_tag(G, O)
+  local tenants = sched_tenanted() and sched_call('ZRANGE', sched_owners_key(R), 0, 2, 'WITHSCORES') or {}
+  local tenant_used = tenants[1] and tenants[1] ~= tenant and tonumber(tenants[2] or 0) < sched_tag(R, tenant)
+  return { place, job.overdue_at and sched_text(job.overdue_at) or '', holder[1], tostring(holder[2]), used and 1 or 0,
+    tenant_used and 1 or 0 }, first, tenants
 end

@@ -1,8 +1,8 @@
 -- Look at a few of the waiting jobs for a node: domain/schedule/gather.py.
 -- A look: what the caller says (see sched_choose), and node, owner, turn, least, window_s, heads, seen, allowed.
 
--- The owner with the least tag in one of a queue's indexes, and its tag; nil if nothing was read.
-local function sched_least(index, C, most)
+-- The member of a group with the least tag in one of its indexes, and its tag; nil if nothing was read.
+local function sched_mended(index, C, most)
   local owner, tag
   for _ = 1, SCHED.MENDED do
     local first = sched_call('ZRANGE', index, 0, 0, 'WITHSCORES')
@@ -13,6 +13,39 @@ local function sched_least(index, C, most)
     redis.call('ZADD', index, sched_text(tag), owner)
   end
   return owner, tag
+end
+
+-- The owner with the least tag of the tenant with the least in one of a queue's indexes, its tag, its tenant and that one's tag; nil
+-- if nothing was read.
+local function sched_least(kind, C, most, F)
+  if not sched_tenanted() then
+    local owner, tag = sched_mended(sched_index_key(kind, C, F), C, most)
+    return owner, tag, '', 0
+  end
+  local R = sched_group(C)
+  for _ = 1, SCHED.MENDED do
+    local index = sched_index_key(kind, R, F)
+    local tenant, tenant_tag = sched_mended(index, R, most)
+    if not tenant then return nil end
+    local T = string.sub(tenant, 2)
+    local G = sched_group(C, T)
+    local owner, tag = sched_mended(sched_index_key(kind, G, F), G, most)
+    if owner or sched.reads >= most then return owner, tag, T, tenant_tag end
+    if sched_call('ZREM', index, tenant) == 1 and kind == 'owners' then sched_leave(R, tenant) end  -- nothing is left but its entry
+  end
+end
+
+-- How far a job's tenant is ahead of that whose turn it is, and its owner in its tenant.
+local function sched_lag(look, job)
+  local C, T = job.placement, job.tenant
+  local tenant_tag, tag = sched_tags(C, job.owner, T)
+  if not sched_tenanted() then return tag - look.least end
+  if not look.floors[T] then
+    local G = sched_group(C, T)
+    local owner, least = sched_mended(sched_owners_key(G), G, SCHED.CHOSEN)
+    look.floors[T] = owner and least or tag
+  end
+  return math.max(0, tenant_tag - look.tenant_least) + math.max(0, tag - look.floors[T])
 end
 
 -- Whether a node may start a job; asked once.
@@ -72,26 +105,49 @@ local function sched_first_fit(look, index, C, O, F)
   end
 end
 
--- The lowest tag of a queue, and a job of its owner that fits the node.  Returns nil, true if nothing waits there.
+-- A job that fits the node, of the owner with the lowest tag that has one.  Returns nil, true if nothing waits there.
 local function sched_turn_of(look, C)
-  local owners = sched_owners_key(C)
+  local owner, T, _
   while true do
-    local owner, tag = sched_least(owners, C, SCHED.CHOSEN)
+    owner, _, T = sched_least('owners', C, SCHED.CHOSEN)
     if not owner then return nil, sched.reads < SCHED.CHOSEN end
     local index = sched_turns_key(C, owner)
     local job = sched_first_fit(look, index, C, owner)
     if not job and not sched_first(index) then job = sched_first_fit(look, sched_jobs_key(C, owner), C, owner) end
-    if job then return tag, job end
+    if job then return job end
     if sched_first(sched_jobs_key(C, owner)) then break end
-    sched_call('ZREM', sched_unpassed_key(C), owner)  -- nothing is left but its entries
+    sched_end_turns(C, owner, T)  -- nothing is left but its entries
     sched_call('ZREM', sched_passed_key(C), owner)
-    sched_end_owner(C, owner)
+    sched_end_owner(C, owner, T)
   end
-  for _, owner in ipairs(sched_call('ZRANGE', owners, 1, 7)) do
+  local others = sched_call('ZRANGE', sched_owners_key(sched_group(C, T)), 1, 7)
+  for _, tenant in ipairs(sched_tenanted() and sched_call('ZRANGE', sched_owners_key(sched_group(C)), 1, 7) or {}) do
+    others[#others + 1] = sched_call('ZRANGE', sched_owners_key(sched_group(C, string.sub(tenant, 2))), 0, 0)[1]
+  end
+  for _, other in ipairs(others) do
     sched.reads = sched.reads + 1
-    local job = sched_first_fit(look, sched_jobs_key(C, owner), C, owner)
-    if job then return sched_tag(C, owner), job end
+    local job = sched_first_fit(look, sched_jobs_key(C, other), C, other)
+    if job then return job end
   end
+end
+
+-- A node has seen the tags of whose turn it is: virtual time does not go back.
+local function sched_see_clocks(look)
+  local node, T, names, seen = look.node, look.turn.tenant, {}, {}
+  local level = T == '' and '' or '\t' .. T
+  if sched_tenanted() then
+    local f = fields(sched_node_key(node.name), 'clock\t', 'clock' .. level)
+    node.clocks['\t'] = math.max(sched_number(f[1], 0), look.tenant_least)
+    node.clocks[level] = math.max(sched_number(f[2], 0), look.least)
+  else
+    node.clocks[''] = math.max(node.clocks[''], look.least)
+  end
+  for _, C in ipairs(look.queues) do
+    names[#names + 1], seen[C .. level] = C .. level, node.clocks[level]
+    if sched_tenanted() then names[#names + 1], seen[C .. '\t'] = C .. '\t', node.clocks['\t'] end
+  end
+  sched_read_clocks(names)
+  sched_lift_clocks(seen)
 end
 
 -- Find the job whose turn it is, and leave queues out of the look in which nothing waits.  Returns false if the node can run none
@@ -99,17 +155,20 @@ end
 local function sched_find_turn(look)
   local queues = {}
   for _, C in ipairs(look.queues) do
-    local tag, job = sched_turn_of(look, C)
-    if tag or not job then queues[#queues + 1] = C end
-    if tag and (not look.turn or tag < look.least or (tag == look.least and sched_order(job) < sched_order(look.turn))) then
-      look.least, look.turn = tag, job  -- equal tags are one owner's as a rule, and its order holds in all queues
+    local job, none = sched_turn_of(look, C)
+    if job or not none then queues[#queues + 1] = C end
+    if job then
+      local tenant_tag, tag = sched_tags(C, job.owner, job.tenant)
+      local by = not look.turn and -1 or tenant_tag - look.tenant_least
+      if by == 0 then by = tag - look.least end
+      if by == 0 then by = sched_order(job) - sched_order(look.turn) end  -- equal tags are one owner's as a rule, and its order holds in all queues
+      if by < 0 then look.tenant_least, look.least, look.turn = tenant_tag, tag, job end
     end
   end
   look.queues = queues
   if not look.turn then return false end
-  look.node.clock = math.max(look.node.clock, look.least)
-  sched_read_clocks(queues)
-  sched_lift_clocks(queues, look.node.clock)
+  look.floors[look.turn.tenant] = look.least
+  sched_see_clocks(look)
   return true
 end
 

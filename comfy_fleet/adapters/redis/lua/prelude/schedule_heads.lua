@@ -41,20 +41,20 @@ local function sched_head(look, job, lag)
 end
 
 -- Add a job to choose from; nil if enough was read.
-local function sched_consider(look, job, tag)
+local function sched_consider(look, job, lag)
   local head = look.seen[job.id]
   if head or sched.reads >= SCHED.CHOSEN then return head end
-  head = sched_head(look, job, tag - look.least)
+  head = sched_head(look, job, lag)
   look.seen[job.id] = head
   look.heads[#look.heads + 1] = head
   local ahead = sched_ahead(look, job)
-  if ahead and sched_may(look, ahead) then head.first = sched_consider(look, ahead, tag) end
+  if ahead and sched_may(look, ahead) then head.first = sched_consider(look, ahead, lag) end
   return head
 end
 
 -- Read an owner's overdue jobs; return whether it has a right to one of them.
 local function sched_gather_overdue(look, C, O)
-  local tag, entitled = sched_tag(C, O), false
+  local entitled = false
   local found = sched_call('ZRANGE', sched_late_key(C, O), 0, 3, 'WITHSCORES')
   if not found[1] and sched_passed(look, C)[1] then
     sched_call('ZREM', sched_passed_key(C), O)
@@ -65,7 +65,7 @@ local function sched_gather_overdue(look, C, O)
     local job = sched_indexed(look, sched_late_key(C, O), found[i], C, O)
     sched.reads = sched.reads + 1
     if job and sched_may(look, job) then
-      local head = sched_consider(look, job, tag)
+      local head = sched_consider(look, job, sched_lag(look, job))
       entitled = entitled or not head or head.lag <= math.max(look.window_s, head.cost_s)
     else
       entitled = true  -- on another node it may have
@@ -87,16 +87,15 @@ local function sched_gather_passed(look, C)
   end
 end
 
--- The job of a family whose owner has had least, and that owner's tag.
+-- The job of a family whose owner has had least.
 local function sched_first_of_family(look, C, F)
-  local family = sched_family_key(C, F)
   for _ = 1, SCHED.MENDED do
-    local owner, tag = sched_least(family, C, SCHED.CHOSEN)
+    local owner, _, T = sched_least('family', C, SCHED.CHOSEN, F)
     if not owner then return nil end
     local loads = sched_loads_key(C, owner, F)
     local job = sched_first_fit(look, loads, C, owner, F)
-    if job then return job, tag end
-    if sched_first(loads) or sched_end_owner_of_family(C, owner, F) then return nil end
+    if job then return job end
+    if sched_first(loads) or sched_end_owner_of_family(C, owner, F, T) then return nil end
   end
 end
 
@@ -118,14 +117,14 @@ local function sched_waiting_of(C, families)
   return found
 end
 
--- The first job of each family on the card, and of those that load nothing: {job, tag} of each.
+-- The first job of each family on the card, and of those that load nothing.
 local function sched_on_card(look)
   local held, found = { '' }, {}
   for i = #look.node.held, 1, -1 do held[#held + 1] = look.node.held[i] end
   for _, C in ipairs(look.queues) do
     for _, F in ipairs(sched_waiting_of(C, held)) do
-      local job, tag = sched_first_of_family(look, C, F)
-      if job then found[#found + 1] = { job, tag } end
+      local job = sched_first_of_family(look, C, F)
+      if job then found[#found + 1] = job end
     end
   end
   return found
@@ -134,8 +133,8 @@ end
 -- The best warm job of owners within the window, if it passes no job that it must not pass.
 local function sched_best_warm(look, found)
   local best, least, order
-  for _, each in ipairs(found) do
-    local job, lag = each[1], each[2] - look.least
+  for _, job in ipairs(found) do
+    local lag = sched_lag(look, job)
     if lag <= look.window_s then
       local load_s = sched_load_s(look.node, job)
       local key, its = lag + load_s, sched_order(job)
@@ -158,7 +157,7 @@ local function sched_gather_first(look, overdue)
   local found = sched_on_card(look)
   local best = not overdue and sched_best_warm(look, found)
   if best then return best end
-  for _, each in ipairs(found) do sched_consider(look, each[1], each[2]) end
+  for _, job in ipairs(found) do sched_consider(look, job, sched_lag(look, job)) end
 end
 
 -- Whether a node might load a family that it has not on its card: no rule asks for less.
@@ -174,7 +173,7 @@ end
 -- Read families that the node has in memory, and those for which much waits.
 local function sched_gather_others(look)
   local node, files = sched_levels(look.node), {}
-  sched_consider(look, look.turn, look.least)
+  sched_consider(look, look.turn, 0)
   for i = #node.memory.files, 1, -1 do
     local file = node.memory.files[i][1]
     if not node.holds[file] and #files < 4 then files[#files + 1] = file end
@@ -192,8 +191,8 @@ local function sched_gather_others(look)
     for _, F in ipairs(sched_waiting_of(C, all)) do
       if scores[F] and sched_pressure_of(sched_backlog(C, F), sched_holder_count(C, F)) ~= scores[F] then sched_press(C, F) end
       if sched_worth_a_look(look, C, F) then
-        local job, tag = sched_first_of_family(look, C, F)
-        if job then sched_consider(look, job, tag) end
+        local job = sched_first_of_family(look, C, F)
+        if job then sched_consider(look, job, sched_lag(look, job)) end
       end
     end
   end
@@ -201,18 +200,17 @@ end
 
 -- The job whose turn it is of those that were never passed over.
 local function sched_unpassed_turn(look)
-  local best, found
+  local best, best_tenant, found
   for _, C in ipairs(look.queues) do
-    local unpassed = sched_unpassed_key(C)
-    local owner, tag = sched_least(unpassed, C, SCHED.HEADS)
-    if owner and (not best or tag < best) then
+    local owner, tag, T, tenant_tag = sched_least('unpassed', C, SCHED.HEADS)
+    if owner and (not best or tenant_tag < best_tenant or (tenant_tag == best_tenant and tag < best)) then
       local turns = sched_turns_key(C, owner)
       local id = sched_first(turns)
       local job = id and sched_indexed(look, turns, id, C, owner)
       if job then
-        best, found = tag, job
+        best, best_tenant, found = tag, tenant_tag, job
       elseif not id then
-        sched_call('ZREM', unpassed, owner)
+        sched_end_turns(C, owner, T)
       end
     end
   end

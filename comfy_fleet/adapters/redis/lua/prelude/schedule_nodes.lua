@@ -35,11 +35,11 @@ local function sched_evict(level)
   return file[1]
 end
 
--- A node as it was left: {name, pool, clock, passes_until, free_at, run, off, set, held, holds}.  What is on its card is
+-- A node as it was left: {name, pool, clocks (by level, see sched_see_clocks), passes_until, free_at, run, off, set, held, holds}.  What is on its card is
 -- read when it is needed: not while it runs one set of models.
 local function sched_node(name)
   local f = fields(sched_node_key(name), 'pool', 'clock', 'passes_until', 'free_at', 'run', 'off', 'set', 'held')
-  local node = { name = name, pool = f[1], clock = sched_number(f[2], 0), passes_until = sched_number(f[3], 0),
+  local node = { name = name, pool = f[1], clocks = { [''] = sched_number(f[2], 0) }, passes_until = sched_number(f[3], 0),
     free_at = sched_number(f[4], SCHED.IDLE), run = f[5], off = f[6] == '1', set = f[7], held = {},
     holds = {} }
   for _, family in ipairs(sched_list(f[8])) do

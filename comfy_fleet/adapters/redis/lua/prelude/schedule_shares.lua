@@ -1,10 +1,30 @@
 -- Fair shares between owners, by one start tag each: what an owner has used, and by how much it was lifted in a queue.
+-- Tenants get their shares first, and then the users of each: domain/schedule/tenants.py.  Both are members of groups: the users of
+-- the default tenant of a queue (C itself), of another tenant (C\tTENANT), and a queue's tenants (C\t), whose names begin with `/`.
+-- Where C and O stand alone, they are such a group and its member.
+
+-- The group of a tenant's users in a queue; without a tenant, that of the tenants.
+local function sched_group(C, T) return T == '' and C or C .. '\t' .. (T or '') end
+
+-- Whether jobs of other tenants than the default one have come: then tenants' shares count.
+local function sched_tenanted()
+  if sched.tenanted == nil then sched.tenanted = redis.call('EXISTS', sched_tenanted_key) == 1 end
+  return sched.tenanted
+end
+
+-- An index by tag of a group: `owners` (all that wait), `unpassed` or `family`.
+local function sched_index_key(kind, G, F)
+  if kind == 'owners' then return sched_owners_key(G) end
+  if kind == 'unpassed' then return sched_unpassed_key(G) end
+  return sched_family_key(G, F)
+end
 
 -- An owner's account.  bases: by how much it was lifted in queues, false where it was not; C: one that is needed.
 local function sched_account(owner, C)
   local known = sched.accounts[owner]
   if not known then
-    local queues = sched.queues
+    local queues, level = {}, C and string.match(C, '\t.*$') or ''
+    for i, each in ipairs(sched.queues) do queues[i] = each .. level end
     if C and not queues[1] then queues = { C } end
     local names = { 'used', 'credit', 'active', 'present', 'weight' }
     for i, each in ipairs(queues) do names[5 + i] = '=' .. each end
@@ -89,14 +109,14 @@ local function sched_clock(C)
   return sched.clocks[C]
 end
 
--- A node or an owner has seen this time in queues.
-local function sched_lift_clocks(queues, clock)
-  local record, text = {}, sched_text(clock)
-  for _, C in ipairs(queues) do
+-- A node or an owner has seen these times in queues: {C = clock}.
+local function sched_lift_clocks(seen)
+  local record = {}
+  for C, clock in pairs(seen) do
     if clock > sched_clock(C) then
       sched.clocks[C] = clock
       record[#record + 1] = C
-      record[#record + 1] = text
+      record[#record + 1] = sched_text(clock)
     end
   end
   if record[1] then sched_call('HSET', sched_clock_key, unpack(record)) end
@@ -110,6 +130,11 @@ local function sched_tag(C, O)
     sched_set_base(account, C, math.max(0, sched_clock(C) - account.used))
   end
   return account.used + account.bases[C]
+end
+
+-- The tags by which owners are compared, the tenant's first.
+local function sched_tags(C, O, T)
+  return sched_tenanted() and sched_tag(sched_group(C), '/' .. T) or 0, sched_tag(sched_group(C, T), O)
 end
 
 -- A queue's virtual time: nobody who waits there has a lower tag.  And whether nobody waits.
@@ -150,7 +175,7 @@ local function sched_enter(C, O, virtual)
   if account.present > SCHED.BASES then sched_drop_bases(account, C) end
 end
 
--- An owner waits in a queue no more; its base is kept while it is ahead of virtual time.
+-- An owner waits in a queue no more; its base is kept while it is ahead of virtual time.  Returns whether nobody waits there.
 local function sched_leave(C, O)
   local account, virtual, closed = sched_account(O, C), sched_virtual(C)
   local left, tag = sched_left_key(C), sched_tag(C, O)
@@ -179,4 +204,5 @@ local function sched_leave(C, O)
     end
   end
   if closed and redis.call('HLEN', sched_clock_key) > SCHED.CLOCKS then redis.call('HDEL', sched_clock_key, C) end
+  return closed
 end

@@ -30,7 +30,7 @@ end
 local function sched_earlier_beside(job, beside)
   local order, earlier, looked = '(' .. sched_text(sched_order(job)), 0, 0
   for _, field in ipairs(sched_call('HKEYS', sched_used_key(job.owner))) do
-    local other = string.match(field, '^=(.*)$')
+    local other = string.match(field, '^=([^\t]*)')
     if other and beside[other] and looked < 2 then
       looked = looked + 1
       earlier = earlier + sched_call('ZCOUNT', sched_jobs_key(other, job.owner), '-inf', order)
@@ -61,16 +61,17 @@ local function sched_expected(run_s, profile)
   return known, 0
 end
 
--- A job's standing, or nil: nothing is known of how long jobs take.  place: among its owner's jobs;  first: owners, as
+-- A job's standing, or nil: nothing is known of how long jobs take.  place: among its owner's jobs;  first, tenants: as
 -- sched_place says;  held_in_s: in how many seconds a node with its models is free, or nil;  node: the one that is free first,
 -- or nil.
-local function sched_standing(id, place, first, held_in_s, node)
+local function sched_standing(id, place, first, tenants, held_in_s, node)
   local job = sched_job(id)
   local run_s, own_kind = sched_expected(job.f.run_s, job.f.profile)
   if not run_s then return nil end
   job.run_s = run_s
-  local C, O, F = job.placement, job.owner, job.family
-  local account, sampled, sampled_s = sched_account(O, C), 0, 0
+  local C, O, F, T = job.placement, job.owner, job.family, job.tenant
+  local G, R = sched_group(C, T), sched_group(C)
+  local account, sampled, sampled_s = sched_account(O, G), 0, 0
   local before = place > 0 and sched_call('ZRANGE', sched_jobs_key(C, O), math.max(0, place - 2), place - 1) or {}
   for _, other in ipairs(before) do
     local its = sched_job(other)
@@ -82,19 +83,25 @@ local function sched_standing(id, place, first, held_in_s, node)
   for i = 1, #first, 2 do
     local other = first[i]
     if other ~= O and #others < 2 then
-      local tag = sched_tag(C, other)
-      local weight = sched_account(other, C).weight
+      local tag = sched_tag(G, other)
+      local weight = sched_account(other, G).weight
       others[#others + 1] = { tag, weight, redis.call('ZCARD', sched_jobs_key(C, other)) }
     end
+  end
+  local function share(tenant) return { sched_tag(R, tenant), sched_account(tenant, R).weight } end
+  local theirs = {}
+  for i = 1, #tenants, 2 do
+    if tenants[i] ~= '/' .. T and #theirs < 2 then theirs[#theirs + 1] = share(tenants[i]) end
   end
   local backlog_s = sched_queue_s(C)
   local family = sched_backlog(C, F)
   local loads = sched_loads_key(C, O, F)
-  return { run_s = run_s, own_kind = own_kind, load_s = node and sched_load_s(sched_node(node), job) or 0, tag = sched_tag(C, O),
+  return { run_s = run_s, own_kind = own_kind, load_s = node and sched_load_s(sched_node(node), job) or 0, tag = sched_tag(G, O),
+    tenant = sched_tenanted() and share('/' .. T) or { 0, 1 }, tenants = theirs,
     weight = account.weight, ahead = place, own = redis.call('ZCARD', sched_jobs_key(C, O)),
     own_s = sampled > 0 and sampled_s / sampled or run_s, beside = earlier,
     jobs = jobs, jobs_s = backlog_s,
-    owners = #others < 2 and #others + 1 or redis.call('ZCARD', sched_owners_key(C)), others = others,
+    owners = #others < 2 and #others + 1 or redis.call('ZCARD', sched_owners_key(G)), others = others,
     foreign = math.max(0, foreign - earlier), queues = queues, family_s = family and sched_seconds(family) or run_s,
     family_own = sched_call('ZCARD', loads), family_ahead = sched_call('ZRANK', loads, id) or 0,
     holders = held_in_s and sched_holder_count(C, F) or 0, held_in_s = held_in_s or 0 }
