@@ -583,6 +583,13 @@ class Settings(BaseSettings):
     rate_limit: Count = Field(
         0, ge=0, description="Requests that one address may make in 10 s before it gets 429; 0: any number."
     )
+    connection_limit: Count = Field(
+        0,
+        ge=0,
+        description="Connections that one address (of IPv6, one /64) may have open at the edge; 0: any "
+        "number. Requests on further ones get 429, and beyond twice as many they are closed at once. Those "
+        "of FLEET_TRUSTED_PROXIES are not counted.",
+    )
     max_streams: Count = Field(64, ge=1, description="Most open event streams of one caller.")
     max_sockets: Count = Field(
         2048, ge=1, description="Most open websockets of one caller, at each API process."

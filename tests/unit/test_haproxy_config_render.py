@@ -155,6 +155,7 @@ def test_the_edge_has_no_apostrophe_that_ends_its_bodies(tmp_path: Path) -> None
 def test_the_rate_limit_is_off_unless_set(tmp_path: Path) -> None:
     assert "stick-table" not in one(tmp_path).edge
     assert "gt 7 " in one(tmp_path, rate_limit=7).edge
+    assert "sc1_conn_cur gt 9 " in one(tmp_path, connection_limit=9).edge
 
 
 # ---- slots ---------------------------------------------------------------------------------------------

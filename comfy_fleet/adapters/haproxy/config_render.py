@@ -353,6 +353,7 @@ def _edge(
         "small_body_bytes": _SMALL_BODY_BYTES,
         "api_requests": _REQUESTS * settings.max_requests,
         "rate_limit": settings.rate_limit,
+        "connection_limit": settings.connection_limit,
         "errors": [
             {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}
             for status, code, message, retry_after_s in _ERRORS
@@ -385,6 +386,11 @@ def _edge(
             "node_error", f"The editor's node sent a file of more than {_EDITOR_FILE_BYTES} bytes."
         ),
         "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
+        "too_many_connections": envelope(
+            "too_many_connections",
+            f"This address has more than {settings.connection_limit} connections open "
+            "(FLEET_CONNECTION_LIMIT): use them again, or close some.",
+        ),
     }
 
 
