@@ -23,6 +23,7 @@ from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, bearer, ends
 from tests.comfyui_server import ComfyServer
 from tests.key_files import write_keys
+from tests.path_inputs import undecided
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -392,6 +393,11 @@ def test_savers_with_folders_of_their_own_write_below_the_run(
     denied = send(up, BOB, {"1": node("SaveTrainingDataset", folder_name="x")})
     assert denied.status_code == 422
     assert "class_denied" in denied.text
+
+
+def test_every_input_that_takes_a_path_is_decided_about(classes: dict[str, Any]) -> None:
+    """What a newer ComfyUI brings is looked at by somebody, and written down, before it counts as safe."""
+    assert undecided(classes) == {}
 
 
 def test_every_list_of_the_nodes_own_files_is_known(comfyui_server: ComfyServer) -> None:

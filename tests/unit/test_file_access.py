@@ -2,41 +2,16 @@
 
 import gzip
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comfy_fleet.domain.graphs.file_access import KNOWN, Use, declared_inputs, keeps_graph, use_of, uses
+from tests.path_inputs import DECISIONS, uncovered, undecided
 
 DATA = Path(__file__).parent.parent / "data"
 VERSIONS = ["0.3.64", "0.33.0"]
-
-MARKERS = re.compile(r"(?:3d/(?:sub/)?)?marker\.\w+|markdir(?:/deep)?|3d/sub|fleet")
-"""What lay in the server's input, output and temp folders when its classes were recorded."""
-LIKE_A_PATH = re.compile(
-    r"path|file|folder|dir(?!ection)|prefix|asset|url|uri|media|source|image|audio|video|mask|latent|output",
-    re.IGNORECASE,
-)
-WIDGETS = {
-    "*", "BOOLEAN", "BOUNDING_BOXES", "COLOR", "COLORS", "COMBO", "COMFY_AUTOGROW_V3",
-    "COMFY_DYNAMICCOMBO_V3", "COMFY_MATCHTYPE_V3", "COMPOSITOR", "CURVE", "FLOAT", "FLOATS",
-    "IMAGECOMPARE", "INT", "STRING",
-}  # fmt: skip
-"""Types of values that a graph holds and that name no files; texts in them are looked at all the same."""
-HARMLESS = {
-    "AddTextPrefix.prefix": "is put before a text",
-    "ByteDance2FirstLastFrameNode.first_frame_asset_id": "an id of the service's",
-    "ByteDance2FirstLastFrameNode.last_frame_asset_id": "an id of the service's",
-    "ByteDance2ReferenceNode.model.reference_assets.": "an id of the service's",
-    "ByteDance2ReferenceNodeV2.model.reference_assets.": "an id of the service's",
-    "ContextWindowsManual.latent_retain_index_list": "numbers",
-    "KlingVideoExtendNode.video_id": "an id of the service's",
-    "LumaRay32ExtendVideoNode.source_generation_id": "an id of the service's",
-}
-"""Inputs that look like a path and that a person has looked at."""
 
 
 def classes_of(version: str) -> dict[str, Any]:
@@ -46,39 +21,9 @@ def classes_of(version: str) -> dict[str, Any]:
     return found
 
 
-def like_a_path(name: str, declared: list[Any], linked: set[str]) -> bool:
-    """Tell whether an input may name a file, by looks that the rules don't go by alone."""
-    kind = declared[0]
-    extra = declared[1] if len(declared) > 1 else {}
-    options = kind if isinstance(kind, list) else extra.get("options") or ()
-    if any(isinstance(option, str) and MARKERS.fullmatch(option) for option in options):
-        return True
-    if any(re.search("upload|folder|file", key) and value for key, value in extra.items()):
-        return True
-    if isinstance(kind, list) or kind == "COMBO":
-        return False
-    if "STRING" in kind.split(",") and not extra.get("multiline"):
-        default = extra.get("default")
-        shows = isinstance(default, str) and re.search(r"\w/\w|\.\w{2,4}$", default)
-        return bool(shows or LIKE_A_PATH.search(name))
-    # No class gives it: it can only be a value of the editor's.
-    return not set(kind.split(",")) <= linked | WIDGETS
-
-
-def uncovered(classes: dict[str, Any]) -> Iterator[str]:
-    linked = {
-        kind for body in classes.values() for kind in body.get("output", []) if isinstance(kind, str)
-    } | {f"FILE_3D_{kind}" for kind in ("GLTF", "KSPLAT", "PLY", "SPLAT", "SPZ", "STL", "USDZ")}
-    for class_type, body in classes.items():
-        known = uses(class_type, body)
-        for name, declared in declared_inputs(body["input"]):
-            if name not in known and like_a_path(name, declared, linked):
-                yield f"{class_type}.{name}"
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_input_that_looks_like_a_path_is_covered(version: str) -> None:
-    assert set(uncovered(classes_of(version))) <= set(HARMLESS)
+    assert undecided(classes_of(version)) == {}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +38,13 @@ def test_every_input_that_looks_like_a_path_is_covered(version: str) -> None:
 def test_an_input_that_nobody_has_looked_at_is_noticed(declared: list[Any], output_node: bool) -> None:
     body = {"input": {"required": {"thing": declared}}, "output": [], "output_node": output_node}
     assert list(uncovered({"New": body})) == ["New.thing"]
+    assert undecided({"New": body}) == {"New.thing": "looks like a path"}
+
+
+def test_an_input_that_the_rules_know_needs_a_decision_too() -> None:
+    body = {"input": {"required": {"folder": [["a", "b"], {}]}}, "output": []}
+    assert undecided({"New": body}) == {"New.folder": "path"}
+    assert undecided({"LoadImageSetFromFolderNode": body}) == {}
 
 
 def test_what_was_looked_at_is_still_there() -> None:
@@ -102,7 +54,7 @@ def test_what_was_looked_at_is_still_there() -> None:
         for class_type, body in classes_of(version).items()
         for name, _ in declared_inputs(body["input"])
     }
-    assert set(HARMLESS) <= seen
+    assert set(DECISIONS) <= seen
     core = {name for version in VERSIONS for name in classes_of(version)}
     assert {
         f"{class_type}.{name}" for class_type, entry in KNOWN.items() if class_type in core for name in entry
