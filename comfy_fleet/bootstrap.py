@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+KEY_IDS = b"ids of a keys file's keys"
+"""What the secret of these ids is derived for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stores:
@@ -245,9 +248,16 @@ def open_disk(settings: Settings) -> Disk:
     return Disk(settings.files_dir, floor_bytes=settings.disk_floor_bytes, shown=str(settings.data))
 
 
-def open_keys_file(settings: Settings) -> KeysOnDisk | None:
-    """Return the operator's file of keys, if there is one."""
-    return None if settings.keys_file is None else KeysOnDisk(settings.keys_file)
+def open_keys_file(settings: Settings, secrets: SecretBox | None = None) -> KeysOnDisk | None:
+    """Return the operator's file of keys, if there is one.
+
+    Args:
+        settings: The settings.
+        secrets: From which the keys' ids follow; None: nobody will see them.
+    """
+    if settings.keys_file is None:
+        return None
+    return KeysOnDisk(settings.keys_file, b"" if secrets is None else secrets.derive(KEY_IDS))
 
 
 def open_secrets(settings: Settings) -> SecretBox:

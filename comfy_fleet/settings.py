@@ -647,7 +647,7 @@ class Settings(BaseSettings):
     operator_webhook_url: str | None = Field(
         None,
         description="URL that is told of nodes that go down or come back, a queue that is stuck, a disk "
-        "that is nearly full, and a certificate that ends soon.",
+        "or a Redis that is nearly full, and a certificate that ends soon.",
     )
 
     deny_classes: str = Field(

@@ -27,11 +27,12 @@ from comfy_fleet.api import (
     workflow_pages,
 )
 from comfy_fleet.api.admission import Admission
+from comfy_fleet.api.audit import Refusals
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.credentials import take_path_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
-from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.errors import HttpError, OperatorsOnly
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
@@ -115,6 +116,7 @@ class Front:
         self.figures = metrics.Metrics(deps.registry)
         self.admission = Admission(deps.settings, routes)
         self._guards = _guards(deps)
+        self._refusals = Refusals()
         self._cors_origins = deps.settings.cors_page_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,6 +130,8 @@ class Front:
 
     async def _refused(self, request: Request, error: FleetError) -> Response:
         """Answer one of the project's errors in the form of the surface that was asked."""
+        if isinstance(error, OperatorsOnly):
+            await self._refusals.note(request, error.error_code)
         route = self._routes.get(request.scope.get("endpoint"))
         answer = errors.fleet_error(error) if route is None else route.refusal(error)
         return console_page.for_browser(request.scope, answer)

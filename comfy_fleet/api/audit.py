@@ -1,6 +1,8 @@
 """Writes down who changed the fleet: a log line with a stable name, and an entry in the audit trail."""
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +12,39 @@ from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports.audit import AuditEntry
 
 logger = logging.getLogger(__name__)
+
+
+REFUSED = "refused"
+"""The event of something that the caller may not do."""
+_AGAIN_S = 60.0
+_MOST = 1000
+
+
+class Refusals:
+    """Writes down who tried what only operators may do; the same once a minute: nobody fills the trail."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[tuple[str, str, str, str], float] = {}
+
+    async def note(self, request: Request, code: str) -> None:
+        """Write down a refused request.
+
+        Args:
+            request: It.
+            code: The code of its error.
+        """
+        if "principal" not in request.scope:
+            return
+        now, path = self._clock(), request.url.path[:200]
+        what = (principal(request).owner, request.scope["client_address"], request.method, path)
+        if now - self._told.get(what, float("-inf")) < _AGAIN_S:
+            return
+        if len(self._told) >= _MOST:
+            self._told = {key: at for key, at in self._told.items() if now - at < _AGAIN_S}
+        if len(self._told) < _MOST:
+            self._told[what] = now
+            await audit(request, REFUSED, method=request.method, path=path, code=code)
 
 
 async def audit(request: Request, event: str, **about: Any) -> None:

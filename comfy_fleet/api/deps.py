@@ -13,7 +13,7 @@ from comfy_fleet.api.admission import Ticket
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.endpoint import ONLY_FIGURES, console_only
-from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.errors import HttpError, OperatorsOnly
 from comfy_fleet.api.job_views import JobViews
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin, console_base
@@ -270,7 +270,7 @@ def operator(request: Request) -> Principal:
     """
     who = principal(request)
     if not who.operator:
-        raise HttpError(403, "forbidden", "this needs a key with the role operator")
+        raise OperatorsOnly(403, "forbidden", "this needs a key with the role operator")
     return who
 
 
@@ -284,7 +284,7 @@ def artist(request: Request) -> str:
     if not who.operator and Role.ARTIST not in who.roles:
         if request.scope.get("more_elsewhere"):
             raise console_only(console_base(request, deps(request).settings))
-        raise HttpError(403, "forbidden", "this needs a key with the role artist or operator")
+        raise OperatorsOnly(403, "forbidden", "this needs a key with the role artist or operator")
     return who.owner
 
 

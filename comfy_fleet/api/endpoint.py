@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from comfy_fleet.api.errors import HttpError, fleet_error
+from comfy_fleet.api.errors import HttpError, OperatorsOnly, fleet_error
 from comfy_fleet.api.origins import Origin, console_base
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import FleetError, IdempotencyKeyReuse
@@ -175,7 +175,7 @@ def console_only(base: str) -> HttpError:
     Args:
         base: That origin's base URL.
     """
-    return HttpError(
+    return OperatorsOnly(
         403,
         "console_only",
         f"this is done at {base}: here, only programs that show a key in a header may do it",

@@ -58,6 +58,10 @@ class HttpError(FleetError):
         self.headers = dict(headers or {})
 
 
+class OperatorsOnly(HttpError):
+    """403 for what is an operator's or an artist's to do: the attempt goes into the audit trail."""
+
+
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE, MAX_TEXT, MAX_DETAILS = 4096, 1000, 262_144

@@ -24,6 +24,7 @@ from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
+from comfy_fleet.adapters.redis.server_memory import server_memory
 from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
@@ -88,6 +89,7 @@ from comfy_fleet.services.operator_news import (
     OperatorNews,
     certificate_fact,
     disk_fact,
+    memory_fact,
     node_facts,
     queue_fact,
 )
@@ -100,6 +102,7 @@ from comfy_fleet.services.result_cache import ResultCache
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
+from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.tenant_policies import TenantPolicies
@@ -142,7 +145,7 @@ def build(
     sealer = open_secrets(settings)
     keys = Keys.load(
         settings,
-        open_keys_file(settings),
+        open_keys_file(settings, sealer),
         RedisPeople(stores.redis),
         machine=sealer.derive(PURPOSE),
         ticket_key=sealer.derive(TICKETS),
@@ -345,6 +348,7 @@ def build(
             fetcher.run,
             deliverer.run,
             *_news(settings, stores, webhooks),
+            StoreMemoryWatch(lambda: server_memory(stores.redis)).run,
             lambda: _sweep(assets),
             lambda: _mend(stores.jobs.lists),
         ),
@@ -378,12 +382,18 @@ def _news(settings: Settings, stores: Stores, webhooks: RedisWebhooks) -> list[C
         found = await asyncio.to_thread(disk.room)
         return [disk_fact(path=found.path, free_bytes=found.free_bytes, floor_bytes=found.floor_bytes)]
 
+    async def memory() -> list[OperatorFact]:
+        try:
+            return [memory_fact(await server_memory(stores.redis))]
+        except StoreRefuses:  # its user may not ask: `fleet doctor` can't, either
+            return []
+
     async def certificates() -> list[OperatorFact]:
         ends = await asyncio.to_thread(certificate_ends, settings)
         now = time.time()
         return [certificate_fact(name=origin, expires_at=at, now=now) for origin, at in ends.items()]
 
-    sources = (nodes, queue, room, certificates)
+    sources = (nodes, queue, room, memory, certificates)
     return [OperatorNews(webhooks, settings.operator_webhook_url, sources).run]
 
 

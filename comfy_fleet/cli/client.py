@@ -423,6 +423,15 @@ class Client:
                     hint="FLEET_API_CA_FILE names a file with the fleet's certificate, or its authority's",
                     code=Exit.UNREACHABLE,
                 ) from error
+            cut = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
+            if cut and self.url.startswith("http:"):
+                secure = f"https:{self.url.removeprefix('http:')}"
+                raise Fail(
+                    f"who answers at {self.url} does not speak HTTP ({error})",
+                    hint=f"if the fleet speaks TLS there: --api {secure}, or FLEET_API_URL",
+                    code=Exit.UNREACHABLE,
+                    passing=True,
+                ) from error
             raise Fail(
                 f"nothing answers at {self.url} ({error})",
                 hint="`fleet up` starts a fleet; --api or FLEET_API_URL names another address",

@@ -5,17 +5,20 @@ import contextlib
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificates import SOON_S, Certificate, edge_certificates, expiry_words
 from comfy_fleet.adapters.system.disk import FULL, Disk
+from comfy_fleet.adapters.system.folders import open_to_others
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.api.auth import Keys
@@ -29,6 +32,7 @@ from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, OLDEST_REDIS, find_hapr
 from comfy_fleet.domain.disk_room import size_text
 from comfy_fleet.domain.errors import FleetError, NoRoom, StoreDown
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
+from comfy_fleet.domain.store_memory import NEARLY_FULL
 from comfy_fleet.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -36,7 +40,6 @@ STRICT_HAPROXY = (3, 2)  # from this version on, maxconn is strict even with sev
 FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, generously
 ENOUGH_FILES = 4096
 LOW_DISK_BYTES = 2 * 10**9
-_NEARLY_FULL = 0.8
 _MAKE_ROOM = "make room, or shorten FLEET_RETENTION_S"
 
 
@@ -160,7 +163,8 @@ def redis_program() -> Finding:
         [path, "--version"], capture_output=True, text=True, timeout=10, check=False
     ).stdout
     version = version_in(output, r"v=(\d+)\.(\d+)\.(\d+)")
-    words = f"{'.'.join(map(str, version))} at {path}" if version else path
+    place = "in this virtual environment" if Path(path).is_relative_to(sys.prefix) else f"at {path}"
+    words = f"{'.'.join(map(str, version))} {place}" if version else path
     if version and version < OLDEST_REDIS:
         return _fail("Redis program", f"{words} is too old", "install Redis 6.2 or newer, or Valkey")
     return _ok("Redis program", words)
@@ -278,7 +282,7 @@ def redis_state(info: dict[str, Any], place: str) -> list[Finding]:
             )
         )
     most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
-    if most and used > _NEARLY_FULL * most:
+    if most and used > NEARLY_FULL * most:
         findings.append(
             _warn(
                 "Redis memory",
@@ -368,6 +372,14 @@ def data_folder(settings: Settings) -> list[Finding]:
                 "Data folder",
                 f"{data} has {left} left; below {size_text(room.floor_bytes)} submits are refused",
                 _MAKE_ROOM,
+            )
+        ]
+    if mode := open_to_others(data):
+        return [
+            _warn(
+                "Data folder",
+                f"{data} has mode {mode}: other users of this machine may look into it",
+                f"chmod 700 {shlex.quote(str(data))}",
             )
         ]
     return [_ok("Data folder", f"{data}, {left} free")]

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,10 @@ _FLAGS = {
     "redis_url": "--redis",
     "agent_metrics_port": "--metrics-port",
 }  # settings whose flag has another name
+
+
+_LONG = re.compile(r"""(['"])((?:(?!\1).){100})(?:(?!\1).)+\1""")
+"""A quoted value that is longer than people read."""
 
 
 def register(app: typer.Typer) -> None:
@@ -236,7 +241,7 @@ def load(**flags: Any) -> "Settings":
         place = ".".join(str(part) for part in first["loc"])
         flag = _FLAGS.get(place, f"--{place.replace('_', '-')}")
         name = flag if flags.get(place) is not None else f"FLEET_{place.upper()}"
-        what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix
+        what = _LONG.sub(r"\1\2…\1", str(first["msg"]).removeprefix("Value error, "))  # pydantic's prefix
         named = what.startswith(f"{name}: ")
         told = f"{name}: {what}" if place and not named else what  # what concerns several settings names them
         raise Fail(told, hint="see docs/reference/settings.md", code=Exit.USAGE) from None

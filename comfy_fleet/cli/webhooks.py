@@ -16,7 +16,7 @@ app = typer.Typer(
 secret = typer.Typer(help="Show or renew the secret that signs your messages.", no_args_is_help=True)
 app.add_typer(secret, name="secret")
 
-COLUMNS = ("<Message", ">Told", "State", ">Tries", "<Next", "Last answer")
+COLUMNS = ("<Message", ">Since", "State", "Answer")
 Operator = Annotated[
     bool, typer.Option("--operator", help="The operator's messages (FLEET_OPERATOR_WEBHOOK_URL) instead.")
 ]
@@ -67,15 +67,18 @@ def list_(
 
 
 def row(one: Mapping[str, Any], now: datetime) -> tuple[Any, ...]:
-    """Return a message as a row under :data:`COLUMNS`."""
+    """Return a message as a row under :data:`COLUMNS`, which fits 80 columns: its id has 50 of them."""
     from comfy_fleet.cli.console import ago
 
-    due = ""
+    state, tries = one["state"], one["attempts"]
     if one["next_attempt_at"]:
         left_s = (datetime.fromisoformat(one["next_attempt_at"]) - now).total_seconds()
-        due = "now" if left_s < 1 else f"in {left_s:.0f} s" if left_s < 120 else f"in {left_s / 60:.0f} min"
+        due = "now" if left_s < 1 else f"in {left_s:.0f}s" if left_s < 120 else f"in {left_s / 60:.0f}m"
+        state = f"try {tries + 1} {due}"
+    elif tries > 1:
+        state = f"{state}, {tries} tries"
     last = one["error"] or (str(one["last_status"]) if one["last_status"] else "")
-    return one["id"], ago(one["timestamp"], now), one["state"], one["attempts"], due, last
+    return one["id"], ago(one["timestamp"], now), state, last
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Who may use a fleet: tenants, their users, and the users' keys. Nothing here knows a key, only hashes."""
 
 import hashlib
+import hmac
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -330,12 +331,17 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def parse_keys(text: str, where: str) -> Sequence[AccessKey]:
+def _file_id(digest: str, secret: bytes) -> str:
+    return FILE_ID + hmac.new(secret, digest.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def parse_keys(text: str, where: str, *, secret: bytes = b"") -> Sequence[AccessKey]:
     """Return the keys of a keys file: lines ``NAME KEY`` or ``NAME KEY ROLE``, ``#`` begins a comment.
 
     Args:
         text: The file's content.
         where: What errors call it.
+        secret: Keys' ids follow from it, too: they say nothing about the keys, and are the same everywhere.
 
     Raises:
         BadInput: A line is wrong, or there is no key. No error repeats a key.
@@ -357,7 +363,7 @@ def parse_keys(text: str, where: str) -> Sequence[AccessKey]:
         if len(words[1]) < LEAST_KEY:
             raise BadInput(f"{where}, line {number}: a key must have at least {LEAST_KEY} characters")
         digest = digest_of(words[1])
-        made = AccessKey(id=FILE_ID + digest[:12], user=words[0], digest=digest, roles=roles)
+        made = AccessKey(id=_file_id(digest, secret), user=words[0], digest=digest, roles=roles)
         if keys.setdefault(digest, made).user != words[0]:
             raise BadInput(f"{where}, line {number}: {keys[digest].user} has this key already")
         keys[digest] = made

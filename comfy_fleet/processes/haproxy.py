@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from comfy_fleet.adapters.comfyui.broker_headers import PURPOSE as BROKER
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificate_watch import CertificateWatch
+from comfy_fleet.adapters.haproxy.config_render import check_data
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.system.secret_box import NodeCredentials, SecretBox
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
@@ -34,6 +35,7 @@ def serve(settings: Settings) -> None:
             controller works on the same folder.
     """
     build.require(settings.haproxy_bin)
+    check_data(settings)
     uvloop.run(_serve(settings))
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass, replace
 from typing import Any
 
-from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
+from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.jobs.run import RunLimits
@@ -497,7 +497,11 @@ class Dispatcher:
         # Not ended: its lease runs out, and the dispatcher that takes it over asks the node about it.
         except StoreDown as error:
             extra = {"job_id": claim.job.id, "run": claim.run, "error": str(error)}
-            logger.warning("run broke off: Redis does not answer", extra=extra)
+            refused = isinstance(error, StoreRefuses)
+            logger.warning(
+                "run broke off: Redis refuses" if refused else "run broke off: Redis does not answer",
+                extra=extra,
+            )
         except Exception:
             logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
         finally:

@@ -1,4 +1,4 @@
-"""Tells the operator's URL what somebody should look at: nodes, the queue, the disk, certificates.
+"""Tells the operator's URL what somebody should look at: nodes, queue, disk, Redis' memory, certificates.
 
 Every API process looks, and Redis compares with what was told: each change is told once.
 """
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.store_memory import StoreMemory
 from comfy_fleet.ports.webhooks import OperatorFact, Webhooks
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,23 @@ def disk_fact(*, path: str, free_bytes: int, floor_bytes: int) -> OperatorFact:
         type="disk.low" if low else "",
         steady_s=0.0 if low else 3600.0,  # around the mark, it is told once an hour at most
         data={"path": path, "free_bytes": free_bytes, "floor_bytes": floor_bytes},
+    )
+
+
+def memory_fact(memory: StoreMemory) -> OperatorFact:
+    """Return whether Redis has room, and keeps what it has."""
+    low = bool(memory.trouble)
+    return OperatorFact(
+        thing="redis",
+        state="low" if low else "roomy",
+        type="redis.memory" if low else "",
+        steady_s=0.0 if low else 3600.0,  # as for the disk
+        data={
+            "used_bytes": memory.used_bytes,
+            "maxmemory_bytes": memory.most_bytes,
+            "policy": memory.policy,
+            "reason": memory.trouble,
+        },
     )
 
 

@@ -236,7 +236,11 @@ def job_keys(folder: Path, socket: Path) -> set[str]:
 
 @pytest.mark.timeout(600)
 def test_a_fleet_at_work_comes_back_on_an_empty_machine(operator: Operator, shop: Shop) -> None:
-    operator.types("first", "fleet up -d --nodes 1 --job-seconds 1")
+    said = operator.types(
+        "first", "mkdir -m 755 .fleet; fleet up -d --nodes 1 --job-seconds 1; chmod 700 .fleet"
+    )
+    assert "chmod 700" in said  # others could look into it
+    assert "fleet key create me --role operator --here" in said  # without it, the example would be refused
     made = operator.types(
         "first",
         "fleet tenant create studio --here --limit queued=100\n"
@@ -299,6 +303,7 @@ def test_a_fleet_at_work_comes_back_on_an_empty_machine(operator: Operator, shop
     shop.away = False
     said = operator.types("second", block("fleet doctor --files"))
     assert ": all there" in said, said
+    assert "key create" not in said and "chmod" not in said
     assert not (operator.root / "second" / ".fleet").exists()
     restored = operator.root / "second" / "restored"
     assert oct(restored.stat().st_mode)[-3:] == "700"

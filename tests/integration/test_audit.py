@@ -43,6 +43,20 @@ async def entries(api: Api, query: str = "") -> list[dict[str, Any]]:
     return found
 
 
+async def test_who_tries_what_only_operators_may_do_is_written_down_once_a_minute(api: Api) -> None:
+    for _ in range(3):
+        answer = await api.client.post("/api/v1/nodes/g1/drain", json={}, headers=bearer(ANN))
+        assert code(answer) == (403, "forbidden")
+    assert (await api.client.get("/api/v1/audit", headers=bearer(ART))).status_code == 403
+    submit = {"workflow": GRAPH, "priority": 2000}  # a limit of their own job is no attempt
+    assert (await api.client.post("/api/v2/jobs", json=submit, headers=bearer(ANN))).status_code == 403
+    told = [(one["event"], one["by"], one["about"]) for one in await entries(api)]
+    assert told == [
+        ("refused", "art", {"method": "GET", "path": "/api/v1/audit", "code": "forbidden"}),
+        ("refused", "ann", {"method": "POST", "path": "/api/v1/nodes/g1/drain", "code": "forbidden"}),
+    ]
+
+
 async def test_what_is_done_is_written_down_with_who_and_from_where(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,7 +118,7 @@ async def test_it_is_for_operators_by_page_user_and_time(
         if page["next_cursor"] is None:
             break
         cursor = f"&cursor={page['next_cursor']}"
-    assert seen == [f"e{number}" for number in reversed(range(25))]
+    assert seen == [*[f"e{number}" for number in reversed(range(25))], "refused", "refused"]
     assert [one["event"] for one in await entries(api, "user=ada")] == ["e20", "e15", "e10", "e5", "e0"]
     assert await entries(api, "since=99999999999") == []
     wrong = await api.client.get("/api/v1/audit?cursor=x", headers=bearer(OPS))

@@ -106,6 +106,18 @@ def test_a_secret_key_that_no_fleet_would_start_with_is_found(tmp_path: Path, mo
     assert found in finding["found"]
 
 
+def test_a_data_folder_that_others_may_look_into_is_found(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    verdicts = []
+    for mode in (0o755, 0o750, 0o700):
+        data.chmod(mode)
+        finding = findings(doctor("--data", str(data), "--json"))["Data folder"]
+        verdicts.append(finding["verdict"])
+        assert ("chmod 700" in finding["do"]) is (mode == 0o755)
+    assert verdicts == ["WARN", "OK", "OK"]  # a group may be meant to
+
+
 def test_no_fleet_runs_on_what_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")

@@ -21,6 +21,8 @@ from cryptography.x509.oid import NameOID
 from comfy_fleet.adapters.haproxy.certificates import read_certificate
 from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.system.self_signed import self_signed
+from comfy_fleet.cli.client import Client
+from comfy_fleet.cli.exits import Fail
 from tests.conftest import free_port
 from tests.integration.edge_kit import LIMIT, Edge, edge_of
 from tests.integration.haproxy_kit import eventually, raw_request
@@ -255,3 +257,17 @@ async def test_what_ends_soon_is_warned_of_once(tmp_path: Path, caplog: pytest.L
         ]
         assert "in 2 days" in told[0]["good"]
         assert set(edge.broker.controller.certificates.shown.by_origin) == {"editor", "console"}
+
+
+async def test_a_command_that_speaks_plain_http_is_told_so(tmp_path: Path, pair: dict[str, Any]) -> None:
+    async with edge_of(tmp_path, **pair) as edge:
+        plain = f"http://127.0.0.1:{edge.settings.port}"
+
+        def ask() -> Fail:
+            with Client(plain) as client, pytest.raises(Fail) as refused:
+                client.get("/api/v1/health")
+            return refused.value
+
+        told = await asyncio.to_thread(ask)
+        assert told.hint is not None and f"https://127.0.0.1:{edge.settings.port}" in told.hint
+        assert "`fleet up`" not in told.hint

@@ -188,6 +188,9 @@ async def test_a_data_uri_of_another_type_and_one_in_a_bad_request_store_nothing
         ("http://[::ffff:10.0.0.1]/x.png", "not public"),
         ("https://127.1/x.png", "four decimal"),
         ("http://shop.test/\\x.png", "backslash"),
+        (" http://shop.test/x.png", "blanks"),
+        ("http:/shop.test/x.png", "host"),
+        ("https:shop.test/x.png", "host"),
     ],
 )
 async def test_urls_that_are_never_fetched_are_refused_at_once(world: Sharing, url: str, why: str) -> None:

@@ -7,12 +7,14 @@ import pytest
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.domain.store_memory import StoreMemory
 from comfy_fleet.domain.webhooks.webhook import OPERATOR
 from comfy_fleet.ports.webhooks import OperatorFact
 from comfy_fleet.services.operator_news import (
     USUAL,
     certificate_fact,
     disk_fact,
+    memory_fact,
     node_facts,
     queue_fact,
 )
@@ -79,12 +81,13 @@ async def test_queue_disk_and_certificates(stores: Stores) -> None:
         return [
             queue_fact(queued=queued, running=running, steady_s=0.0),
             disk_fact(path="/data", free_bytes=free, floor_bytes=100),
+            memory_fact(StoreMemory(used_bytes=1000 - free, most_bytes=1000)),
             certificate_fact(name="edge", expires_at=left_s, now=0.0),
         ]
 
     fine, bad = look(5, 1, 200, 30 * DAY), look(5, 0, 199, 13 * DAY)
     assert sorted(await told(stores, fine, look(0, 0, 500, 15 * DAY), bad, bad)) == [
-        *("certificate.expiring", "disk.low", "queue.stuck")
+        *("certificate.expiring", "disk.low", "queue.stuck", "redis.memory")
     ]
 
 

@@ -17,12 +17,13 @@ from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli import doctor_checks
 from comfy_fleet.cli.doctor_checks import Severity
-from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.nodes.agent_token import AgentToken
 from comfy_fleet.settings import Settings
 from tests.children import mortal
 from tests.conftest import free_port
+from tests.factories import picture
 from tests.fleet import fleet_of, until
 from tests.stream_server import StreamServer
 from tests.tls_proxy import HOST, Authority
@@ -129,6 +130,34 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
+
+
+async def test_a_right_that_is_missing_is_told_in_a_line_and_loses_nothing(
+    strict: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet_of(strict, "g1", redis_url=url_of(strict)) as fleet:
+        with watcher(strict) as client:
+            graph = picture(1)
+            graph["2"]["inputs"]["images"] = ["3", 0]
+            graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": 1.0}}
+            job = await fleet.submit(graph)
+
+            async def runs() -> bool:
+                return (await fleet.job(job.id)).status is JobStatus.RUNNING
+
+            await until(runs, what="it runs")
+            client.execute_command("ACL", "SETUSER", "fleet", "-hset")
+            with pytest.raises(StoreRefuses, match="does not let its user do that"):
+                await fleet.submit(picture(2))
+
+            def told() -> bool:
+                again = [record for record in caplog.records if record.message == "the store is asked again"]
+                return any("does not let its user" in str(vars(record)) for record in again)
+
+            await until(told, what="that is told")
+            client.execute_command("ACL", "SETUSER", "fleet", "+hset")
+            assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_the_doctor_says_what_that_user_may_see(strict: int) -> None:

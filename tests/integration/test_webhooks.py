@@ -327,6 +327,22 @@ async def test_a_receiver_gets_a_few_at_a_time_and_hides_no_other(stores: Stores
     assert await taken(webhooks) == []
 
 
+async def test_a_message_that_can_not_be_read_is_tried_no_more_and_told_once(
+    stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhooks, keys = RedisWebhooks(stores.redis, stores.events), stores.redis.keyspace
+    broken, whole = await ended_jobs(stores, 2, "http://shop.test/")
+    client: Any = stores.redis
+    await client.hset(keys.webhook(broken), "at", "soon")
+    receiver = (await client.hget(keys.webhook(broken), "receiver")).decode()
+    assert await taken(webhooks, lease_s=0.001) == [whole]
+    await until(lambda: taken(webhooks, lease_s=0.001), what="the other one is taken again")
+    assert await client.zrange(keys.webhook_queue(receiver), 0, -1) == [whole.encode()]
+    assert await client.hget(keys.webhook(broken), "state") == b"unreadable"
+    told = [record for record in caplog.records if "given up: its record" in record.message]
+    assert [vars(record)["webhook"] for record in told] == [broken]
+
+
 async def test_an_owner_with_many_servers_hides_no_other_owner(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 """What the console lets through: whole ids and URLs, and nothing that a terminal obeys."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from io import StringIO
+from uuid import UUID
 
 import pytest
 from rich.text import Text
 
-from comfy_fleet.cli import doctor_checks
+from comfy_fleet.cli import doctor_checks, webhooks
 from comfy_fleet.cli.console import FleetConsole, facts, json_text, printable, table
 from comfy_fleet.cli.doctor import listing
 from comfy_fleet.cli.node_state import COLUMNS
@@ -124,3 +126,26 @@ def test_a_reason_of_several_lines_is_whole_and_its_record_one_line(line_break: 
 
     _, line = printed(table(["Job", "Message"], [("6bbb1aba", reason)]), width=None)
     assert line == r"6bbb1aba  bad\x1b[2Jreason second line"
+
+
+def test_a_list_of_webhooks_fits_80_columns_with_ids_that_can_be_copied() -> None:
+    now = datetime(2026, 11, 29, tzinfo=UTC)
+    id_ = f"msg_{UUID(int=7)}_succeeded"
+
+    def told(state: str, attempts: int, due: timedelta | None, error: str) -> tuple[object, ...]:
+        one = {"id": id_, "state": state, "attempts": attempts, "error": error, "last_status": 500}
+        one["timestamp"] = (now - timedelta(days=3, hours=5)).isoformat()
+        return webhooks.row({**one, "next_attempt_at": due and (now + due).isoformat()}, now)
+
+    rows = [
+        told("delivered", 1, None, ""),
+        told("waiting", 6, timedelta(hours=10), "the receiver did not answer within 20 s"),
+        told("failed", 8, None, "the receiver answered 500"),
+    ]
+    console = FleetConsole()
+    console.width, console.file = 80, StringIO()
+    console.print(table(webhooks.COLUMNS, rows))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(id_ in line for line in lines) == 3
+    assert "try 7" in console.file.getvalue() and "failed, 8" in console.file.getvalue()

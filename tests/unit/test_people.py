@@ -101,6 +101,9 @@ def test_a_keys_file_says_who_and_never_what(people: People) -> None:
     keys = parse_keys(TEXT + "ops ops-key-0123456789 admin\nm met-key-0123456789 metrics # graphs\n", "f")
     assert [sorted(one.roles) for one in keys] == [["artist"], [], ["operator"], ["metrics"]]
     assert "ann-key" not in repr(keys)
+    ids = [[one.id for one in parse_keys(TEXT, "f", secret=secret)] for secret in (b"a", b"a", b"b")]
+    assert ids[0] == ids[1] and not set(ids[0]) & set(ids[2])  # nobody can try guesses by them
+    assert not any(one.id.removeprefix("file-") in one.digest for one in parse_keys(TEXT, "f", secret=b"a"))
     for wrong in (TEXT + "eve ann-key-0123456789\n", TEXT + "eve eve-key-0123456789 boss\n", "eve short\n"):
         with pytest.raises(BadInput) as caught:
             parse_keys(wrong, "f")

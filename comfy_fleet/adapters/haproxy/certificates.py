@@ -74,10 +74,12 @@ def edge_certificates(settings: Settings) -> EdgeCertificates:
     """
     if settings.tls_cert_file is None:
         return EdgeCertificates()
-    editor = read_certificate(settings.tls_cert_file, settings.tls_key_file)
+    names = ("FLEET_TLS_CERT_FILE", "FLEET_TLS_KEY_FILE")
+    editor = read_certificate(settings.tls_cert_file, settings.tls_key_file, names=names)
     if settings.console_tls_cert_file is None:
         return EdgeCertificates(editor=editor, console=editor)
-    console = read_certificate(settings.console_tls_cert_file, settings.console_tls_key_file)
+    names = ("FLEET_CONSOLE_TLS_CERT_FILE", "FLEET_CONSOLE_TLS_KEY_FILE")
+    console = read_certificate(settings.console_tls_cert_file, settings.console_tls_key_file, names=names)
     return EdgeCertificates(editor=editor, console=console)
 
 
@@ -117,30 +119,37 @@ def stamp(paths: tuple[Path, ...]) -> tuple[object, ...]:
     return tuple(found)
 
 
-def read_certificate(cert_file: Path, key_file: Path | None) -> Certificate:
+def read_certificate(
+    cert_file: Path, key_file: Path | None, *, names: tuple[str, str] = ("", "FLEET_TLS_KEY_FILE")
+) -> Certificate:
     """Read a certificate, its chain and its key.
 
     Args:
         cert_file: The certificate first, then those that lead to an authority.
         key_file: The key; None: it is in ``cert_file``, too.
+        names: The settings that name the two; empty: nothing does.
 
     Raises:
         ConfigError: A file can't be read, holds none, or the key is another certificate's.
     """
-    chain_pem = _content(cert_file)
-    chain = _chain(cert_file, chain_pem)
+    cert, key_of = (f"{name}: " if name else "" for name in names)
+    chain_pem = _content(cert_file, cert)
+    chain = _chain(cert_file, chain_pem, cert)
     key_path = key_file or cert_file
-    key_pem = chain_pem if key_file is None else _content(key_file)
+    said = key_of if key_file else cert
+    key_pem = chain_pem if key_file is None else _content(key_file, said)
     try:
         key = load_pem_private_key(key_pem, password=None)
     except TypeError:
-        raise ConfigError(f"the key in {key_path} has a password: nobody is there to type it in") from None
+        raise ConfigError(
+            f"{said}the key in {key_path} has a password: nobody is there to type it in"
+        ) from None
     except ValueError as error:
-        more = "" if key_file else "; if it is in a file of its own, name that: FLEET_TLS_KEY_FILE"
-        raise ConfigError(f"{key_path} holds no key (PEM){more}") from error
+        more = "" if key_file else f"; if it is in a file of its own, name that: {names[1]}"
+        raise ConfigError(f"{said}{key_path} holds no key (PEM){more}") from error
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != chain[0].public_key().public_bytes(*form):
-        raise ConfigError(f"the key in {key_path} is not that of the first certificate in {cert_file}")
+        raise ConfigError(f"{said}the key in {key_path} is not that of the first certificate in {cert_file}")
     pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain)
     pem += key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -171,25 +180,25 @@ def write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _chain(path: Path, pem: bytes) -> list[x509.Certificate]:
+def _chain(path: Path, pem: bytes, said: str = "") -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise ConfigError(f"{path} holds no certificate (PEM)") from None
+        raise ConfigError(f"{said}{path} holds no certificate (PEM)") from None
 
 
 def _end(chain: list[x509.Certificate]) -> float:
     return min(one.not_valid_after_utc for one in chain).timestamp()
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, said: str = "") -> bytes:
     try:
         with path.open("rb") as file:
             found = file.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        raise ConfigError(f"{said}{path} can't be read: {error.strerror}") from error
     if len(found) > _MOST_BYTES:
-        raise ConfigError(f"{path} is too large for a certificate")
+        raise ConfigError(f"{said}{path} is too large for a certificate")
     return found
 
 

@@ -419,7 +419,16 @@ def quoted_arg(value: str) -> str:
     """
     if re.search(r"[\x00-\x20\x7f'\"(),\\$#\[\]]", value):
         raise ConfigError(
-            f"{value!r} must not hold blanks, quotes, commas, brackets, $, # or backslashes; "
-            "set FLEET_DATA to another folder"
+            f"FLEET_DATA: {value!r} must not hold blanks, quotes, commas, brackets, $, # or backslashes, "
+            "which HAProxy's configuration can't have there; name another folder, or --data DIR"
         )
     return value
+
+
+def check_data(settings: Settings) -> None:
+    """Refuse a data folder whose path can't be in HAProxy's configuration, before anything is started.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    quoted_arg(str(settings.data.absolute()))

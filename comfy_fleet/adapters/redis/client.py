@@ -106,13 +106,17 @@ _REFUSALS = frozenset(
 )
 
 
+_NOT_ALLOWED = ("unknown command", "ACL failure in script", "The user executing the script can't")
+"""What servers say of a command that their user may not use: also in a script, by Valkey and by Redis."""
+
+
 def _known(error: Exception) -> Exception | None:
     """Return the fleet's own error for one of redis-py's; None for those that only our own mistakes raise."""
     if isinstance(error, BusyLoadingError):
         return StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2)
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
         return StoreDown(f"Redis does not answer: {error}", retry_after_s=2)
-    if isinstance(error, NoPermissionError) or str(error).startswith("unknown command"):
+    if isinstance(error, NoPermissionError) or any(part in str(error) for part in _NOT_ALLOWED):
         return StoreRefuses(f"Redis does not let its user do that: {error}", retry_after_s=5)
     if not isinstance(error, ResponseError):
         return None

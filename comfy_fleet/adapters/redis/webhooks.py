@@ -84,7 +84,16 @@ class RedisWebhooks:
             self._message(raw.decode(), dict(zip(record[::2], record[1::2], strict=True)), fails=int(fails))
             for raw, fails, record in rows
         ]
+        for (raw, _, record), one in zip(rows, found, strict=True):
+            if one is None:
+                await self._park(raw.decode(), dict(zip(record[::2], record[1::2], strict=True)))
         return [one for one in found if one is not None]
+
+    async def _park(self, message_id: str, record: Mapping[bytes, bytes]) -> None:
+        """Try a message that can't be read no more; its record stays for whoever looks into that."""
+        await self._scripts.call("webhook_park", id=message_id)
+        told = {"webhook": message_id, "owner": record.get(b"owner", b"").decode(errors="replace")}
+        logger.error("webhook message given up: its record in Redis can't be read", extra=told)
 
     async def sent(
         self, message: WebhookMessage, answer: PostAnswer, step: NextStep, *, most_age_s: float

@@ -29,6 +29,15 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def open_to_others(path: Path) -> str:
+    """Return a folder's mode, such as ``755``, if other users may look into it; else nothing."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError:
+        return ""
+    return f"{mode:03o}" if mode & 0o007 else ""
+
+
 def sync_folder(path: Path) -> None:
     """Sync a folder's names to the disk: a file's own sync may not include its new name.
 

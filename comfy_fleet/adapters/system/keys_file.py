@@ -14,10 +14,16 @@ _MOST_BYTES = 4 * 1024 * 1024
 
 
 class KeysOnDisk:
-    """:class:`comfy_fleet.ports.people.KeysFile`."""
+    """:class:`comfy_fleet.ports.people.KeysFile`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        secret: From which keys' ids follow; without one, they must be shown to nobody.
+    """
+
+    def __init__(self, path: Path, secret: bytes = b"") -> None:
         self._path = path
+        self._secret = secret
         self._seen: tuple[int, ...] | None = None
 
     def read(self) -> Sequence[AccessKey] | None:
@@ -35,7 +41,7 @@ class KeysOnDisk:
                 data = file.read(_MOST_BYTES + 1)
             if len(data) > _MOST_BYTES:
                 raise ConfigError(f"{where} is larger than {_MOST_BYTES} bytes")
-            return parse_keys(data.decode(), where)
+            return parse_keys(data.decode(), where, secret=self._secret)
         except (OSError, UnicodeDecodeError) as error:
             # Once for each trouble: without a file there is nothing by which to know it again.
             if isinstance(error, OSError) and self._seen == (error.errno or 0,):

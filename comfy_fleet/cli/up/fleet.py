@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
+from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.adapters.system.child_processes import LogFile
-from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.folders import open_to_others, private_folder
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
 from comfy_fleet.bootstrap import Stores, check_files, check_schema, open_secrets, open_stores
 from comfy_fleet.cli.console import span
@@ -54,6 +56,7 @@ class Fleet:
         self._trouble = LogTrouble(self._terminal.echo)
         self._children: list[Supervised] = []
         self._nodes: Sequence[Node] = ()
+        self._no_keys = False
         self._stopping = False
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,6 +92,10 @@ class Fleet:
             private_folder(self._logs)
         except OSError as error:
             raise Fail(f"can't write in {self._logs}: {error.strerror}", hint=MAKE_ROOM) from error
+        if mode := open_to_others(self.plan.settings.data):
+            told = f"{self.plan.settings.data} has mode {mode}: other users of this machine may look into it"
+            self._tell("warning", "data folder is open to others", reason=f"{told}; chmod 700 it")
+            self._terminal.say(f"{told}. Close it: chmod 700 {shlex.quote(str(self.plan.settings.data))}")
         self._tell("info", "fleet starts", url=self.plan.url, console=self.plan.console_url, pid=os.getpid())
         try:
             with self._terminal.status("starting Redis") as status:
@@ -104,7 +111,7 @@ class Fleet:
             if not self._stop.is_set():
                 took_s = time.monotonic() - started
                 self._tell("info", "fleet ready", after_s=round(took_s, 1))
-                self._terminal.ready(self.plan, self._nodes, took_s)
+                self._terminal.ready(self.plan, self._nodes, took_s, no_keys=self._no_keys)
                 if self._options.leave is not None:
                     self._options.leave(self._logs / "fleet.log")
             await self._stop.wait()
@@ -163,6 +170,7 @@ class Fleet:
             await self._start_parts()
             await self._until_ready(status, stores)
             self._nodes = await stores.nodes.nodes()
+            self._no_keys = await self._has_no_keys(stores)
 
     async def _keep_nodes(self) -> None:
         async with open_stores(self.plan.settings) as stores:
@@ -174,6 +182,14 @@ class Fleet:
                 clock=stores.clock,
                 credentials=self._credentials,
             )
+
+    async def _has_no_keys(self, stores: Stores) -> bool:
+        """Return whether nobody can ask: keys are required, and none was made."""
+        settings = self.plan.settings
+        if not settings.require_keys or self.plan.owners or settings.trusted_user_header:
+            return False
+        _, people = await RedisPeople(stores.redis).read()
+        return not people.keys
 
     def _say_of_nodes(self, message: str, reason: str) -> None:
         self._tell("warning", message, reason=reason)

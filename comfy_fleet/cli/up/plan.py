@@ -9,6 +9,7 @@ from typing import Any
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificates import edge_certificates
+from comfy_fleet.adapters.haproxy.config_render import check_data
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.api.auth import Keys
@@ -126,6 +127,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
             can't be read.
         BadInput: A node's name or URL can't be used.
     """
+    check_data(settings)
     # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
     note = read_note(settings.data)
     made = node_plans.running(

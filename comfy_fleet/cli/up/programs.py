@@ -30,6 +30,11 @@ def find_haproxy(name: str) -> str:
         (path for folder in _SBIN if (path := shutil.which(name, path=folder))), None
     )
     if found is None:
+        if name != "haproxy":
+            raise Fail(
+                f"FLEET_HAPROXY_BIN: there is no program {name[:200]}",
+                hint="name HAProxy's program, or unset it for the one on the PATH",
+            )
         raise Fail(f"there is no {name}", hint=f"as root: {INSTALL_HAPROXY}")
     return found
 

@@ -84,8 +84,15 @@ class Terminal:
         self._told[key] = now
         return True
 
-    def ready(self, planned: Plan, nodes: Sequence[Node], took_s: float) -> None:
-        """Print that the fleet is ready, and its address."""
+    def ready(self, planned: Plan, nodes: Sequence[Node], took_s: float, *, no_keys: bool = False) -> None:
+        """Print that the fleet is ready, and its address.
+
+        Args:
+            planned: What runs.
+            nodes: Its nodes.
+            took_s: How long the start took.
+            no_keys: Whether callers need a key, and there is none yet.
+        """
         self._ready = True
         settings = planned.settings
         shown = self._print
@@ -114,6 +121,7 @@ class Terminal:
         there = "" if usual else f" --data {shlex.quote(str(settings.data))}"
         elsewhere = settings.public_url or public_url(socket.gethostname(), settings.port, tls=settings.tls)
         for name, value in (
+            ("key", first_key(planned) if no_keys else ""),
             ("try", example(planned)),
             ("from", "" if is_loopback(settings.host) else f"other machines: {elsewhere}"),
             ("data", str(settings.data)),
@@ -147,6 +155,14 @@ def trace_of(fields: Mapping[str, Any]) -> Sequence[str]:
     """Return the lines of a log line's traceback."""
     trace = fields.get("traceback")
     return [f"    {one_line(line)}" for line in trace.split("\n")] if isinstance(trace, str) else []
+
+
+def first_key(planned: Plan) -> str:
+    """Return how the first key is made, for the example that follows."""
+    line = "fleet key create me --role operator --here"
+    if (data := planned.settings.data) != Path(".fleet").absolute():
+        line = f"FLEET_DATA={shlex.quote(str(data))} {line}"
+    return f"{line}   # there is none yet; then export FLEET_API_KEY=..."
 
 
 def example(planned: Plan) -> str:

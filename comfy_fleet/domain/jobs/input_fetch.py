@@ -17,7 +17,7 @@ RETRY_S = (2.0, 8.0)
 ERROR = "input_not_fetched"
 """Code of the error of a job whose input could not be fetched."""
 
-_URL = re.compile(r"https?://", re.IGNORECASE)
+_URL = re.compile(r"\s*https?:", re.IGNORECASE)
 _AGAIN = frozenset({408, 425, 429})
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})\b", re.IGNORECASE)
 
@@ -73,7 +73,11 @@ def fits_type(accept: Iterable[str], kind: str) -> bool:
 
 
 def is_url(text: str) -> bool:
-    """Return whether a file's name in a graph or a parameter is a URL that is fetched."""
+    """Return whether a file's name in a graph or a parameter is meant as a URL.
+
+    One that is misspelt (``http:/x``, a blank in front) is one, too: it is refused with what is wrong, and
+    not looked for on a node.
+    """
     return _URL.match(text) is not None
 
 

@@ -25,7 +25,7 @@ local function take(index, most, each)
       local key = webhook_key(id)
       local f = fields(key, 'state', 'after', 'owner')
       local owner = f[3] or ''
-      if f[1] ~= 'waiting' then
+      if f[1] ~= 'waiting' then  -- or what it has can't be read
         redis.call('ZREM', queue, id)  -- it is known no more
       elseif f[2] and redis.call('ZSCORE', queue, f[2]) and fields(webhook_key(f[2]), 'attempts')[1] == '0' then
         redis.call('ZADD', queue, num(at + 0.5), id)  -- a job's end is told after its start, if that can be told at all
