@@ -160,16 +160,19 @@ def show_run(console: Console, run: Run) -> None:
 def show_summary(console: Console, runs: Sequence[Run]) -> None:
     """Show all runs together."""
     table = Table(title=f"{len(runs)} runs", title_justify="left")
-    for name in ("seed", "jobs", "faults", "lost", "twice", "orphans", "other", "outside", "down (s)"):
+    counted = ("seed", "jobs", "failed", "faults", "lost", "twice", "orphans", "other")
+    for name in (*counted, "outside", "down (s)"):
         table.add_column(name, justify="right")
     kinds = (LOST, TWICE, ("orphans",), ("answers", "leftover"))
     for run in runs:
         down = sum(map(sum, run.lasted().values()))
         counts = [str(run.count(one)) for one in kinds]
         submits = f"{run.outside.accepted}/{run.outside.count}"
-        head = [str(run.seed), str(len(run.account.accepted)), str(run.faults.total())]
+        head = [str(run.seed), str(len(run.account.accepted)), str(run.found.states["failed"])]
+        head += [str(run.faults.total())]
         table.add_row(*head, *counts, submits, f"{down:.0f}")
     head = ["all", str(sum(len(run.account.accepted) for run in runs))]
+    head += [str(sum(run.found.states["failed"] for run in runs))]
     head += [str(sum(run.faults.total() for run in runs))]
     counts = [str(sum(run.count(one) for run in runs)) for one in kinds]
     outside = f"{sum(run.outside.accepted for run in runs)}/{sum(run.outside.count for run in runs)}"
