@@ -96,7 +96,7 @@ class Way:
             writer.write(data)
             await writer.drain()
         await self._flows.wait()
-        with suppress(OSError):  # it is closed already
+        with suppress(OSError, RuntimeError):  # it is closed already
             writer.write_eof()
 
 
