@@ -139,10 +139,10 @@ async def fail_over(
         line.lead_to(None)
         address.lead_to(None)
         killed = time.monotonic()
-        made.before = set(made.expected)
-        options.say(f"the primary is dead; {len(made.before)} submits were acknowledged")
         await process.wait()
         await asyncio.sleep(AWAY_S)
+        made.before = set(made.expected)  # with those whose answers were on their way
+        options.say(f"the primary is dead; {len(made.before)} submits were acknowledged")
         async with Redis(port=other) as client:
             await client.replicaof("NO", "ONE")
             made.after = []

@@ -12,7 +12,8 @@ from uuid import uuid4
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.agent_tokens import RedisAgentTokens
 from comfy_fleet.adapters.redis.assets import RedisAssets
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType, connect, subscriber
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.estimates import RedisEstimates
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts

@@ -1,6 +1,7 @@
 """Put the API together: one process, one event loop, behind the edge."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import secrets
@@ -347,6 +348,7 @@ def build(
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
             deliverer.run,
+            stores.clock.keep,
             *_news(settings, stores, webhooks),
             StoreMemoryWatch(lambda: server_memory(stores.redis)).run,
             lambda: _sweep(assets),
@@ -535,6 +537,8 @@ async def run(
     """
     async with open_stores(settings) as stores, open_nodes(settings, stores) as nodes:
         await check_schema(stores)
+        with contextlib.suppress(StoreDown):
+            await stores.clock.begin()
         deps = build(settings, stores, nodes, registry=registry, telemetry=telemetry)
         await check_files(settings, stores)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})

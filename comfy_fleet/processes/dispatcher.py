@@ -270,6 +270,7 @@ async def open_dispatcher(
             files=FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes),
             telemetry=telemetry,
             now=time.monotonic,
+            clock=stores.clock,
             new_id=lambda: str(uuid4()),
             chance=random.random,
         )

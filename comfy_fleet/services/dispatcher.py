@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
@@ -91,6 +91,16 @@ class DispatcherSnapshot:
     ready: frozenset[str]
 
 
+class StoreTime(Protocol):
+    """The store's clock, which processes tell how time passes by their own."""
+
+    async def begin(self) -> None:
+        """Return once the fleet's time is known. Raises StoreDown."""
+
+    async def keep(self) -> None:
+        """Tell how time passes, until canceled."""
+
+
 class Dispatcher:
     """One dispatcher process.
 
@@ -108,6 +118,7 @@ class Dispatcher:
         now: Monotonic seconds.
         new_id: Makes run ids and fencing tokens.
         chance: Random numbers from 0 to 1; they spread load.
+        clock: Is told how time passes here.
         moderation: Judges files before they are given out.
     """
 
@@ -138,6 +149,7 @@ class Dispatcher:
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
+        clock: StoreTime | None = None,
         moderation: Moderation | None = None,
     ) -> None:
         self.name = name
@@ -154,6 +166,7 @@ class Dispatcher:
         self._limits = limits
         self._now = now
         self._chance = chance
+        self._clock = clock
         self._directory = NodeDirectory(registry, inventories)
         self._sharing = Sharing(TRANSFERS, on_room=self.look_again)
         self._ahead = StagingAhead(
@@ -247,6 +260,9 @@ class Dispatcher:
             await self._work(stop)
 
     async def _work(self, stop: asyncio.Event) -> None:
+        loops = [] if self._clock is None else [self._clock.keep]
+        if self._clock is not None:
+            await self._clock.begin()
         await self._directory.look()
         await self._read_patience()
         background = [
@@ -260,6 +276,7 @@ class Dispatcher:
                 self._seekers.seek,
                 self._ahead.watch,
                 self._seekers.ready.keep,
+                *loops,
             )
         ]
         logger.info("dispatcher started", extra={"dispatcher": self.name})

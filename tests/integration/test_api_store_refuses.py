@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect_once
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType, connect_once
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import StoreDown, StoreRefuses

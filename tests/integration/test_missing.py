@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.missing import RedisMissing
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import failure

@@ -12,7 +12,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.comfyui.node_client import NODE, NodeClient
-from comfy_fleet.adapters.redis.client import ServerClock
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.bootstrap import Stores

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, connect
+from comfy_fleet.adapters.redis.client import FleetRedis, connect
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.domain.errors import StoreDown, StoreRefuses
 from tests.stream_server import StreamServer
 

@@ -4,8 +4,7 @@ redis-py's errors end here: all other code gets the fleet's own.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Self, cast
 
@@ -36,7 +35,6 @@ from comfy_fleet.turns import NoTurn, Turns
 
 CONNECTIONS = 128
 ANSWER_S = 10.0
-_ASK_AGAIN_S = 30.0
 WAIT_S = 5.0
 
 
@@ -351,27 +349,3 @@ def connect_once(url: str, *, timeout_s: float = 2.0) -> FleetRedis:
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
     )
-
-
-class ServerClock:
-    """The server's time, read now and then and counted on from there, so that processes on several machines
-    write times of one clock.
-
-    Args:
-        redis: The server.
-        monotonic: The clock between two readings.
-    """
-
-    def __init__(self, redis: FleetRedis, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._redis: Any = redis
-        self._monotonic = monotonic
-        self._ahead_s = 0.0
-        self._asked_at = float("-inf")
-
-    async def __call__(self) -> float:
-        """Return Unix seconds."""
-        if self._monotonic() - self._asked_at > _ASK_AGAIN_S:
-            seconds, micros = await self._redis.time()
-            self._asked_at = self._monotonic()
-            self._ahead_s = seconds + micros / 1e6 - self._asked_at
-        return self._monotonic() + self._ahead_s

@@ -309,6 +309,8 @@ class Keyspace:
 
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
+    # hash: shift (what is added to the server's time), seen (its time when a process told how time passes)
+    clock = _One("clock")
     # hash: id (of the server when leases were renewed last), until (when claims may go on after a failover)
     server = _One("server")
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)

@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.graphs.missing import MissingPart, PartKind

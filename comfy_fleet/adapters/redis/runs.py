@@ -540,15 +540,11 @@ class RedisRunStore:
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""
-        seconds, micros = await self._redis.time()
-        top = f"{seconds}.{micros:06d}"
-        ids = await self._redis.zrangebyscore(self._keys.expiring, "-inf", top, start=0, num=limit)
-        return [raw.decode() for raw in ids]
+        return [raw.decode() for raw in await self._scripts.call("forgettable", limit=limit)]
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
         """Postpone the removal of a job that can't be forgotten yet."""
-        now, _ = await self._redis.time()
-        await self._redis.zadd(self._keys.expiring, {job_id: now + seconds}, xx=True)
+        await self._scripts.call("postpone", job=job_id, seconds=seconds)
 
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store."""

@@ -7,6 +7,7 @@ import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import hashed
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.ports.sockets import ClientSocket
 
@@ -22,12 +23,12 @@ class RedisSocketStore:
 
     def __init__(self, redis: FleetRedis) -> None:
         self._redis = redis
+        self._scripts = Scripts(redis)
         self._keys = redis.keyspace
 
     async def now(self) -> float:
-        """Return Redis's Unix seconds."""
-        seconds, micros = await self._redis.time()
-        return float(seconds + micros / 1e6)
+        """Return the fleet's time, in Unix seconds."""
+        return float(await self._scripts.call("time"))
 
     async def keep(self, sockets: Sequence[ClientSocket]) -> None:
         """Write what is so now."""

@@ -36,9 +36,29 @@ local function store_id(candidate)
   return redis.call('GET', store_key)
 end
 
+-- Fields of a record.  If the key has another type, which somebody else put there, there is no record.
+local function fields(key, ...)
+  local found = redis.pcall('HMGET', key, ...)
+  return found.err and {} or found
+end
+
+-- The fleet's time goes on without steps: it is the server's, plus what steps have taken from it. Each second processes tell how
+-- much time has passed by their own clocks (clock.lua). If the server's goes back, or is far beyond what they told, the fleet's
+-- stands still until one of them has measured the step.
+local STEP_S = 2
+local UNTOLD_S = 10
+
+local function held(raw, seen) return raw < seen - 0.1 or raw > seen + UNTOLD_S end
+
+-- The server's time, what is added to it, and its time when a process told last, or nil.
+local function server_times()
+  local t, f = redis.call('TIME'), fields(clock_key, 'shift', 'seen')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000, tonumber(f[1] or '') or 0, tonumber(f[2] or '')
+end
+
 local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+  local raw, shift, seen = server_times()
+  return (seen and held(raw, seen) and seen or raw) + shift
 end
 
 local function num(x) return string.format('%.6f', x) end
@@ -48,12 +68,6 @@ local function flat(named)
   local out = {}
   for name, value in pairs(named) do out[#out + 1] = name; out[#out + 1] = value end
   return out
-end
-
--- Fields of a record.  If the key has another type, which somebody else put there, there is no record.
-local function fields(key, ...)
-  local found = redis.pcall('HMGET', key, ...)
-  return found.err and {} or found
 end
 
 -- Go on in a full Redis: whether there is room it asks only before a script's first write, and not if that only takes something away.

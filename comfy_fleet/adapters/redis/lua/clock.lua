@@ -1,0 +1,23 @@
+-- Tell of time as a process has measured it, so that a step of the server's clock changes no time of the fleet's.
+-- args: was (the fleet's time that the process heard last), passed (seconds since then by its own clock); both nil if it has heard
+--       none; step (that it measured a moment ago: what is measured twice was no delay); alone (bool: nobody else has told since
+--       it asked before).
+-- Returns {the fleet's time, or '' while it is not known, a step that is to be measured again or ''}.
+local raw, shift, seen = server_times()
+if args.was then
+  local step = raw + shift - args.was - args.passed
+  if math.abs(step) > STEP_S then
+    if not args.step or math.abs(step - args.step) > 1 then return { '', num(step) } end
+    shift = shift - step
+    redis.call('HSET', clock_key, 'shift', num(shift))
+    -- Marks by which processes take turns would last for as long as the step.
+    redis.call('DEL', queued_tended_key, flights_tended_key, lists_mended_key, model_sizes_asked_key)
+  end
+elseif seen and held(raw, seen) then
+  if not args.alone then return { '', '' } end
+  if raw < seen then shift = shift + seen - raw end
+end
+-- Back to the server's own time, so slowly that no time of a job's is wrong by more than a thousandth.
+local back = math.min(math.abs(shift), math.min(1, math.max(0, raw - (seen or raw))) / 1000)
+redis.call('HSET', cleared(clock_key, 'hash'), 'seen', num(raw), 'shift', num(shift < 0 and shift + back or shift - back))
+return { num(now()), '' }

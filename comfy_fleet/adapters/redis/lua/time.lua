@@ -1,0 +1,2 @@
+-- Returns the fleet's time, in Unix seconds.
+return num(now())

@@ -1,0 +1,177 @@
+"""The clock of Redis is set forward and back by an hour, while a fleet works."""
+
+import asyncio
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as sync_redis
+
+from comfy_fleet.adapters.redis.clock import ServerClock
+from comfy_fleet.adapters.system.redis_program import program
+from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.settings import Settings
+from comfy_fleet.sim import SimTiming
+from tests.children import mortal
+from tests.conftest import free_port
+from tests.factories import picture
+from tests.fleet import fleet_of, until
+from tests.integration.redis_kit import add_nodes, claim, submit
+from tests.integration.replica_kit import eventually
+
+HOUR_S = 3600
+SOURCE = Path(__file__).parents[1] / "native" / "stepped_clock.c"
+
+
+@dataclass
+class SteppedRedis:
+    """A Redis whose clock tests set."""
+
+    port: int
+    file: Path
+
+    def step(self, seconds: int) -> None:
+        """Set its clock so far ahead of the real time."""
+        with self.file.open("r+b") as file:  # in place: it is mapped
+            file.write(struct.pack("q", seconds))
+        with sync_redis.Redis(port=self.port) as client:
+            found: Any = client.time()
+            assert abs(found[0] - time.time() - seconds) < 60
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedRedis]:
+    folder = tmp_path_factory.mktemp("stepped")
+    compiler = shutil.which("cc") or pytest.fail("there is no C compiler: scripts/setup --tests")
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", folder / "clock.so", SOURCE], check=True, timeout=60)
+    made = SteppedRedis(port=free_port(), file=folder / "ahead")
+    made.file.write_bytes(struct.pack("q", 0))
+    argv = [program(), "--port", str(made.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    env = {**os.environ, "LD_PRELOAD": str(folder / "clock.so"), "STEPPED_CLOCK": str(made.file)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(mortal(argv), env=env, stdout=log, stderr=log)
+    try:
+        with sync_redis.Redis(port=made.port) as client:
+            eventually(client.ping)
+        yield made
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+@pytest.fixture
+async def stores(stepped: SteppedRedis) -> AsyncIterator[Stores]:
+    stepped.step(0)
+    async with open_stores(Settings(redis_url=f"redis://127.0.0.1:{stepped.port}/0")) as made:
+        client: Any = made.redis
+        await client.flushall()
+        yield made
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+async def test_nothing_ends_before_its_time(stores: Stores, stepped: SteppedRedis, step_s: int) -> None:
+    await stores.clock.begin()
+    await add_nodes(stores, "g1")
+    over = await submit(stores, expires_in_s=1800)
+    ended = await claim(stores)
+    await stores.runs.finish(ended, JobStatus.SUCCEEDED, error=None, duration_s=None)
+    await submit(stores)
+    run = await claim(stores, ttl=30)
+    waits = await submit(stores, deadline_s=1800)
+    before = await stores.clock()
+    stepped.step(step_s)
+
+    async def untouched() -> None:
+        """Whatever looks for things whose time has come finds nothing."""
+        assert await stores.runs.overdue(10) == 0
+        assert await stores.runs.forgettable(10) == []
+        assert await stores.runs.take_over(dispatcher="d2", ttl_s=30, limit=9) == []
+
+    await untouched()  # nobody has measured the step yet
+    keeping = asyncio.create_task(stores.clock.keep())
+    try:
+        client: Any = stores.redis
+
+        async def measured() -> bool:
+            return abs(float(await client.hget("fleet:clock", "shift") or 0) + step_s) < 5
+
+        await until(measured, what="the step is measured")
+        await untouched()
+        later = await submit(stores)
+        assert 0 <= later.created_at - before < 60  # jobs keep their order, and their times
+        found = await stores.jobs.get(waits.id)
+        assert found is not None and found.status is JobStatus.QUEUED
+        assert await stores.jobs.get(over.id) is not None
+        assert not (await stores.runs.beat("d1", [run], ttl_s=0.3)).lost
+
+        async def taken() -> bool:
+            return bool(await stores.runs.take_over(dispatcher="d2", ttl_s=30, limit=9))
+
+        await until(taken, what="a dead dispatcher's run moves")
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_process_that_starts_after_a_step_waits_for_those_that_measured_it(
+    stores: Stores, stepped: SteppedRedis
+) -> None:
+    await stores.clock.begin()
+    before = await stores.clock()
+    stepped.step(HOUR_S)
+    late = ServerClock(stores.redis)
+    starting = asyncio.create_task(late.begin())
+    keeping = asyncio.create_task(stores.clock.keep())
+    await starting
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert 0 <= await late() - before < 60
+
+
+async def test_a_fleet_that_was_off_goes_on_at_the_servers_time(
+    stores: Stores, stepped: SteppedRedis
+) -> None:
+    await stores.clock.begin()
+    before = await stores.clock()
+    stepped.step(HOUR_S)  # as if it had been off for an hour: nobody measures
+    anew = ServerClock(stores.redis)
+    await anew.begin()
+    assert HOUR_S <= await anew() - before < HOUR_S + 60
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+async def test_a_fleet_works_on_and_a_dead_dispatchers_runs_move(
+    stores: Stores, stepped: SteppedRedis, step_s: int
+) -> None:
+    timing = SimTiming(job_s=4)
+    async with fleet_of(stepped.port, "g1", sim={"timing": timing}) as fleet:
+        second = await fleet.dispatcher("d2")
+        jobs = [await fleet.submit(picture(seed), deadline_s=600) for seed in range(2)]
+        client: Any = fleet.stores.redis
+
+        async def running() -> str | None:
+            found = [await fleet.job(job.id) for job in jobs]
+            return next((job.run for job in found if job.status is JobStatus.RUNNING), None)
+
+        await until(running, what="a job runs")
+        run = await running()
+        stepped.step(step_s)
+        holder = (await client.hget(f"fleet:run:{run}", "dispatcher")).decode()
+        dead, other = (second, "d1") if holder == "d2" else (fleet.dispatchers[0], "d2")
+        await dead.kill()
+
+        async def moved() -> bool:
+            return bool(await client.hget(f"fleet:run:{run}", "dispatcher") == other.encode())
+
+        await until(moved, what="its run moves", timeout_s=30)
+        for job in jobs:
+            assert (await fleet.ended(job.id, timeout_s=60)).status is JobStatus.SUCCEEDED
