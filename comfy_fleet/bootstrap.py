@@ -211,7 +211,7 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
 
 
 def open_moderation(
-    settings: Settings, assets: RedisAssets, tenant_of: Callable[[str], Tenant]
+    settings: Settings, assets: RedisAssets, tenant_of: Callable[[str], Tenant], telemetry: Telemetry
 ) -> Moderation:
     """Return what asks the moderation hook.
 
@@ -219,6 +219,7 @@ def open_moderation(
         settings: The settings.
         assets: Where files are.
         tenant_of: Returns an owner's tenant.
+        telemetry: Told what came of each question.
 
     Raises:
         ConfigError: The file with the token can't be read.
@@ -241,6 +242,7 @@ def open_moderation(
         mode=ModerationMode(settings.moderation),
         tenant_of=tenant_of,
         most_bytes=settings.moderation_bytes,
+        telemetry=telemetry,
     )
 
 

@@ -176,7 +176,7 @@ def build(
     def tenant_of(user: str) -> Tenant:
         return keys.ring.people.tenant_of(user)  # those of now
 
-    moderation = open_moderation(settings, assets, tenant_of)
+    moderation = open_moderation(settings, assets, tenant_of, telemetry)
     allowed = parse_allowed("FLEET_FETCH_ALLOW", settings.fetch_allow)
     fetches = RedisFetches(stores.redis, new_token=lambda: str(uuid4()), telemetry=telemetry)
     fetcher = InputFetcher(
@@ -185,6 +185,7 @@ def build(
         assets,
         FetchLimits(most_bytes=settings.fetch_bytes, within_s=settings.fetch_s),
         moderation,
+        telemetry,
         quotas_of=keys.ring.quotas_of,
     )
     policy = FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes)

@@ -96,6 +96,24 @@ class Telemetry(Protocol):
             used: How many of those that were sent the run reads that begins.
         """
 
+    def fetched(self, outcome: str) -> None:
+        """A URL that jobs name as an input was asked for.
+
+        Args:
+            outcome: ``stored``; ``unchanged``: the file of before is still good; ``again``: it is asked for
+                once more; ``refused``: by the fleet's rules, or by who judges; ``failed``: its jobs fail;
+                ``no_room``: the fleet can't store it now, and tries again.
+        """
+
+    def judged(self, stage: str, outcome: str) -> None:
+        """An operator's service was asked about content.
+
+        Args:
+            stage: ``prompt``, ``input`` or ``output``.
+            outcome: ``allowed`` or ``refused``; ``unanswered_allowed`` and ``unanswered_refused`` where
+                nobody answered and the operator's rule decided.
+        """
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """The store did not answer and is asked again.
 

@@ -238,7 +238,7 @@ async def open_dispatcher(
             nodes=nodes,
             assets=assets,
             # A job's record says what its tenant wants.
-            moderation=open_moderation(settings, assets, lambda user: Tenant(name=DEFAULT_TENANT)),
+            moderation=open_moderation(settings, assets, lambda user: Tenant(name=DEFAULT_TENANT), telemetry),
             open_secret=open_secret,
             line=RedisLifeLine(stores.events, stores.redis.keyspace, str(uuid4())),
             wakes=wakes,

@@ -28,10 +28,12 @@ from comfy_fleet.domain.jobs.input_fetch import (
 from comfy_fleet.domain.jobs.job import JobError
 from comfy_fleet.domain.jobs.sniffing import HEAD_BYTES, content_type_of_bytes, file_name
 from comfy_fleet.domain.limits import ScopedLimits
+from comfy_fleet.domain.moderation import ContentRefused
 from comfy_fleet.domain.outbound import parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import Fetch, FetchStore
 from comfy_fleet.ports.outbound import GuardedCalls, OutboundAnswer
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.moderation import Moderation
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class InputFetcher:
         assets: Where the files go: each becomes an asset of its job's owner.
         limits: What may be fetched.
         moderation: Judges the files.
+        telemetry: Told what came of each.
         quotas_of: Returns the limits of an owner.
     """
 
@@ -84,6 +87,7 @@ class InputFetcher:
         assets: AssetStore,
         limits: FetchLimits,
         moderation: Moderation,
+        telemetry: Telemetry,
         quotas_of: Callable[[str], tuple[ScopedLimits, ...]] = lambda _: (),
     ) -> None:
         self._fetches = fetches
@@ -91,6 +95,7 @@ class InputFetcher:
         self._assets = assets
         self._limits = limits
         self._moderation = moderation
+        self._telemetry = telemetry
         self._quotas_of = quotas_of
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,12 +175,14 @@ class InputFetcher:
                     facts = {"etag": fetch.etag, "last-modified": fetch.modified, **facts}
         except (NoRoom, Outdated, OSError) as error:  # the fleet's own trouble is not the URL's
             logger.warning("input not stored", extra={"url": _shown(fetch), "error": str(error)})
+            self._telemetry.fetched("no_room")
             await self._fetches.again(fetch, in_s=OWN_FAULT_S, counts=False)
         except StoreDown:
             raise
         except (FleetError, _Useless) as error:
             await self._missed(fetch, error)
         else:
+            self._telemetry.fetched("unchanged" if answer.status == _UNCHANGED else "stored")
             await self._fetches.done(
                 fetch,
                 asset,
@@ -187,8 +194,11 @@ class InputFetcher:
     async def _missed(self, fetch: Fetch, error: FleetError | _Useless) -> None:
         again = error.again if isinstance(error, _Useless) else error.retryable
         if again and fetch.tries < len(RETRY_S):
+            self._telemetry.fetched("again")
             await self._fetches.again(fetch, in_s=RETRY_S[fetch.tries], counts=True)
             return
+        refused = isinstance(error, OutboundRefused | ContentRefused)
+        self._telemetry.fetched("refused" if refused else "failed")
         status = error.status if isinstance(error, _Useless) else None
         details = {"url": _shown(fetch), **({"status": status} if status else {})}
         usual = isinstance(error, OutboundRefused | OutboundFailed | _Useless)

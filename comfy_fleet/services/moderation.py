@@ -24,6 +24,7 @@ from comfy_fleet.domain.moderation import (
 from comfy_fleet.domain.people import Tenant
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.moderation import Moderator
+from comfy_fleet.ports.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Moderation:
         mode: What holds for tenants that say nothing.
         tenant_of: Returns an owner's tenant.
         most_bytes: Most bytes of files in one question; further ones come without their bytes.
+        telemetry: Told what came of each question.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Moderation:
         mode: ModerationMode,
         tenant_of: Callable[[str], Tenant],
         most_bytes: int,
+        telemetry: Telemetry,
     ) -> None:
         self._hook = hook
         self._assets = assets
         self._mode = mode
         self._tenant_of = tenant_of
         self._most_bytes = most_bytes
+        self._telemetry = telemetry
 
     def rule(self, owner: str) -> str:
         """Return what a job's record keeps: how its files will be judged; empty: not at all."""
@@ -130,14 +134,23 @@ class Moderation:
         )
         for attempt in range(1, OUTPUT_TRIES + 1):
             try:
-                return await self._asked(question)
+                judgement = await self._asked(question)
             except ModerationDown as error:
                 if attempt == OUTPUT_TRIES:
                     logger.warning(
                         "output not judged", extra={"job_id": job.id, "mode": mode, "error": error.message}
                     )
+            else:
+                self._note(question, judgement.allowed)
+                return judgement
             await asyncio.sleep(OUTPUT_GAP_S)
-        return Judgement(allowed=mode is ModerationMode.OPEN, reason="nobody could judge it")
+        allowed = mode is ModerationMode.OPEN
+        self._note(question, allowed, answered=False)
+        return Judgement(allowed=allowed, reason="nobody could judge it")
+
+    def _note(self, question: ModerationQuestion, allowed: bool, *, answered: bool = True) -> None:
+        outcome = "allowed" if allowed else "refused"
+        self._telemetry.judged(question.stage.value, outcome if answered else f"unanswered_{outcome}")
 
     async def _asked(self, question: ModerationQuestion) -> Judgement:
         if self._hook is None:
@@ -150,9 +163,11 @@ class Moderation:
         try:
             judgement = await self._hook.judge(question)
         except ModerationDown:
+            self._note(question, mode is ModerationMode.OPEN, answered=False)
             if mode is ModerationMode.OPEN:
                 return
             raise
+        self._note(question, judgement.allowed)
         if not judgement.allowed:
             logger.info("content refused", extra={"owner": question.owner, "stage": question.stage})
             why = f": {judgement.reason}" if judgement.reason else ""

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,8 @@ async def test_a_server_that_stumbles_is_asked_again(
     web.pages["/a.png"] = stumble
     job = await world.done(await send(world, web.url("/a.png")))
     assert (job["status"], web.asked("/a.png")) == ("succeeded", 3)
+    count = partial(world.api.deps.registry.get_sample_value, "fleet_input_fetches_total")
+    assert [count({"outcome": outcome}) for outcome in ("again", "stored", "failed")] == [2, 1, None]
 
 
 async def test_a_header_that_is_no_text_and_a_fault_of_our_own_keep_no_job_waiting(

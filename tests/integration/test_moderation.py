@@ -106,6 +106,8 @@ async def test_a_refused_prompt_is_no_job(redis_port: int, redis: Any, tmp_path:
             assert "this is not allowed here: not here" in answer.json()["error"]["message"]
             assert "\x1b" not in answer.text
         answer = await world.client.post("/prompt", json={"prompt": graph(uri(png()))})
+        count = world.api.deps.registry.get_sample_value
+        assert count("fleet_judgements_total", {"stage": "prompt", "outcome": "refused"}) == 3
         assert answer.status_code in (400, 422)
         assert "not allowed here" in answer.text
         assert (await world.client.get("/api/v2/jobs")).json()["jobs"] == []
@@ -178,6 +180,12 @@ async def test_while_nobody_answers(
         assert {one["withheld"] for one in job["outputs"]} == {mode == "closed"}
         if mode == "off":
             assert hook.questions == []
+        count = world.api.deps.registry.get_sample_value
+        outcome = {"closed": "unanswered_refused", "open": "unanswered_allowed", "off": "unanswered_allowed"}[
+            mode
+        ]
+        found = count("fleet_judgements_total", {"stage": "prompt", "outcome": outcome})
+        assert found == (None if mode == "off" else 1)
 
 
 def _down_for_outputs(hook: Hook) -> Callable[[dict[str, Any]], dict[str, Any]]:

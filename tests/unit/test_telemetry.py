@@ -52,6 +52,8 @@ def tell_all(telemetry: Telemetry) -> None:
     telemetry.staged_ahead(sent=3)
     telemetry.staged_ahead(used=2)
     telemetry.lease_refused("error", detail="odd")
+    telemetry.fetched("stored")
+    telemetry.judged("prompt", "refused")
     telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
 
 
@@ -59,7 +61,7 @@ EVENTS = [name for name, _ in inspect.getmembers(Telemetry, inspect.isfunction) 
 
 
 def test_every_observer_takes_every_event() -> None:
-    assert len(EVENTS) == 10
+    assert len(EVENTS) == 12
     for one in (NullTelemetry(), LoggingTelemetry(), PrometheusTelemetry(CollectorRegistry())):
         tell_all(one)
         tell_all(Observers(one))
@@ -106,6 +108,8 @@ def test_events_are_counted_and_measured() -> None:
     assert value("fleet_leases_refused_total", reason="error") == 1
     assert value("fleet_store_retries_total") == 1
     assert value("fleet_files_staged_ahead_total") == 3
+    assert value("fleet_input_fetches_total", outcome="stored") == 1
+    assert value("fleet_judgements_total", stage="prompt", outcome="refused") == 1
     assert value("fleet_files_staged_ahead_used_total") == 2
 
 

@@ -74,6 +74,12 @@ class LoggingTelemetry:
     def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
         """Do nothing: who searches for a file finds its job's lines."""
 
+    def fetched(self, outcome: str) -> None:
+        """Nothing: whoever fetches says what is wrong."""
+
+    def judged(self, stage: str, outcome: str) -> None:
+        """Nothing: a refusal has a line of its own."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Log now and then that Redis is asked again."""
         if tell:

@@ -45,6 +45,12 @@ class NullTelemetry:
     def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
         """See the port."""
 
+    def fetched(self, outcome: str) -> None:
+        """See the port."""
+
+    def judged(self, stage: str, outcome: str) -> None:
+        """See the port."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """See the port."""
 
@@ -65,6 +71,8 @@ class Observers:
         self.ended_without_run = _contained([one.ended_without_run for one in observers])
         self.lease_refused = _contained([one.lease_refused for one in observers])
         self.staged_ahead = _contained([one.staged_ahead for one in observers])
+        self.fetched = _contained([one.fetched for one in observers])
+        self.judged = _contained([one.judged for one in observers])
         self.store_retried = _contained([one.store_retried for one in observers])
 
 

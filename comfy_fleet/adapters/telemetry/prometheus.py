@@ -113,6 +113,12 @@ class PrometheusTelemetry:
             "fleet_claim_load_seconds_total", "Expected time of loading the models of claimed jobs."
         )
         self._posted = counter("fleet_prompts_posted_total", "Prompts that a node accepted.")
+        self._fetched = cache(
+            counter("fleet_input_fetches_total", "URLs of inputs that were asked for.", "outcome").labels
+        )
+        self._judged = cache(
+            counter("fleet_judgements_total", "Questions to who judges content.", "stage", "outcome").labels
+        )
         self._retried = counter("fleet_store_retries_total", "Calls that Redis did not answer, repeated.")
 
     def submitted(self, new: NewJob) -> None:
@@ -167,6 +173,14 @@ class PrometheusTelemetry:
         """Count files; those that are sent and never used were sent in vain."""
         self._staged.inc(sent)
         self._staged_used.inc(used)
+
+    def fetched(self, outcome: str) -> None:
+        """Count a URL that was asked for."""
+        self._fetched(outcome).inc()
+
+    def judged(self, stage: str, outcome: str) -> None:
+        """Count a question about content."""
+        self._judged(stage, outcome).inc()
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Count a call that is repeated."""
