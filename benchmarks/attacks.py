@@ -224,9 +224,11 @@ class Attackers:
         node = f"lie-{self._rng.randrange(5)}"
         report = {"name": node, "word": "ready", "weight": 256, "why": "x" * 400, "facts": {"a": "b" * 9000}}
         urls = ("http://169.254.169.254/latest", "http://127.0.0.1:1", "http://[::1]:6379", "gopher://x")
+        # In a pool of their own: a node that was never read counts as one that could run any graph.
+        joining = {"name": node, "url": self._rng.choice(urls), "agent": "x:1", "pool": "lies"}
         bodies: tuple[dict[str, Any], ...] = (
             {"nodes": [report] * 50},
-            {"nodes": [report], "join": [{"name": node, "url": self._rng.choice(urls), "agent": "x:1"}]},
+            {"nodes": [report], "join": [joining]},
             {"seen": [str(uuid4()) for _ in range(2000)]},
             {"deleted": [f"node-1 {uuid4()} {uuid4()}" for _ in range(500)]},
             {"gpus": [{"uuid": f"GPU-{number}", "total": -1} for number in range(200)]},
