@@ -82,7 +82,7 @@ class Way:
             both.add(back.transport)
             self._open.add(back.transport)
             await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
-        except OSError:  # nobody is there, or a side is gone: so is the other then
+        except (OSError, RuntimeError):  # nobody is there, or a side is gone: so is the other then
             for one in both:
                 _reset(one)
         finally:
