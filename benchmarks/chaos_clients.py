@@ -31,7 +31,8 @@ class Attempt:
     Attributes:
         start: When it was sent.
         end: When it was answered, or given up.
-        outcome: :data:`ACCEPTED`, :data:`LATER`, :data:`SILENT`, :data:`IN_PROGRESS`, or the answer itself.
+        outcome: :data:`ACCEPTED`, :data:`LATER`, :data:`IN_PROGRESS`, :data:`SILENT` with the error's class,
+            or the answer itself.
     """
 
     start: float
@@ -124,8 +125,8 @@ async def _attempt(
     start, found = time.monotonic(), None
     try:
         answer = await http.post(url, json={"workflow": graph}, headers=headers)
-    except httpx.HTTPError:
-        outcome = SILENT
+    except httpx.HTTPError as error:
+        outcome = f"{SILENT} ({type(error).__name__})"
     else:
         found = _accepted(answer)
         if found is not None:

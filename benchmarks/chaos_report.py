@@ -197,7 +197,7 @@ def _show_submits(console: Console, runs: Sequence[Run]) -> None:
         together = Submits(
             count=sum(one.count for one in parts), accepted=sum(one.accepted for one in parts), rest=rest
         )
-        known = rest.keys() <= {LATER, SILENT, IN_PROGRESS}
+        known = all(one in (LATER, IN_PROGRESS) or one.startswith(SILENT) for one in rest)
         words = together.words() if known else f"[red]{together.words()}[/]"
         console.print(f"submits {where} the outages: {words}", highlight=False)
     lasted: dict[str, list[float]] = {}
