@@ -449,6 +449,23 @@ async def b_is_cut_off(made: Boxes) -> None:
     tell("  the replica follows, and all nodes work")
 
 
+async def nobody_types(made: Boxes) -> None:
+    """Cut the replica's box off for a while, and do nothing."""
+    active, other = ("b", "a") if ("b", "api") in made.running else ("a", "b")
+    tell, upper = made.tell, {"a": "A", "b": "B"}
+    for _ in range(8):
+        await made.submit("c")
+    tell(f"{upper[active]} is the active box. {upper[other]}, the replica's, is cut off, and nobody types")
+    await made.network.cut(other)
+    await asyncio.sleep(HIDDEN_S)
+    tell(f"  a client, {HIDDEN_S:g} s later: {await made.submit('c')}")
+    await made.network.join(other)
+    tell(f"{upper[other]} can reach the others again")
+    tell(f"  a submit is acknowledged after {await made.until_submits(keys='nobody'):.1f} s")
+    tell(f"  all {len(made.jobs)} acknowledged jobs have ended {await made.until_ended():.1f} s later")
+    await once(made, active)
+
+
 async def once(made: Boxes, box: str) -> None:
     """Check that every acknowledged job is there and has ended once. Raises BenchError."""
     for job in made.jobs:
@@ -456,24 +473,34 @@ async def once(made: Boxes, box: str) -> None:
             raise BenchError(f"job {job} has ended {ends} times")
 
 
-CASES = {"a": a_is_cut_off, "b": b_is_cut_off}
+CASES = {"a": a_is_cut_off, "b": b_is_cut_off, "n": nobody_types}
 
 
 async def play(cases: str, tell: Callable[[str], None]) -> None:
     """Play some cases, one after the other, on the same boxes."""
     if os.getuid():
         raise BenchError("network namespaces need root")
-    playing = asyncio.current_task()
+    playing, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert playing is not None
-    for number in (signal.SIGINT, signal.SIGTERM):  # an end from outside leaves nothing behind
-        asyncio.get_running_loop().add_signal_handler(number, playing.cancel)
+
+    def end() -> None:
+        if not playing.cancelling():  # once: what follows tidies up
+            playing.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
     async with bounded(900, "both boxes"), boxes(tell) as made:
         for case in cases:
             await CASES[case](made)
 
 
 def two_boxes(
-    case: Annotated[str, typer.Option(help="Which box is cut off: a (the active one), b, or both.")] = "ab",
+    case: Annotated[
+        str,
+        typer.Option(
+            help="One letter each: a (the active box is cut off), b (the other one), n (nobody types)."
+        ),
+    ] = "abn",
 ) -> None:
     """Cut either of two boxes off, type what docs/howto/two-boxes.md says, and tell what is seen."""
     console = Console()

@@ -430,7 +430,8 @@ class RedisAssets:
         await self._note_strays(now)
         while await self._delete_unused(now, limit) == limit:
             pass
-        await self._blobs.tidy(age_s=_WRITING_S)
+        # By the disk's clock: it may have been set by an hour while somebody writes.
+        await self._blobs.tidy(age_s=2 * _WRITING_S)
         return ended
 
     async def _list_earlier_uploads(self) -> None:
