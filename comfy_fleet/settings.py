@@ -402,8 +402,8 @@ class Settings(BaseSettings):
     limits: str = Field(
         "",
         description="Limits by role, as `submit: submits=10/1s,100/1m queued=50; artist: queued=200`. Names: "
-        "`submits`, `requests`, `queued`, `live`, `stored`, `streams`, `sockets`, `body`, `workflows`, "
-        "`raw_graphs`, `priority`. Keys and tenants may have further ones.",
+        "`submits`, `requests`, `queued`, `live`, `running`, `stored`, `streams`, `sockets`, `body`, "
+        "`workflows`, `raw_graphs`, `priority`. Keys and tenants may have further ones.",
     )
     shares: str = Field(
         "",

@@ -44,6 +44,7 @@ class Limits:
         requests: Requests of any kind, to each API process.
         queued: Jobs that wait.
         live: Jobs that wait or run.
+        running: Jobs that run; more wait.
         stored: Bytes of files that are kept, in uploads and outputs.
         streams: Event streams that may be open at each API process.
         sockets: The same of websockets.
@@ -57,6 +58,7 @@ class Limits:
     requests: tuple[Window, ...] = ()
     queued: int | None = None
     live: int | None = None
+    running: int | None = None
     stored: int | None = None
     streams: int | None = None
     sockets: int | None = None
@@ -157,6 +159,19 @@ def script_quota(scoped: Iterable[ScopedLimits]) -> Mapping[str, Any] | None:
     return {"windows": windows, "amounts": amounts}
 
 
+def running_bounds(scoped: Iterable[ScopedLimits]) -> Mapping[str, int]:
+    """Return how many jobs may run at once, by who is counted: ``user:NAME`` or ``tenant:NAME``.
+
+    A key's bound counts its user's jobs.
+    """
+    found: dict[str, int] = {}
+    for one in scoped:
+        if (most := one.limits.running) is not None:
+            who = f"tenant:{one.subject}" if one.scope == "tenant" else f"user:{one.owners[0]}"
+            found[who] = min(most, found.get(who, most))
+    return found
+
+
 def stored_quota(scoped: Iterable[ScopedLimits]) -> Mapping[str, Any] | None:
     """Return the part of :func:`script_quota` about bytes, for a file; None for nothing."""
     found = script_quota(scoped)
@@ -248,6 +263,8 @@ def _value(name: str, text: str) -> object:
         return size
     if not re.fullmatch(r"-?[0-9]{1,16}", text) or not -MOST_NUMBER <= (number := int(text)) <= MOST_NUMBER:
         raise _wrong(name, "must be a whole number")
+    if number < 1 and name == "running":
+        raise _wrong(name, "must not be below 1: jobs would wait for ever")
     if number < 0 and name != "priority":
         raise _wrong(name, "must not be below 0")
     return number

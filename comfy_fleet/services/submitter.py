@@ -38,7 +38,12 @@ from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptField
 from comfy_fleet.domain.jobs.merge_key import MergeKey, merge_key
 from comfy_fleet.domain.jobs.model_files import usable_files
 from comfy_fleet.domain.jobs.workload import workload_of
-from comfy_fleet.domain.limits import ScopedLimits, check_workflow_allowed, script_quota
+from comfy_fleet.domain.limits import (
+    ScopedLimits,
+    check_workflow_allowed,
+    running_bounds,
+    script_quota,
+)
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.people import Tenant
 from comfy_fleet.domain.principal import DEFAULT_TENANT
@@ -491,6 +496,7 @@ class Submitter:
             fetches=as_fetches({url: [takes for _, takes in inputs] for url, inputs in awaited.items()}),
             webhook=options.webhook,
             quota=script_quota(options.quotas),
+            bounds=running_bounds(options.quotas),
         )
         return await self._write(new, options.idempotency)
 

@@ -42,6 +42,21 @@ async def key_with(
     return str(made.json()["key"])
 
 
+async def test_jobs_beyond_the_bound_of_running_ones_wait(redis_port: int, tmp_path: Path) -> None:
+    async with limited(redis_port, tmp_path, "submit: running=2") as api:
+        refused = await api.client.post(
+            "/api/v1/keys", json={"user": "x", "limits": {"running": "0"}}, headers=bearer(OPS)
+        )
+        assert refused.status_code == 400 and "below 1" in refused.text
+        key = await key_with(api, "bob", running="1")
+        jobs = [(await v2(api, key)).json()["id"] for _ in range(2)]
+        run = await api.claim(jobs[0])
+        shown = await api.client.get(f"/api/v1/jobs/{jobs[1]}", headers=bearer(key))
+        assert shown.json()["waiting_for"] == "you may have 1 running at once: one of them has to end"
+        await api.stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+        assert (await api.claim(jobs[1])).job.id == jobs[1]
+
+
 Submit = Callable[[Api, str], Awaitable[httpx.Response]]
 
 

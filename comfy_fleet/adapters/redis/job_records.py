@@ -121,6 +121,7 @@ def _webhook_fields(new: NewJob) -> dict[str, str | bytes]:
 def _tenant_fields(new: NewJob) -> dict[str, str | bytes]:
     return {
         **({"tenant": new.tenant} if new.tenant else {}),
+        **({"bounds": " ".join(f"{who}={most}" for who, most in new.bounds.items())} if new.bounds else {}),
         **({"moderation": new.moderation} if new.moderation else {}),
     }
 

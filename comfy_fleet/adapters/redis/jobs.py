@@ -382,7 +382,7 @@ class RedisJobStore:
         return Waits(
             results_on=there.decode(),
             results_s=float(left_s),
-            place=_queue_place(*place[:5], tenant_used=place[7]) if place else None,
+            place=_queue_place(*place[:5], tenant_used=place[7], bound=place[8]) if place else None,
             standing=load_standing(place[5]) if place else None,
             gathers_s=float(place[6] or 0) if place else 0.0,
         )
@@ -529,8 +529,9 @@ def _write_cursor(score: float, job_id: str) -> str:
 
 
 def _queue_place(
-    ahead: int, overdue: bytes, holder: bytes, free: bytes, used: int, *, tenant_used: int
+    ahead: int, overdue: bytes, holder: bytes, free: bytes, used: int, *, tenant_used: int, bound: bytes
 ) -> QueuePlace:
+    whose, _, most = bound.partition(b" ")
     return QueuePlace(
         ahead=ahead,
         overdue_in_s=float(overdue) if overdue else None,
@@ -538,6 +539,8 @@ def _queue_place(
         free_in_s=float(free),
         share_used=used == 1,
         tenant_used=tenant_used == 1,
+        bounded_by=whose.decode(),
+        most_running=int(most or 0),
     )
 
 

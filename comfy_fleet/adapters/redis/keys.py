@@ -156,6 +156,14 @@ class Keyspace:
     # list: real times over estimated ones of the last 256 jobs; KIND: see domain/schedule/calibration.py
     sched_errors = _Each("sched:errors:KIND")
 
+    # -- bounds of running jobs.  SUBJECT is user:NAME or tenant:NAME
+    bounded_runs = _Each("bounds:runs:SUBJECT")  # set: RUN that counts towards one
+    bounds_parked = _Each(
+        "bounds:parked:SUBJECT"
+    )  # set: [INDEX, PLACEMENT, TENANT, FAMILY, OWNER] as JSON: who has +inf
+    #                                                there until a run ends
+    bounds_subjects = _One("bounds")  # set: SUBJECTs that were parked
+
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends
     run = _Each("run:RUN")  # hash: job, node, token, dispatcher, line (its LifeLine), phase, manifest, since,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -104,7 +105,7 @@ class RedisRunStore:
             except UNREADABLE as error:  # a newer version's, or broken: the others must not wait for it
                 self._complaints.about("placement", name, error)
                 continue
-            if first:
+            if first and first[0][1] < math.inf:  # else all that wait there have as many runs as they may
                 number = int(count) if count.isdigit() else 1  # upkeep counts anew
                 found.append(Waiting(placement=placement, count=number, head_score=first[0][1]))
         return sorted(found, key=lambda waiting: waiting.head_score)

@@ -39,6 +39,7 @@ _PRELUDE = (
     "schedule_choose",
     "schedule_ends",
     "schedule_standing",
+    "bounds",
     "rq",
     "lists",
     "quotas",

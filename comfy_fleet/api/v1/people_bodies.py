@@ -22,10 +22,10 @@ RoleWord = Literal["submit", "artist", "operator", "metrics"]
 LimitsField = Annotated[
     dict[str, Annotated[str, Field(max_length=8000)]],
     Field(
-        max_length=11,
+        max_length=12,
         description="By name, as people write them: `submits` and `requests` (`10/1s,100/1m`), `queued`, "
-        "`live`, `stored` (`20GB`), `streams`, `sockets`, `body`, `workflows`, `raw_graphs` (`no`), "
-        "`priority`.",
+        "`live`, `running`, `stored` (`20GB`), `streams`, `sockets`, `body`, `workflows`, "
+        "`raw_graphs` (`no`), `priority`.",
     ),
 ]
 

@@ -323,6 +323,7 @@ class NewJob:
         fetches: Files that it names by URL and that are not here yet: it can't start before they are.
         webhook: Who is told what becomes of it.
         quota: What is checked as it is written; None: nothing.
+        bounds: How many jobs may run at once, by who is counted, if it is to start.
         moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
     """
 
@@ -368,6 +369,7 @@ class NewJob:
     fetches: tuple[InputFetch, ...] = ()
     webhook: Webhook | None = None
     quota: Mapping[str, Any] | None = None
+    bounds: Mapping[str, int] = field(default_factory=dict)
     moderation: str = ""
 
 

@@ -20,6 +20,8 @@ class QueuePlace:
         holder: A node that has its models, or loads them; empty if there is none.
         free_in_s: Seconds until that node is free, as it is expected; 0: it is.
         share_used: Whether somebody else of its tenant who waits there has had less than its owner.
+        bounded_by: Who has as many jobs running as may be at once, ``user`` or ``tenant``; empty: nobody.
+        most_running: How many these are.
         tenant_used: Whether another tenant that waits there has had less than its tenant.
     """
 
@@ -29,6 +31,8 @@ class QueuePlace:
     free_in_s: float = 0.0
     share_used: bool = False
     tenant_used: bool = False
+    bounded_by: str = ""
+    most_running: int = 0
 
 
 def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str | None:
@@ -39,6 +43,9 @@ def words(place: QueuePlace, *, usable: Container[str], busy: str | None) -> str
         usable: The nodes that can run it and take jobs, now or once they are free.
         busy: What keeps all of these from it, in words; None if one of them is free.
     """
+    if place.bounded_by:
+        whose = "your tenant" if place.bounded_by == "tenant" else "you"
+        return f"{whose} may have {place.most_running} running at once: one of them has to end"
     holder = place.holder if place.holder in usable else ""
     overdue_in_s = place.overdue_in_s
     if overdue_in_s is not None and overdue_in_s > 0 and (holder or busy):

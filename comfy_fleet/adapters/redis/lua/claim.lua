@@ -46,8 +46,8 @@ local function begin()
   redis.call('SET', lease_key(node), run)
   redis.pcall('HDEL', ready_leases_key, node)  -- also of a holder that is gone: this run's tunnel is not to be cut in its place
   -- Those that run with it: each has a run of its own, with which it is charged its part of the time.
-  local f = fields(key, 'editor', 'merge', 'merge_most', 'merge_batch', 'set')
-  local most = math.min((tonumber(f[3] or '') or 1) - 1, #(args.runs or {}))
+  local f = fields(key, 'editor', 'merge', 'merge_most', 'merge_batch', 'set', 'bounds')
+  local most = math.min((tonumber(f[3] or '') or 1) - 1, #(args.runs or {}), bounds_room(f[6]) - 1)
   local others = f[2] and merge_take(f[2], best, choice.placement, f[5], most, at) or {}
   local parts = #others + 1
   local seed, count = string.match(f[4] or '', '^(%d+) (%d+)$')
@@ -72,7 +72,8 @@ local function begin()
     if part then note_merged(id, run, part) end
     local data = rq_start(id, run, args.dispatcher, at)
     publish_status(id, 'running', run, node)
-    local more = fields(key, 'flight', 'webhook')
+    local more = fields(key, 'flight', 'webhook', 'bounds')
+    if more[3] then bounds_begin(more[3], run) end
     if more[1] then flight_status(more[1], 'running', node, at) end
     if first and more[2] then webhook_tell(id, 'started', at) end
     local extra = redis.pcall('GET', job_extra_key(id))

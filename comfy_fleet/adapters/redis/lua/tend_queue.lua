@@ -124,5 +124,8 @@ for i, C in ipairs(sched_call('HKEYS', sched_count_key)) do
   if i > args.most then break end
   if redis.call('EXISTS', sched_owners_key(C), sched_owners_key(sched_group(C))) == 0 then sched_call('HDEL', sched_count_key, C) end
 end
-if not args.goes_on then rq_show() end
+if not args.goes_on then
+  rq_show()
+  bounds_tend()
+end
 return { 'ok', wrong > 0 and 2 or over and 0 or 1 }

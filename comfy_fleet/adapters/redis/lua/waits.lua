@@ -3,9 +3,10 @@
 -- its place among its owner's jobs there (from 0), seconds until it is overdue or '' if nobody has passed it over, a node that
 -- has its models or '', seconds until that is free (0: it is; one that is late takes as long again), 1 if its owner has used
 -- its share; where it stands as JSON, '' if nothing is known of how long jobs take; for how many seconds it still waits for
--- others to be merged with, '' if it does not; 1 if its tenant has used its share.
+-- others to be merged with, '' if it does not; 1 if its tenant has used its share; the bound of running
+-- jobs that keeps it from starting: whose, and how many, between blanks, '' if none does.
 local at, id = now(), led_by(args.job)
-local f = fields(job_key(id), 'editor', 'patience', 'created', 'status', 'merge', 'merge_most', 'merge_until')
+local f = fields(job_key(id), 'editor', 'patience', 'created', 'status', 'merge', 'merge_most', 'merge_until', 'bounds')
 if f[4] ~= 'queued' then return { '', '0' } end
 local there, till = awaited(f[1], f[2], f[3])
 local found = { '', '0' }
@@ -24,4 +25,6 @@ found[8] = standing and cjson.encode(standing) or ''
 local gathers_s = merge_gathers_s({ merge = f[5], merge_most = f[6], merge_until = f[7] }, at)
 found[9] = gathers_s and num(gathers_s) or ''
 found[10] = place[6]
+local room, by, most = bounds_room(f[8])
+found[11] = room <= 0 and string.match(by, '^%a+') .. ' ' .. most or ''
 return found

@@ -65,6 +65,7 @@ local function drop_run(run, id, node)
     redis.call('DEL', lease_key(node))
   end
   if node then redis.call('SREM', node_runs_key(node), run) end
+  bounds_end(run)
   redis.call('DEL', run_key(run))
   rq_drop_run(id, run)
 end

@@ -3,7 +3,7 @@
 local redis, rehearsal = (function(server)
   local scores, values, gone = {}, {}, {}  -- KEY -> MEMBER or FIELD -> what was written, false if it was taken away; KEY -> true
   local NOTHING = { ZRANGE = {}, ZSCORE = false, ZCARD = 0, HGET = false, HEXISTS = 0, HKEYS = {}, HLEN = 0, HRANDFIELD = {}, GET = false,
-    EXISTS = 0, SMEMBERS = {}, SRANDMEMBER = false, TYPE = { ok = 'none' } }
+    EXISTS = 0, SMEMBERS = {}, SRANDMEMBER = false, SCARD = 0, TYPE = { ok = 'none' } }
   local function ask(command, key, ...)
     if not gone[key] then return server.call(command, key, ...) end
     if command ~= 'HMGET' then return NOTHING[command] end
@@ -106,7 +106,7 @@ local redis, rehearsal = (function(server)
   end
   local function done() return 1 end  -- written, and never read in the same call
   for _, name in ipairs({ 'SADD', 'SREM', 'EXPIRE', 'PUBLISH' }) do R[name] = done end
-  for _, name in ipairs({ 'HEXISTS', 'HKEYS', 'HRANDFIELD', 'GET', 'SMEMBERS', 'SRANDMEMBER', 'TYPE' }) do
+  for _, name in ipairs({ 'HEXISTS', 'HKEYS', 'HRANDFIELD', 'GET', 'SMEMBERS', 'SRANDMEMBER', 'SCARD', 'TYPE' }) do
     R[name] = function(key, ...) return ask(name, key, ...) end
   end
   function R.TIME() return server.call('TIME') end

@@ -76,7 +76,7 @@ end
 
 -- What choosing reads of a job's record.
 local SCHED_FIELDS = { 'owner', 'placement', 'tier', 'rank', 'run_s', 'set', 'family', 'created', 'finish_by', 'overdue_at', 'late',
-  'profile', 'tenant' }
+  'profile', 'tenant', 'bounds' }
 
 -- Read these fields, too.
 local function sched_read_fields(more)

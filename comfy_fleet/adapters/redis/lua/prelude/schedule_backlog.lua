@@ -101,6 +101,14 @@ local function sched_end_turns(C, O, T)
   if sched_tenanted() and redis.call('EXISTS', group) == 0 then sched_call('ZREM', sched_unpassed_key(sched_group(C)), '/' .. T) end
 end
 
+-- An owner, or its tenant, has as many runs as it may: it goes to the end of an index until one of them is over.
+local function sched_park(kind, C, T, F, O, subject)
+  local all = string.sub(subject, 1, 7) == 'tenant:' and sched_tenanted()
+  sched_call('ZADD', sched_index_key(kind, all and sched_group(C) or sched_group(C, T), F), 'XX', 'inf', all and '/' .. T or O)
+  sched_call('SADD', bounds_parked_key(subject), cjson.encode({ kind, C, T, F, O }))
+  sched_call('SADD', bounds_subjects_key, subject)
+end
+
 -- Some owners of a queue, or of a family there, of all tenants.
 local function sched_some_owners(kind, C, F, most)
   local owners = sched_call('ZRANGE', sched_index_key(kind, C, F), 0, most - 1)
@@ -189,7 +197,7 @@ local function sched_index(job, able, new)
   new = new or add(sched_jobs_key(C, O), order, id)
   if new and sched_call('HINCRBY', sched_count_key, C, 1) <= 1 then sched_call('HSET', sched_count_key, C, 1) end
   if not sched_call('ZSCORE', sched_owners_key(G), O) then
-    if T ~= '' then sched_begin_tenants() end
+    if T ~= '' or string.find(job.f.bounds or '', 'tenant:', 1, true) then sched_begin_tenants() end
     local level, clock, root = T == '' and '' or '\t' .. T, 0, 0
     for _, node in ipairs(able) do
       local f = fields(sched_node_key(node), 'clock' .. level, 'clock\t')

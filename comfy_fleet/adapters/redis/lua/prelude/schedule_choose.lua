@@ -75,7 +75,7 @@ end
 -- given: node, pool, queues (placement classes with jobs, the sought one first; at most 8 are read), peers (how many nodes serve the
 --       same ones, this one included), speed, ram (bytes, 0: unknown), patience (seconds), at, may (function(id, record's fields by name,
 --       placement): whether it may start here; asked once for each job), fields (which of the record it needs beside core's), able and
---       unable (see claim.lua).
+--       unable (see claim.lua), bounded ({owner = the bound that keeps its jobs from starting}, as `may` has found).
 -- Returns {id, placement, rule, load_s, cost_s, missing_disk, missing_memory (bytes)}, to be given to sched_start, or
 -- nil, seconds until it is worth another look (or nil), an idle node that has the models (or nil).
 local function sched_choose(given)
@@ -84,7 +84,7 @@ local function sched_choose(given)
   local look, node = given, sched_node(given.node)
   look = { node = node, queues = { unpack(look.queues, 1, 8) }, peers = look.peers or 1, at = look.at,
     speed = look.speed and look.speed > 0 and look.speed or 1, patience = look.patience or 60, may = look.may, allowed = {}, heads = {},
-    seen = {}, floors = {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
+    seen = {}, floors = {}, bounded = look.bounded or {}, soonest = {}, passed = {}, pool = look.pool, window_s = 0,
     ram = (look.ram or 0) > 0 and look.ram or 32 * SCHED.GIB }
   sched.queues = look.queues
   for C, names in pairs(given.able or {}) do

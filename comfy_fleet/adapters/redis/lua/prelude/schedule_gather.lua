@@ -6,7 +6,7 @@ local function sched_mended(index, C, most)
   local owner, tag
   for _ = 1, SCHED.MENDED do
     local first = sched_call('ZRANGE', index, 0, 0, 'WITHSCORES')
-    if not first[1] or sched.reads >= most then break end
+    if not first[1] or sched.reads >= most or tonumber(first[2]) == math.huge then break end  -- the others are parked
     owner, tag = first[1], sched_tag(C, first[1])
     sched.reads = sched.reads + 1
     if tag <= tonumber(first[2]) then break end
@@ -31,7 +31,11 @@ local function sched_least(kind, C, most, F)
     local G = sched_group(C, T)
     local owner, tag = sched_mended(sched_index_key(kind, G, F), G, most)
     if owner or sched.reads >= most then return owner, tag, T, tenant_tag end
-    if sched_call('ZREM', index, tenant) == 1 and kind == 'owners' then sched_leave(R, tenant) end  -- nothing is left but its entry
+    if redis.call('EXISTS', sched_index_key(kind, G, F)) == 1 then
+      sched_call('ZADD', index, 'XX', 'inf', tenant)  -- all of its owners are parked
+    elseif sched_call('ZREM', index, tenant) == 1 and kind == 'owners' then
+      sched_leave(R, tenant)  -- nothing is left but its entry
+    end
   end
 end
 
@@ -115,10 +119,15 @@ local function sched_turn_of(look, C)
     local job = sched_first_fit(look, index, C, owner)
     if not job and not sched_first(index) then job = sched_first_fit(look, sched_jobs_key(C, owner), C, owner) end
     if job then return job end
-    if sched_first(sched_jobs_key(C, owner)) then break end
-    sched_end_turns(C, owner, T)  -- nothing is left but its entries
-    sched_call('ZREM', sched_passed_key(C), owner)
-    sched_end_owner(C, owner, T)
+    if not sched_first(sched_jobs_key(C, owner)) then
+      sched_end_turns(C, owner, T)  -- nothing is left but its entries
+      sched_call('ZREM', sched_passed_key(C), owner)
+      sched_end_owner(C, owner, T)
+    elseif look.bounded[owner] then
+      sched_park('owners', C, T, '', owner, look.bounded[owner])
+    else
+      break
+    end
   end
   local others = sched_call('ZRANGE', sched_owners_key(sched_group(C, T)), 1, 7)
   for _, tenant in ipairs(sched_tenanted() and sched_call('ZRANGE', sched_owners_key(sched_group(C)), 1, 7) or {}) do

@@ -68,7 +68,7 @@ local function sched_gather_overdue(look, C, O)
       local head = sched_consider(look, job, sched_lag(look, job))
       entitled = entitled or not head or head.lag <= math.max(look.window_s, head.cost_s)
     else
-      entitled = true  -- on another node it may have
+      entitled = entitled or not look.bounded[O]  -- on another node it may have
     end
   end
   return entitled
@@ -95,7 +95,12 @@ local function sched_first_of_family(look, C, F)
     local loads = sched_loads_key(C, owner, F)
     local job = sched_first_fit(look, loads, C, owner, F)
     if job then return job end
-    if sched_first(loads) or sched_end_owner_of_family(C, owner, F, T) then return nil end
+    if sched_first(loads) then
+      if not look.bounded[owner] then return nil end
+      sched_park('family', C, T, F, owner, look.bounded[owner])
+    elseif sched_end_owner_of_family(C, owner, F, T) then
+      return nil
+    end
   end
 end
 
@@ -215,4 +220,7 @@ local function sched_unpassed_turn(look)
     end
   end
   if found and sched_may(look, found) then return found end
+  if found and look.bounded[found.owner] then
+    sched_park('unpassed', found.placement, found.tenant, '', found.owner, look.bounded[found.owner])
+  end
 end

@@ -140,7 +140,8 @@ end
 -- A queue's virtual time: nobody who waits there has a lower tag.  And whether nobody waits.
 local function sched_virtual(C)
   local first = sched_call('ZRANGE', sched_owners_key(C), 0, 0, 'WITHSCORES')
-  return math.max(tonumber(first[2] or 0), sched_clock(C)), not first[1]
+  local least = tonumber(first[2] or 0)
+  return math.max(least < math.huge and least or 0, sched_clock(C)), not first[1]
 end
 
 -- An owner has bases in very many queues: some in which it does not wait are forgotten, as if they were new to it.

@@ -55,6 +55,11 @@ local function start_allowed(start, id, f, placement)
     sched_remove(id)  -- it hides others no more until it ends (overdue.lua)
     return false
   end
+  local room, by = bounds_room(f.bounds)
+  if room <= 0 then
+    start.bounded[f.owner] = by
+    return false
+  end
   if start_too_small(start, id, f.profile, placement) or start_leaves_it(start, f.editor, f.patience, f.created)
     or start_spares(start, f.editor, f.created) or start_gathers(start, f) then
     return false
@@ -67,10 +72,11 @@ end
 -- the node's record says.  And what came of asking whether jobs may start: found (one could be taken), held and spared (answers
 -- of a claim, if jobs leave the node to others), gathering (the same, if they wait for others to be merged with).
 local function look_for(node, at, card, results)
-  local asked, start = {}, { node = node, at = at, card = tonumber(card or 0), results = results, unawaited = {}, waiting = {}, found = false }
+  local asked, start = {}, { node = node, at = at, card = tonumber(card or 0), results = results, unawaited = {}, waiting = {}, bounded = {},
+    found = false }
   for _, name in ipairs(args.unawaited or {}) do start.unawaited[name] = true end
   return { node = node, pool = args.pool, queues = args.placements, peers = args.peers,
-    able = args.able, unable = args.unable, speed = args.speed, ram = args.ram, patience = args.patience_s, at = at,
+    able = args.able, unable = args.unable, bounded = start.bounded, speed = args.speed, ram = args.ram, patience = args.patience_s, at = at,
     fields = { 'status', 'deadline', 'profile', 'editor', 'patience', 'created', 'merge', 'merge_most', 'merge_until', 'follows' },
     may = function(id, f, placement)
       if asked[id] == nil then asked[id] = start_allowed(start, id, f, placement) end  -- a look may come to a job more than once
