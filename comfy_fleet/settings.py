@@ -490,6 +490,11 @@ class Settings(BaseSettings):
     retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
+    max_retention_s: Seconds = Field(
+        366 * 86400.0,
+        gt=0,
+        description="The longest of the same that may be set for a tenant (`fleet tenant set --retention`).",
+    )
     result_cache: Literal["off", "workflows", "all"] = Field(
         "workflows",
         description="Which jobs get the result of an equal job of their owner's instead of a run of their "

@@ -202,6 +202,7 @@ def build(
             depth=settings.queue_depth,
             outputs=settings.max_outputs,
             retention_s=settings.retention_s,
+            max_retention_s=settings.max_retention_s,
             max_attempts=settings.max_attempts,
             editor_wait_s=settings.editor_wait_s,
             weights=settings.weights,

@@ -72,6 +72,7 @@ OPTIONS = {
     "priority": "--priority",
     "reason": "--reason",
     "roles": "--role",
+    "retention_s": "--retention",
     "share": "--share",
     "sharing": "--sharing",
     "silence_s": "--silence-s",

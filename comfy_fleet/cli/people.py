@@ -105,6 +105,7 @@ _MODERATION = (
 )
 
 
+_RETENTION = "How long ended jobs and their files stay, e.g. 30d; '' for as long as the fleet's setting says."
 _SHARE = "Its part of the GPUs' time compared with 1, that of any other tenant."
 
 
@@ -114,6 +115,9 @@ def create_tenant(
     sharing: Annotated[str, typer.Option(metavar="private|shared", help=_SHARING)] = "private",
     limit: LimitOptions = None,
     share: Annotated[float, typer.Option(metavar="NUMBER", help=_SHARE)] = 1.0,
+    retention: Annotated[
+        str | None, typer.Option(metavar="TIME", help=_RETENTION, show_default="the fleet's")
+    ] = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -123,6 +127,8 @@ def create_tenant(
     body: dict[str, Any] = {"name": name, "sharing": sharing, "limits": limits_in(limit)}
     if share != 1.0:
         body["share"] = share
+    if retention:
+        body["retention_s"] = seconds("--retention", retention)
     with connected(api, key, here=here) as client:
         _facts(client.post("/api/v1/tenants", body), json_=json_)
 
@@ -165,6 +171,9 @@ def set_tenant(
     share: Annotated[
         float | None, typer.Option(metavar="NUMBER", help=_SHARE, show_default="unchanged")
     ] = None,
+    retention: Annotated[
+        str | None, typer.Option(metavar="TIME", help=_RETENTION, show_default="unchanged")
+    ] = None,
     here: Here = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -180,6 +189,7 @@ def set_tenant(
         "allow_classes": allow_classes,
         "moderation": moderation,
         "share": share,
+        "retention_s": None if retention is None else seconds("--retention", retention or "0s"),
     }
     body: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
     if not body and not limit:

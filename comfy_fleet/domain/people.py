@@ -58,6 +58,7 @@ class Tenant:
         allow_classes: Classes that their jobs may use, of those that the fleet allows; empty: all of these.
         moderation: What becomes of their jobs while nobody can judge them, see
             :class:`comfy_fleet.domain.moderation.ModerationMode`; empty: what the fleet's setting says.
+        retention_s: How long ended jobs and their files stay; 0: as the fleet's setting says.
         share: Its part of the GPUs' time compared with 1, that of a tenant for which nothing is set.
     """
 
@@ -69,9 +70,12 @@ class Tenant:
     allow_classes: str = ""
     moderation: str = ""
     share: float = 1.0
+    retention_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_person("tenant", self.name)
+        if not 0 <= self.retention_s <= LONGEST_S:
+            raise BadInput(f"a retention of {self.retention_s:g} s: it must be from 0 to {LONGEST_S:g}")
         if not LEAST <= self.share <= MOST:
             raise BadInput(f"a share of {self.share:g}: it must be from {LEAST:g} to {MOST:g}")
         stored_limits(self.limits)

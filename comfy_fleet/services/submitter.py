@@ -174,15 +174,22 @@ class SubmitLimits:
     """The operator's limits for new jobs; times in seconds.
 
     Attributes:
+        retention_s: How long ended jobs stay, for tenants without a time of their own.
+        max_retention_s: The longest that counts of a tenant's own.
         weights: Owners' shares of the GPUs' time compared with 1, that of all others of their tenant.
     """
 
     depth: int
     outputs: int
     retention_s: float
+    max_retention_s: float
     max_attempts: int
     editor_wait_s: float
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    def kept_s(self, tenant: Tenant) -> float:
+        """Return how long a tenant's ended jobs stay."""
+        return min(tenant.retention_s, self.max_retention_s) or self.retention_s
 
 
 class Submitter:
@@ -456,7 +463,7 @@ class Submitter:
             graph=data,
             graph_hash=f"blake3:{blake3(data).hexdigest()}",
             created_at=now,
-            expires_in_s=min(self._limits.retention_s, WARMING_KEPT_S if warming else math.inf),
+            expires_in_s=min(self._limits.kept_s(tenant), WARMING_KEPT_S if warming else math.inf),
             priority=options.priority,
             metadata=options.metadata,
             workflow=workflow.name if workflow else None,

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.api.wrong_keys import AT_ONCE, EVERY_S, LONGEST_S
 from comfy_fleet.cli.app import build
+from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.machine_token import PURPOSE, machine_token
 from tests.factories import GRAPH
 from tests.fleet import until
@@ -325,6 +326,31 @@ async def test_a_tenants_share_counts_for_its_users_jobs(api: Api) -> None:
         assert float(await store.hget("fleet:sched:used:/studio", "weight")) == share
     other = await submit(api, bob)
     assert await store.hget(f"fleet:job:{other}", "tenant") is None
+
+
+async def test_a_tenants_retention_counts_for_its_jobs_and_their_files(api: Api) -> None:
+    too_long = await call(api, "POST", "tenants", {"name": "studio", "retention_s": 400 * 86400})
+    assert code(too_long) == (400, "invalid_request") and "FLEET_MAX_RETENTION_S" in too_long.text
+    assert (await call(api, "POST", "tenants", {"name": "studio", "retention_s": 3600})).status_code == 201
+    ada, bob = (await new_key(api, "ada", tenant="studio"))["key"], (await new_key(api, "bob"))["key"]
+    store: Any = api.stores.redis
+
+    async def kept_s(key: str) -> float:
+        run = await api.claim(job := await submit(api, key))
+        output = await api.output(run, job.encode())
+        assert await api.stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+        completed, expires = await store.hmget(f"fleet:job:{job}", "completed", "expires")
+        [asset] = await store.hmget(f"fleet:asset:{output.asset_id}", "expires_at")
+        assert float(asset) == pytest.approx(float(expires), abs=30)
+        return float(expires) - float(completed)
+
+    assert await kept_s(ada) == pytest.approx(3600, abs=1)
+    assert await kept_s(bob) == pytest.approx(7 * 86400, abs=1)
+    longer = await call(api, "PATCH", "tenants/studio", {"retention_s": 30 * 86400})
+    assert longer.json()["retention_s"] == 30 * 86400
+    assert await kept_s(ada) == pytest.approx(30 * 86400, abs=1)
+    assert (await call(api, "PATCH", "tenants/studio", {"retention_s": 0})).status_code == 200
+    assert await kept_s(ada) == pytest.approx(7 * 86400, abs=1)
 
 
 async def test_a_stream_of_anothers_job_ends_when_its_tenant_is_shared_no_longer(api: Api) -> None:

@@ -80,8 +80,8 @@ async def test_a_tenants_bound_counts_all_its_users_and_they_take_turns(stores: 
 
 async def test_why_it_waits_is_said(stores: Stores) -> None:
     await add_nodes(stores, *NODES)
-    for _ in range(2):
-        job = await submit(stores, owner="ada", bounds={"user:ada": 1, "tenant:default": 5})
+    bounds = {"user:ada": 1, "tenant:default": 5}
+    _, job = [await submit(stores, owner="ada", bounds=bounds) for _ in range(2)]
     [run] = await fill(stores, NODES)
     waits = (await stores.jobs.waits(job)).place if run.job.id != job.id else None
     assert waits and (waits.bounded_by, waits.most_running) == ("user", 1)

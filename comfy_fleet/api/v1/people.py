@@ -25,7 +25,7 @@ from comfy_fleet.api.v1.people_bodies import (
     UserAnswer,
     UserBody,
 )
-from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.limits import parse_limits
 from comfy_fleet.domain.people import (
     KEY_LENGTH,
@@ -76,6 +76,7 @@ async def add_tenant(request: Request) -> Response:
     _changer(request)
     d, body = deps(request), await read(request, TenantBody)
     told = body.model_dump(exclude={"limits"})
+    _check_retention(d, body.retention_s)
     tenant = Tenant(**told, limits=_checked(body.limits), created_at=await d.store_time())
     await d.keys.ring.change(lambda people: people.add_tenant(tenant))
     await audit(request, "tenant.added", tenant=tenant.name)
@@ -98,6 +99,7 @@ async def change_tenant(request: Request) -> Response:
     changes = body.model_dump(exclude_none=True)
     if body.limits is not None:
         changes["limits"] = _checked(body.limits)
+    _check_retention(d, body.retention_s)
 
     await d.keys.ring.change(lambda people: people.change_tenant(_replaced(people.tenant(name), changes)))
     await audit(request, "tenant.changed", tenant=name, changes=changes)
@@ -306,6 +308,7 @@ def _tenant(d: ApiDeps, name: str) -> TenantAnswer:
         "allow_classes": tenant.allow_classes,
         "moderation": tenant.moderation,
         "share": tenant.share,
+        "retention_s": tenant.retention_s,
         "created_at": _time(tenant.created_at),
         "limits": dict(tenant.limits),
         "users": list(people.members(tenant.name)),
@@ -341,6 +344,15 @@ def _key(d: ApiDeps, key: AccessKey, now: float) -> KeyAnswer:
 
 def _time(seconds: float | None) -> str | None:
     return time(seconds) if seconds else None
+
+
+def _check_retention(d: ApiDeps, seconds: float | None) -> None:
+    most = d.settings.max_retention_s
+    if seconds is not None and seconds > most:
+        raise BadInput(
+            f"retention_s is {seconds:g}: at most {most:g} (FLEET_MAX_RETENTION_S)",
+            details={"field": "retention_s", "most": most},
+        )
 
 
 def _checked(limits: Mapping[str, str]) -> Mapping[str, str]:

@@ -52,6 +52,11 @@ _MODERATION = (
 )
 
 
+TenantRetention = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
+_RETENTION = (
+    "How long a job and its files stay after its end, of jobs that are submitted from then on; at most "
+    "FLEET_MAX_RETENTION_S. 0: as FLEET_RETENTION_S says."
+)
 TenantShare = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
 _SHARE = (
     "Its part of the GPUs' time compared with 1, that of any other tenant, while all have jobs waiting. "
@@ -74,6 +79,7 @@ class TenantBody(_Body):
     allow_classes: Classes = Field("", description=_ALLOW)
     moderation: ModerationWord = Field("", description=_MODERATION)
     share: TenantShare = Field(1.0, description=_SHARE)
+    retention_s: TenantRetention = Field(0.0, description=_RETENTION)
 
 
 class TenantChangeBody(_Body):
@@ -87,6 +93,7 @@ class TenantChangeBody(_Body):
     allow_classes: Classes | None = Field(None, description=_ALLOW)
     moderation: ModerationWord | None = Field(None, description=_MODERATION)
     share: TenantShare | None = Field(None, description=_SHARE)
+    retention_s: TenantRetention | None = Field(None, description=_RETENTION)
 
 
 class UserBody(_Body):
@@ -144,6 +151,7 @@ class TenantAnswer(TypedDict):
     allow_classes: str
     moderation: str
     share: float
+    retention_s: float
     created_at: str | None
     limits: dict[str, str]
     users: Annotated[list[str], Field(description="Their names.")]
