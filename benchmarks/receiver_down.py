@@ -112,15 +112,16 @@ async def _run(seconds: float, say: Callable[[str], None]) -> Told:
         await fleet.until_up(NODES)
         receiver.secrets = await signing_secrets(fleet, users)
         jobs: list[_Job] = []
-        submitting = asyncio.create_task(_submit(fleet, receiver, users, jobs))
+        enough = asyncio.Event()
+        submitting = asyncio.create_task(_submit(fleet, receiver, users, jobs, enough))
         news = asyncio.create_task(_stop_node(fleet, users, sims[-1]))
         try:
             await asyncio.sleep(WELL_S)
             await _away(seconds, stage, fleet, receiver, jobs, [submitting, news])
-            submitting.cancel()
-            await asyncio.gather(submitting, return_exceptions=True)
             await receiver.feel(Mood.TAKES)
             returned = time.monotonic()
+            enough.set()
+            await submitting  # its last job, too, is then one whose messages are expected
             due = frozenset(receiver.taken)
             told = Told(jobs=len(jobs))
             async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
@@ -214,13 +215,15 @@ async def _operators(http: httpx.AsyncClient, fleet: Fleet, users: Users) -> lis
     return []
 
 
-async def _submit(fleet: Fleet, receiver: HookReceiver, users: Users, jobs: list[_Job]) -> None:
-    """Submit jobs until canceled; each is sent again until it is accepted."""
+async def _submit(
+    fleet: Fleet, receiver: HookReceiver, users: Users, jobs: list[_Job], enough: asyncio.Event
+) -> None:
+    """Submit jobs until there are enough; each is sent again until it is accepted."""
     names = list(users.keys)
     began = time.monotonic()
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
         number = 0
-        while True:
+        while not enough.is_set():
             await asyncio.sleep(max(0.0, began + number / PER_S - time.monotonic()))
             user, start = names[number % len(names)], number % STARTS == 0
             body: dict[str, Any] = {
