@@ -35,9 +35,13 @@ __all__ = ["comfyui_server"]  # a fixture
 FIXTURES_S = 900.0
 """For all fixtures of a test beside a real ComfyUI, and again for their ends, on a busy machine."""
 _ORDER = {"acceptance": 0, "browser": 0, "unit": 2}  # the folders; all others lie between
+_LONG = {  # files of theirs that take minutes, mostly of waiting: beside what is busy they cost no time
+    *("test_container_commands.py", "test_dispatcher.py", "test_stray_leases.py", "test_up_starting.py"),
+}
 _SHARERS = {  # files whose tests use the fleets of their folder
     *("test_attacks_access.py", "test_attacks_bodies.py", "test_attacks_fuzz.py", "test_attacks_paths.py"),
-    *("test_comfy_sdk.py", "test_pages.py", "test_published_clients.py", "test_two_people.py"),
+    *("test_comfy_sdk.py", "test_pages.py", "test_pictures.py", "test_published_clients.py"),
+    "test_two_people.py",
 }
 _HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but the system
 
@@ -65,7 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     would be left for the test. Its fixtures and their ends have ``FIXTURES_S``.
     """
     tests = Path(__file__).parent
-    items.sort(key=lambda item: _ORDER.get(item.path.relative_to(tests).parts[0], 1))
+    items.sort(
+        key=lambda item: (
+            0 if item.path.name in _LONG else _ORDER.get(item.path.relative_to(tests).parts[0], 1)
+        )
+    )
     for item in items:
         if item.get_closest_marker("comfyui"):
             limit = item.get_closest_marker("timeout")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.acceptance.up import Up, keyed_fleet, start_fleet, stop_fleet
-from tests.acceptance.wire import AGENT, ANN, BOB, CLEO, DAN, KEYED_LIMIT, OPS
+from tests.acceptance.wire import AGENT, ANN, BOB, CLEO, DAN, GENERATE, KEYED_LIMIT, OPS
 
 
 @pytest.fixture(scope="package")
@@ -30,6 +30,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         "FLEET_MAX_BODY_BYTES": str(KEYED_LIMIT),
         "FLEET_MAX_STREAMS": "2",
         "FLEET_LOG_LEVEL": "debug",
+        **GENERATE,
     }
     with keyed_fleet(folder, keys, AGENT, "--job-seconds", "0.2", **env) as up:
         yield up

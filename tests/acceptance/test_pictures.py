@@ -22,12 +22,11 @@ WORKFLOW = {"nodes": [], "links": [], "extra": {"note": "größe"}}
 
 @pytest.fixture(scope="module", params=["simulated", pytest.param("real", marks=pytest.mark.comfyui)])
 def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A fleet of one node."""
+    if request.param == "simulated":
+        yield request.getfixturevalue("fleet")
+        return
     data = tmp_path_factory.mktemp("pictures") / "data"
-    if request.param == "real":
-        fleet = start_fleet(data, "--node", f"real={request.getfixturevalue('comfyui_server').url}")
-    else:
-        fleet = start_fleet(data, "--nodes", "1")
+    fleet = start_fleet(data, "--node", f"real={request.getfixturevalue('comfyui_server').url}")
     yield fleet
     stop_fleet(fleet)
 

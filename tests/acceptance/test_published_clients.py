@@ -12,11 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.up import Up, keyed_fleet, start_fleet, stop_fleet
-from tests.acceptance.wire import AGENT, ANN, BOB
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.wire import ANN, BOB, GENERATE
 
 PATIENCE_S = 60.0
-GENERATE = {"FLEET_GENERATE_WORKFLOW": "qwen_image_kids_animal"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,9 @@ def open_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     stop_fleet(up)
 
 
-@pytest.fixture(scope="module")
-def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("published-keyed")
-    keys = f"ann {ANN}\nbob {BOB}\n"
-    with keyed_fleet(folder, keys, AGENT, "--job-seconds", "0.2", **GENERATE) as up:
-        yield Service(up.url, ANN)
+@pytest.fixture
+def keyed_service(keyed: Up) -> Service:
+    return Service(keyed.url, ANN)
 
 
 @pytest.fixture(params=["open_fleet", "keyed_service"])

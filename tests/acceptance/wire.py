@@ -18,6 +18,7 @@ ANN, BOB, OPS, AGENT = "ann-key-0123456789", "bob-key-0123456789", "ops-key-0123
 CLEO, DAN = "cleo-key-0123456789", "dan-key-0123456789"
 """Two who have nothing yet: one test alone speaks for them."""
 INSIDE = re.compile(r"Traceback|File \"|site-packages|comfy_fleet[/.]|\.py\b|redis|\.sock|/tmp/|/root|/home/")
+GENERATE = {"FLEET_GENERATE_WORKFLOW": "qwen_image_kids_animal"}
 KEYED_LIMIT = 1024 * 1024
 REFUSED = (400, 401, 403, 404, 405, 409, 413, 415, 422, 429)
 HUGE = b"9" * 5000
