@@ -167,15 +167,16 @@ class Host:
             assert words[0] == "fleet"
             argv, env = self.argv(service, words[1:]), self.environment(service)
         try:
-            return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False, env=env)
+            return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, env=env)
         except subprocess.TimeoutExpired:  # to the engine one that failed: it asks again
-            return subprocess.CompletedProcess(argv, 1, "", "no answer within 10 s")
+            return subprocess.CompletedProcess(argv, 1, "", "no answer within 30 s")
 
     def healthy(self, service: str, within_s: float = 60) -> None:
         deadline = time.monotonic() + within_s
         while (told := self.health(service)).returncode != 0:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{service}: {told.stdout}{told.stderr}\n{self.logs()}")
+            time.sleep(0.5)  # each look is a process, and takes time from what it waits for
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``docker compose run --rm cli WORDS``."""
@@ -326,6 +327,7 @@ def test_the_order_of_starts_does_not_matter(one_host: Host) -> None:
             if one_host.running[f"{service}-1"].poll() is not None:
                 one_host.start(service)
         waiting = {service for service in waiting if one_host.health(service).returncode != 0}
+        time.sleep(0.5)  # as above
 
 
 @pytest.mark.parametrize("target", ["api", "dispatch", "haproxy", "agent", "cli"])
