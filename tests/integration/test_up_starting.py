@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ import redis
 from tests.children import mortal
 from tests.conftest import free_port
 from tests.integration.agent_kit import checkout
-from tests.integration.up_kit import command, environment, fleet, processes_of, until, up
+from tests.integration.up_kit import Up, command, environment, fleet, processes_of, until, up
 from tests.key_files import write_keys
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -39,6 +41,8 @@ def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(
         assert first.stop(number) == 0
         assert processes_of(data) == {}
         assert "stopped" in first.log.read_text()
+        with socket.create_server(("127.0.0.1", first.port), reuse_port=False):
+            pass  # its port is free again
     # The cordon of sim-1 outlives the restart: the job needs a second node.
     with up(data, "--nodes", "2", "--job-seconds", "0.1") as second:
         assert second.json("job", "show", done["id"])["status"] == "succeeded"
@@ -60,19 +64,16 @@ def test_kill_9_takes_everything_along_and_loses_no_job(tmp_path: Path) -> None:
             assert followed.returncode == 0, (followed.stdout, second.log.read_text())
 
 
-def test_an_unknown_variable_is_warned_of_once_and_not_by_every_child(tmp_path: Path) -> None:
+def test_an_unknown_variable_is_warned_of_once_and_not_by_every_child_and_down_stops_it(
+    tmp_path: Path,
+) -> None:
     data = tmp_path / "data"
+    assert fleet("down", "--data", str(data)).returncode == 7
     with up(data, "--nodes", "1", "--verbose", FLEET_BOGUS="1", FLEET_QUEUE_DEPTH="7") as started:
         assert started.log.read_text().count("FLEET_BOGUS") == 1
         assert "warning: nothing reads" in started.log.read_text().splitlines()[0]
         for log in (data / "logs").glob("*.log"):
             assert "nothing reads" not in log.read_text(), log
-
-
-def test_down_stops_it(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    assert fleet("down", "--data", str(data)).returncode == 7
-    with up(data, "--nodes", "0") as started:
         told = fleet("down", "--data", str(data))
         assert (told.returncode, told.stdout.strip()) == (0, "stopped")
         assert started.process.wait(10) == 0
@@ -129,27 +130,12 @@ def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: P
     assert processes_of(tmp_path / "data") == {}
 
 
-def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    write_keys(keys, "ann ann-0123456789abcdef\nroot root-0123456789abcdef admin\n")
-    data = tmp_path / "data"
-    ann = ("--key", "ann-0123456789abcdef")
-    with up(data, "--nodes", "1", "--job-seconds", "0.1", FLEET_KEYS_FILE=str(keys)) as started:
-        assert started.cli("job", "ls").returncode == 8
-        assert started.cli("job", "ls", *ann).returncode == 0
-        assert started.cli("node", "drain", "sim-1", *ann).returncode == 8
-        told = started.cli("submit", "image_card", "-p", "prompt=x", "--wait", *ann)
-        assert told.returncode == 0, told.stderr
-        for log in (data / "logs").glob("*.log"):
-            assert "0123456789abcdef" not in log.read_text(), log
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
-    keys = tmp_path / "my keys"
+def test_keys_guard_the_fleet_and_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
+    keys, data = tmp_path / "my keys", tmp_path / "data"
     write_keys(keys, "# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
     argv = ("--nodes", "1", "--job-seconds", "0.1")
-    with up(tmp_path / "data", *argv, FLEET_HOST=host, FLEET_KEYS_FILE=str(keys)) as started:
+    with up(data, *argv, FLEET_HOST=host, FLEET_KEYS_FILE=str(keys)) as started:
         until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")
         told = re.search(r"^try +(.+)$", started.log.read_text(), re.MULTILINE)
         assert told
@@ -161,14 +147,15 @@ def test_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> N
         )
         assert pasted.returncode == 0, pasted.stderr
         assert "succeeded" in pasted.stdout
-
-
-def test_a_port_is_free_again_after_the_end(tmp_path: Path) -> None:
-    port = free_port()
-    with up(tmp_path / "data", "--nodes", "0", port=port) as started:
-        started.stop()
-    with socket.create_server(("127.0.0.1", port), reuse_port=False):
-        pass
+        if host == "127.0.0.1":
+            ann = ("--key", "ann-0123456789abcdef")
+            assert started.cli("job", "ls").returncode == 8
+            assert started.cli("job", "ls", *ann).returncode == 0
+            assert started.cli("node", "drain", "sim-1", *ann).returncode == 8
+            sent = started.cli("submit", "image_card", "-p", "prompt=x", "--wait", *ann)
+            assert sent.returncode == 0, sent.stderr
+        for log in (data / "logs").glob("*.log"):
+            assert "0123456789abcdef" not in log.read_text(), log
 
 
 def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
@@ -274,40 +261,51 @@ def test_a_named_port_that_is_a_nodes_is_told_in_these_words(tmp_path: Path) -> 
     assert "stop" not in told.stderr
 
 
-@pytest.mark.parametrize("real", [False, True])
+@dataclass(frozen=True)
+class OpenFolder:
+    """A fleet whose data are below a folder that others may read."""
+
+    up: Up
+    data: Path
+
+
+@pytest.fixture(scope="module", params=["simulated", "an agent's"])
+def readable(request: pytest.FixtureRequest) -> Iterator[OpenFolder]:
+    with tempfile.TemporaryDirectory(prefix="fleet-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        data.mkdir()
+        data.chmod(0o755)
+        argv = ["--nodes", "1", "--job-seconds", "0.1"]
+        if request.param != "simulated":
+            argv = ["--nodes", "1", "--comfyui", str(checkout(folder).home)]
+            argv += ["--comfyui-python", sys.executable]
+        with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
+            yield OpenFolder(started, data)
+
+
 def test_what_it_writes_is_for_its_user_alone_also_in_a_folder_that_others_may_read(
-    tmp_path: Path, real: bool
+    readable: OpenFolder, tmp_path: Path
 ) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    data.chmod(0o755)
-    argv = ["--nodes", "1", "--job-seconds", "0.1"]
-    if real:
-        argv = ["--nodes", "1", "--comfyui", str(checkout(tmp_path).home), "--comfyui-python", sys.executable]
-    with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
-        job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
-        assert job["status"] == "succeeded"
-        status = {pid: Path(f"/proc/{pid}/status").read_text() for pid in processes_of(data)}
-        assert len(status) >= 7
-        assert {pid for pid, told in status.items() if "Umask:\t0077" not in told} == set()
-        modes = {path: path.lstat().st_mode for path in data.rglob("*")}
-        assert len(modes) > 10
-        assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+    started, data = readable.up, readable.data
+    job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
+    assert job["status"] == "succeeded"
+    status = {pid: Path(f"/proc/{pid}/status").read_text() for pid in processes_of(data)}
+    assert len(status) >= 7
+    assert {pid for pid, told in status.items() if "Umask:\t0077" not in told} == set()
+    modes = {path: path.lstat().st_mode for path in data.rglob("*")}
+    assert len(modes) > 10
+    assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
     picture = tmp_path / "picture"
     picture.touch()
     assert picture.stat().st_mode & 0o044  # this process's own umask hides nothing
 
 
-@pytest.mark.parametrize("real", [False, True])
-def test_an_emptied_redis_gets_its_nodes_back(tmp_path: Path, real: bool) -> None:
-    data = tmp_path / "data"
-    argv = ["--nodes", "1", "--job-seconds", "0.1"]
-    if real:
-        argv = ["--nodes", "1", "--comfyui", str(checkout(tmp_path).home), "--comfyui-python", sys.executable]
-    with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
-        note = json.loads((data / "run" / "up.json").read_text())
-        with contextlib.closing(redis.Redis.from_url(note["settings"]["redis_url"])) as store:
-            store.flushall()
-            until(lambda: store.hlen("fleet:nodes"), "its node is registered again")
-        job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
-        assert job["status"] == "succeeded"
+def test_an_emptied_redis_gets_its_nodes_back(readable: OpenFolder) -> None:
+    started, data = readable.up, readable.data
+    note = json.loads((data / "run" / "up.json").read_text())
+    with contextlib.closing(redis.Redis.from_url(note["settings"]["redis_url"])) as store:
+        store.flushall()
+        until(lambda: store.hlen("fleet:nodes"), "its node is registered again")
+    job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
+    assert job["status"] == "succeeded"
