@@ -110,6 +110,7 @@ class Api:
         saved: bool = False,
         subfolder: str = "",
         temporary: bool = False,
+        content_type: str = "image/png",
     ) -> Output:
         """Commit an output; ``saved``: the node has saved it as a file."""
 
@@ -121,7 +122,7 @@ class Api:
             job_id=claim.job.id,
             chunks=chunks(),
             name=name,
-            content_type="image/png",
+            content_type=content_type,
             expires_at=claim.job.expires_at,
         )
         output = Output(
@@ -131,7 +132,7 @@ class Api:
             index=0,
             name=name,
             kind=OutputKind.IMAGE,
-            content_type="image/png",
+            content_type=content_type,
             size_bytes=asset.size_bytes,
             hash=asset.hash,
             saved=saved,

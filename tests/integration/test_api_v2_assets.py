@@ -321,6 +321,33 @@ async def test_content_never_runs_in_our_origin(api: Api) -> None:
     assert "sandbox" in headers["content-security-policy"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.html", "text/html"),
+        ("x.svg", "image/svg+xml"),
+        ("x.xml", "text/xml"),
+        ("x.js", "text/javascript"),
+        ("x.pdf", "application/pdf"),
+        ("x.png", "text/html; charset=image/png"),
+    ],
+)
+async def test_no_output_of_a_node_runs_in_our_origin(api: Api, name: str, kind: str) -> None:
+    await api.add_node()
+    claim = await api.claim((await api.submit(GRAPH))["id"])
+    made = await api.output(claim, b"<script>", name=name, content_type=kind, saved=True)
+    await api.finish(claim)
+    for path in (f"/api/v2/assets/{made.asset_id}/content", f"/view?filename={made.name}"):
+        answer = await api.client.get(path)
+        assert (answer.status_code, answer.content) == (200, b"<script>")
+        # ComfyUI's route goes by the name alone, and shows what a browser does not run.
+        shown = "view" in path and name in ("x.pdf", "x.png")
+        assert answer.headers["content-type"] in ("application/pdf", "image/png") or not shown
+        assert answer.headers["content-disposition"].startswith("attachment;") != shown
+        assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_delete(api: Api) -> None:
     made = (await upload(api, b"x")).json()
     path = f"/api/v2/assets/{made['id']}"

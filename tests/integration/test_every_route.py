@@ -19,6 +19,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
+from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running
 from tests.key_files import write_keys
 
@@ -204,6 +205,31 @@ async def test_another_sites_page_reads_nothing_by_any_route(api: Api, keyless: 
             answer = await one.client.request(method, path, headers=headers)
             assert answer.status_code == 403, named(route, method)
         assert not +one.deps.streams
+
+
+async def test_a_foreign_host_is_in_no_answer_if_the_public_addresses_are_set(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    write_keys(tmp_path / "keys", f"ann {ANN}\n")
+    hosts = itertools.cycle([{"Host": "evil.test"}, {"Host": "a.test", "X-Forwarded-Host": "evil.test"}])
+    async with running(
+        redis_port,
+        tmp_path,
+        keys_file=tmp_path / "keys",
+        public_url="https://comfy.example.org",
+        console_url="https://console.example.org",
+    ) as api:
+        await api.add_node()
+        shown = {"X-API-Key": ANN}
+        graph = {"workflow": GRAPH}
+        made = await api.client.post("/api/v2/jobs", json=graph, headers={**shown, **next(hosts)})
+        assert made.status_code == 201
+        assert "https://comfy.example.org/api/v2/jobs/" in made.text
+        paths = [path for _, method, path in routes(api) if method == "GET" and not path.endswith("/events")]
+        answers = [await api.client.get(path, headers={**shown, **next(hosts)}) for path in paths]
+        answers += [await api.client.get(path, headers=next(hosts)) for path in paths]
+        for answer in [made, *answers]:
+            assert "evil.test" not in answer.text + str(answer.headers), answer.url
 
 
 async def test_json_comes_under_any_type_but_from_a_browser_as_json_alone(api: Api) -> None:

@@ -315,7 +315,11 @@ def test_xml_that_is_fine(text: str) -> None:
         ("<a>x &</a>", "line 1"),
         ("\n\n<a>\n</b>", "line 4"),
         ("<a>\x01</a>", "invalid token"),
+        ("<a>" * 101 + "</a>" * 101, "deeper than 100 levels"),
+        ("<a>" * 14_000 + "</a>" * 14_000, "deeper than 100 levels"),
+        ("<a>" * 33_000, "mismatched tag"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_xml_that_is_not(text: str, why: str) -> None:
     assert why in (xml_text.defect(text) or "")

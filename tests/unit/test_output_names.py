@@ -55,7 +55,7 @@ def with_number(file: NodeFile, number: int) -> SavedFile:
         ("flux_123456789012345.png", None, "flux_123456789012345_00042_.png"),
         (f"x_{'9' * 30}_.png", None, f"x_{'9' * 30}__00042_.png"),
         ("preview3d_0752def6daf94a89a5e4d28ddcdae8b5.glb", None, None),
-        (".png", None, ".png_00042_"),
+        (".png", None, "_png_00042_"),
         ("archive", None, "archive_00042_"),
     ],
 )
@@ -103,6 +103,8 @@ def test_an_owner_does_not_see_the_folder_of_the_run(subfolder: str, shown: str)
         ("a\0\r\nSet-Cookie: x_00001_.png", "a___Set-Cookie_ x_00003_.png"),
         ("\u202egnp.exe_00001_.png", "_gnp.exe_00003_.png"),
         ("CON.png", "_CON.png"),
+        (".bashrc", "_bashrc"),
+        ("a/.ssh_00001_.png", "_ssh_00003_.png"),
         ("x.png [temp]", "x.png _temp_"),
         ("a\\b\\x_00001_.png", "x_00003_.png"),
         ("cafe\u0301_00001_.png", "caf\u00e9_00003_.png"),

@@ -77,14 +77,15 @@ def safe_path(original: str) -> str:
 def safe_file_name(original: str) -> str:
     """Make a file's name that stays in its folder, on Windows and on Linux: at most 200 bytes, none empty.
 
-    The extension is kept.
+    The extension is kept. It does not begin with a dot: saved in a home folder, it replaces no settings.
     """
     name = _UNSAFE.sub("_", original.replace("\\", "/").rpartition("/")[2]).strip()
     if len(name.encode()) > _LONGEST_NAME:
         dot = max(name.rfind("."), len(name) - 16)
         extension = name[dot:] if name[dot:].isascii() and name[dot] == "." else ""
         name = name.encode()[: _LONGEST_NAME - len(extension)].decode(errors="ignore") + extension
-    return _ANNOTATION.sub(r"_\1_", _harmless(name)) or "output"
+    name = _harmless(name)
+    return _ANNOTATION.sub(r"_\1_", f"_{name[1:]}" if name.startswith(".") else name) or "output"
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from xml.parsers import expat
 
+MOST_LEVELS = 100
+"""Whoever reads the text later may take a level of its stack for each."""
+
 
 def defect(text: str) -> str | None:
     """Say what is wrong with a text of XML elements, or return None.
@@ -15,9 +18,18 @@ def defect(text: str) -> str | None:
     found: list[str] = []
     elements = 0
 
+    depth = 0
+
     def start(_name: str, _attributes: object) -> None:
-        nonlocal elements
+        nonlocal elements, depth
         elements += 1
+        depth += 1
+        if depth > MOST_LEVELS + 1:  # with the one around them
+            found.append(f"its elements are nested deeper than {MOST_LEVELS} levels")
+
+    def end(_name: str) -> None:
+        nonlocal depth
+        depth -= 1
 
     def refuse_instruction(target: str, _data: str) -> None:
         found.append(f"it holds the processing instruction <?{target}?>")
@@ -27,6 +39,7 @@ def defect(text: str) -> str | None:
 
     parser = expat.ParserCreate()
     parser.StartElementHandler = start
+    parser.EndElementHandler = end
     parser.ProcessingInstructionHandler = refuse_instruction
     parser.SkippedEntityHandler = refuse_entity
     # The wrapping makes one document of the elements; an extra closing tag ends it early and is reported as
