@@ -11,35 +11,35 @@
 --       | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or '', rule,
 --          seconds that its models will take to load, those that run with it: {{job, run, record, graph, RQ data, who listens,
 --          extra data or ''} ...}, how they are merged or ''}
-local other = other_schema()
-if other then return other end
-local node, run = args.node, args.run
-if redis.call('HEXISTS', nodes_key, node) == 0 then return { 'removed' } end
-local about = redis.call('HMGET', node_key(node), 'cordoned', 'vram', 'results')
-if about[1] == '1' then return { 'cordoned' } end
-local holder = holder_of(node)
-if holder then return { 'leased', holder } end
+-- All in a function: a script may have 200 local names.
+local function claim()
+  local other = other_schema()
+  if other then return other end
+  local node, run = args.node, args.run
+  if redis.call('HEXISTS', nodes_key, node) == 0 then return { 'removed' } end
+  local about = redis.call('HMGET', node_key(node), 'cordoned', 'vram', 'results')
+  if about[1] == '1' then return { 'cordoned' } end
+  local holder = holder_of(node)
+  if holder then return { 'leased', holder } end
 
-despite_full()
+  despite_full()
 
-local at = now()
-local pause = failover_pause(at, args.ttl_s)
-if pause then return { 'failover', num(pause) } end
-if args.ready and not is_ready(node, run, at) then return { 'unready' } end
-local look, start = look_for(node, at, about[2], about[3])
-local choice, again_s, idle = sched_choose(look)
-if not choice then
-  local waits = start.held or start.spared or start.gathering
-  if waits then return waits end
-  if start.found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
-  for _, placement in ipairs(args.placements) do  -- the count of jobs whose records were lost is put right
-    if redis.call('EXISTS', sched_owners_key(placement), sched_owners_key(sched_group(placement))) == 0 then sched_call('HDEL', sched_count_key, placement) end
+  local at = now()
+  local pause = failover_pause(at, args.ttl_s)
+  if pause then return { 'failover', num(pause) } end
+  if args.ready and not is_ready(node, run, at) then return { 'unready' } end
+  local look, start = look_for(node, at, about[2], about[3])
+  local choice, again_s, idle = sched_choose(look)
+  if not choice then
+    local waits = start.held or start.spared or start.gathering
+    if waits then return waits end
+    if start.found then return { 'nothing', again_s and num(again_s) or '', idle or '' } end
+    for _, placement in ipairs(args.placements) do  -- the count of jobs whose records were lost is put right
+      if redis.call('EXISTS', sched_owners_key(placement), sched_owners_key(sched_group(placement))) == 0 then sched_call('HDEL', sched_count_key, placement) end
+    end
+    return { 'empty' }
   end
-  return { 'empty' }
-end
 
--- A function of its own: a script may have 200 local names.
-local function begin()
   local best = choice.id
   local key = job_key(best)
   unqueue(best)
@@ -102,4 +102,4 @@ local function begin()
     parts > 1 and string.match(f[2], '^%a+') or '' }
 end
 
-return begin()
+return claim()
