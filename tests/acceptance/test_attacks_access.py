@@ -286,6 +286,9 @@ NODES |= {
 NODES |= {
     "a pool": {"name": "x", "url": "http://10.0.0.9:1", "pool": "a b\n"},
     "a weight": {"name": "x", "url": "http://10.0.0.9:1", "weight": 10**30},
+    "a zone": {"name": "x", "url": "http://10.0.0.9:1", "zone": "z" * 65},
+    "a label": {"name": "x", "url": "http://10.0.0.9:1", "labels": {"a": "x" * 257}},
+    "33 labels": {"name": "x", "url": "http://10.0.0.9:1", "labels": {str(n): "" for n in range(33)}},
     "more": {"name": "x", "url": "http://10.0.0.9:1", "cordoned": False},
 }
 

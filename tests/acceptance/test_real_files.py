@@ -397,7 +397,10 @@ def test_savers_with_folders_of_their_own_write_below_the_run(
 
 def test_every_input_that_takes_a_path_is_decided_about(classes: dict[str, Any]) -> None:
     """What a newer ComfyUI brings is looked at by somebody, and written down, before it counts as safe."""
-    assert undecided(classes) == {}
+    custom = "custom_nodes."
+    own = {name: body for name, body in classes.items() if not body["python_module"].startswith(custom)}
+    assert len(own) > 300
+    assert undecided(own) == {}
 
 
 def test_every_list_of_the_nodes_own_files_is_known(comfyui_server: ComfyServer) -> None:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.hosts import MAX_HOSTS
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
+from tests.acceptance.test_attacks_access import NODES
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import claim, submit
 from tests.key_files import write_keys
@@ -116,6 +117,20 @@ async def test_nonsense_is_refused(
     async with running(redis_port, tmp_path) as api:
         answer = await beat(api, host=host, **more)
         assert answer.status_code in (400, 422), answer.text
+
+
+ODD = [one for one in NODES.values() if one["url"] != "https://10.0.0.1"]
+
+
+async def test_no_odd_node_of_an_agents_is_registered(redis: Redis, redis_port: int, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path) as api:
+        for odd in ODD:
+            answer = await beat(api, join=[{"agent": "10.0.0.9:8193", **odd}])
+            assert answer.status_code in (200, 400, 422), (odd, answer.text)
+            if answer.status_code == 200:
+                assert answer.json()["refused"], odd
+            assert "secret" not in answer.text
+            assert await api.stores.nodes.nodes() == [], odd
 
 
 def _nested(levels: int) -> bytes:

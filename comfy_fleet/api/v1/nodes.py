@@ -1,11 +1,11 @@
 """REST: nodes, for operators. The CLI uses it; agents read the list with their own token."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +19,8 @@ from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.differences import differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 from comfy_fleet.services.node_life import NodeLife
+
+LabelText = Annotated[str, StringConstraints(max_length=256)]
 
 
 class NodeBody(BaseModel):
@@ -41,7 +43,9 @@ class NodeBody(BaseModel):
         None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
     )
     zone: str = Field("", max_length=64, description="Where it is.")
-    labels: dict[str, str] = Field(default_factory=dict, max_length=32, description="Anything you like.")
+    labels: dict[LabelText, LabelText] = Field(
+        default_factory=dict, max_length=32, description="Anything you like."
+    )
     simulated: bool = Field(False, description="It is simulated, not a real ComfyUI.")
     agent: str | None = Field(
         None, description="HOST:PORT that answers agent-checks; else the central agent."
