@@ -250,7 +250,11 @@ def failover(
                     played = fail_over(
                         options, jobs=jobs, replicas=replicas, delay_s=delay_ms / 1000, rng=rng
                     )
-                    results.append((replicas, asyncio.run(played)))
+                    made = asyncio.run(played)
+                    results.append((replicas, made))
+                console.print(
+                    f"{what}: {len(made.before)} acknowledged before, {len(made.lost)} lost", highlight=False
+                )
     except BenchError as error:
         console.print(f"[red]{error}[/]", highlight=False)
         for note in getattr(error, "__notes__", ()):

@@ -504,6 +504,9 @@ def two_boxes(
 ) -> None:
     """Cut either of two boxes off, type what docs/howto/two-boxes.md says, and tell what is seen."""
     console = Console()
+    if unknown := "".join(sorted(set(case) - CASES.keys())):
+        console.print(f"[red]--case {unknown}: there are {', '.join(CASES)}[/]", highlight=False)
+        raise typer.Exit(2)
     logging.disable(logging.WARNING)
     began = time.monotonic()
     try:
