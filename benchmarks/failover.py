@@ -13,7 +13,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +153,7 @@ async def fail_over(
             await asyncio.gather(*submitting)
             made.away_s = min(made.after, default=killed) - killed
             kept = {job: wanted for job, wanted in made.expected.items() if job not in made.lost}
-            await _settled(fleet, kept, options.say)
+            await settled(fleet, kept, options.say)
             await look(fleet, kept, made.found)
         for task in clients:
             task.cancel()
@@ -191,7 +191,7 @@ async def _client(fleet: Fleet, numbers: Any, made: Round, rng: random.Random) -
                 await asyncio.sleep(TRIES_S)
 
 
-async def _settled(fleet: Fleet, kept: dict[str, Expected], say: Callable[[str], None]) -> None:
+async def settled(fleet: Fleet, kept: Mapping[str, Expected], say: Callable[[str], None]) -> None:
     """Wait until all jobs have ended, or for as long as that may take."""
     deadline = time.monotonic() + SETTLE_S
     left = set(kept)
