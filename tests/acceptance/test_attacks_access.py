@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests.acceptance.footprint import family, listening
 from tests.acceptance.up import Up
 from tests.acceptance.wire import (
     AGENT,
@@ -356,33 +357,6 @@ def test_other_users_of_the_machine_see_nothing(fleet: Up) -> None:
         assert (fleet.data / name).stat().st_mode & 0o077 == 0, name
     for path in (fleet.data / "secret.key", *(fleet.data / "run").glob("*.cfg"), *fleet.data.rglob("*.sock")):
         assert path.stat().st_mode & 0o077 == 0, path
-
-
-def family(pid: int) -> set[int]:
-    """Return a process and all of its descendants."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def listening(pids: set[int]) -> set[str]:
-    """Return the addresses that these processes listen on, as in /proc/net."""
-    inodes = set()
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-            with contextlib.suppress(OSError):
-                inodes.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
-    rows = [
-        line.split()
-        for table in ("/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp", "/proc/net/udp6")
-        for line in Path(table).read_text().splitlines()[1:]
-    ]
-    return {row[1] for row in rows if row[9] in inodes and row[3] in ("0A", "07")}
 
 
 def test_everything_listens_on_loopback(fleet: Up) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +14,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.acceptance.up import Up, start_fleet, stop_fleet
-from tests.acceptance.wire import Answer, parsed, peak_bytes, port_of, refused, still_well
+from tests.acceptance.wire import Answer, parsed, peak_bytes, pid_of, port_of, refused, still_well
 from tests.factories import picture
 
+pytestmark = pytest.mark.timeout(180)
 DEPTH = 100
 PAUSE_MS = 500  # as a slow disk makes Redis wait
 
@@ -105,6 +108,53 @@ def test_cancels_and_health_checks_are_not_turned_away_by_a_crowd(crowded: Up) -
     answers = asyncio.run(all_at_once(crowded, [*crowd, *health, *cancels]))
     assert [answer.raw for answer in answers[len(crowd) :] if answer.status != 200] == []
     all_end(crowded, in_order(answers[: len(crowd)]))
+
+
+def test_ten_times_what_the_nodes_can_do_is_refused_in_order_and_all_that_was_taken_ends(crowded: Up) -> None:
+    """Everybody sends on without a pause until most are told to come again."""
+    taken: list[dict[str, Any]] = []
+    told: Counter[int] = Counter()
+
+    async def sends(client: httpx.AsyncClient, number: int) -> None:
+        while told[429] < 10 * DEPTH and sum(told.values()) < 200 * DEPTH:
+            number += 100
+            answer = await client.post("/api/v2/jobs", json={"workflow": picture(number)})
+            told[answer.status_code] += 1
+            if answer.status_code == 201:
+                taken.append(answer.json())
+                continue
+            assert answer.status_code in (429, 503), answer.text
+            assert int(answer.headers["Retry-After"]) >= 1
+
+    async def all_send() -> None:
+        async with httpx.AsyncClient(base_url=crowded.url, timeout=60) as client:
+            await asyncio.gather(*(sends(client, number) for number in range(50)))
+
+    asyncio.run(all_send())
+    assert told[429] >= 10 * DEPTH and taken, told
+    all_end(crowded, taken)
+    still_well(crowded)
+
+
+@pytest.mark.parametrize("process", ["api", "dispatch"])
+def test_who_has_no_file_descriptors_left_loses_nothing_and_recovers(crowded: Up, process: str) -> None:
+    pid = pid_of(crowded, process)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    open_now = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now, before[1]))
+    try:
+        answers = asyncio.run(all_at_once(crowded, submits(crowded, 60)))
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    accepted = []
+    for answer in answers:
+        if answer.status == 201:
+            accepted.append(json.loads(answer.body))
+        else:
+            assert answer.status in (429, 502, 503), answer.raw[:300]
+            assert int(answer.headers["retry-after"]) >= 1
+    all_end(crowded, accepted)
+    still_well(crowded)
 
 
 def test_lists_of_jobs_with_very_many_outputs_need_little_memory(crowded: Up) -> None:

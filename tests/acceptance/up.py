@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.acceptance.footprint import Footprint, footprint
 from tests.children import mortal
 from tests.conftest import free_port
 from tests.key_files import write_keys
@@ -21,12 +22,17 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Up:
-    """A running ``fleet up``."""
+    """A running ``fleet up``.
+
+    Attributes:
+        before: What it took when it had just started.
+    """
 
     url: str
     data: Path
     process: subprocess.Popen[bytes]
     console: str = ""
+    before: Footprint | None = None
 
 
 def start_fleet(
@@ -58,7 +64,7 @@ def start_fleet(
     while True:
         try:
             if httpx.get(f"{url}/api/v1/ready").status_code == 200:
-                return Up(url, data, process, console)
+                return Up(url, data, process, console, footprint(process.pid, data))
         except httpx.HTTPError:
             pass
         if process.poll() is not None or time.monotonic() > deadline:

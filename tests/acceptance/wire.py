@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tests.acceptance.footprint import footprint
 from tests.acceptance.up import Up
 
 ANN, BOB, OPS, AGENT = "ann-key-0123456789", "bob-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
@@ -148,17 +149,20 @@ def ends(
     return job
 
 
-def peak_bytes(up: Up, process: str) -> int:
-    """Return the most memory that one of a fleet's processes has had."""
+def pid_of(up: Up, process: str) -> int:
+    """Return the pid of one of a fleet's processes."""
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if process.encode() in words and str(up.data).encode() in (folder / "environ").read_bytes():
-                status = (folder / "status").read_text()
-                return 1024 * int(status.split("VmHWM:")[1].split()[0])
-        except (OSError, IndexError):  # it has ended meanwhile
-            continue
+                return int(folder.name)
     raise AssertionError(f"no process {process}")
+
+
+def peak_bytes(up: Up, process: str) -> int:
+    """Return the most memory that one of a fleet's processes has had."""
+    status = Path(f"/proc/{pid_of(up, process)}/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def still_well(*fleets: Up) -> None:
@@ -171,6 +175,12 @@ def still_well(*fleets: Up) -> None:
         for name in ("api", "dispatch", "agent", "haproxy"):
             lines = [json.loads(line) for line in (up.data / "logs" / f"{name}.log").read_text().splitlines()]
             assert [line for line in lines if line["level"] == "error" or "traceback" in line] == []
+        assert not list((up.data / "files" / "tmp").rglob("*"))
+        if up.before is not None:
+            deadline = time.monotonic() + 30  # connections that ended a moment ago are still being closed
+            while grown := footprint(up.process.pid, up.data).grown(up.before):
+                assert time.monotonic() < deadline, grown
+                time.sleep(0.5)
 
 
 def part(name: str, value: bytes, more: bytes = b"") -> bytes:

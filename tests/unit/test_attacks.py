@@ -13,7 +13,7 @@ ROWS = {
     if (cells := [cell.strip() for cell in line.strip("|").split(" | ")]) and cells[0].isdecimal()
 }
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
-OPEN = {83, 86}
+OPEN = {86}
 """Attacks that no test tries yet."""
 
 
