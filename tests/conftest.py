@@ -130,13 +130,16 @@ def valid_runs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def loaded_authorities() -> Iterator[None]:
-    """Load the public certificate authorities once: each client of httpx does, and most tests have some."""
+    """Load the public certificate authorities once: each client of httpx and each agent does."""
     create = ssl.create_default_context
     file = os.environ.get("SSL_CERT_FILE") or certifi.where()  # as httpx chooses
-    public = cache(lambda: create(cafile=file))
+    public = cache(lambda cafile: create(cafile=cafile))
 
     def known(*args: Any, **options: Any) -> ssl.SSLContext:
-        return public() if (args, options) == ((), {"cafile": file}) else create(*args, **options)
+        cafile = options.get("cafile")
+        if args or options.keys() - {"cafile"} or cafile not in (None, file):
+            return create(*args, **options)
+        return public(cafile)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", known)
