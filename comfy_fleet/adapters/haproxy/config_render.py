@@ -5,6 +5,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,18 +187,9 @@ def render(
     """
     places = files(settings)
     shown = edge_certificates(settings) if certificates is None else certificates
-    env = Environment(
-        loader=DictLoader(read_templates(settings.haproxy_dir) if templates is None else templates),
-        autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    found = read_templates(settings.haproxy_dir) if templates is None else templates
+    env = _environment(tuple(sorted(found.items())))
     agent = (settings.agent_host, settings.agent_port)
-    env.filters["quoted"] = quoted
-    env.filters["quoted_arg"] = quoted_arg
-    env.filters["unix"] = "unix@{}".format
     try:
         return Rendered(
             broker=env.get_template("broker.cfg.j2").render(
@@ -226,6 +218,23 @@ def render(
         raise ConfigError(
             f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; {remedy}"
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _environment(templates: tuple[tuple[str, str], ...]) -> Environment:
+    """Return what has compiled these templates: to do so takes many times as long as to fill them in."""
+    env = Environment(
+        loader=DictLoader(dict(templates)),
+        autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters["quoted"] = quoted
+    env.filters["quoted_arg"] = quoted_arg
+    env.filters["unix"] = "unix@{}".format
+    return env
 
 
 def secrets_of(broker_secret: str | None) -> dict[str, str]:
