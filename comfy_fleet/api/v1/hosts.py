@@ -15,7 +15,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read
-from comfy_fleet.api.v1.nodes import LabelText, idle_by_pool
+from comfy_fleet.api.v1.nodes import Labels, idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.agent_state import Readiness
@@ -104,7 +104,7 @@ class JoiningBody(BaseModel):
     pool: NodeName | None = None
     weight: int | None = Field(None, ge=1, le=256)
     zone: str | None = Field(None, max_length=64)
-    labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=32)
+    labels: Labels = Field(default_factory=dict)
     simulated: bool = False
     cleans: bool = False
     editor: bool | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import orjson
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +20,17 @@ from comfy_fleet.domain.nodes.differences import differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 from comfy_fleet.services.node_life import NodeLife
 
-LabelText = Annotated[str, StringConstraints(max_length=256)]
+MAX_LABEL = 256
+
+
+def _short(labels: dict[str, str]) -> dict[str, str]:
+    if any(len(text) > MAX_LABEL for pair in labels.items() for text in pair):
+        raise ValueError(f"a label's name or value has more than {MAX_LABEL} characters")
+    return labels
+
+
+Labels = Annotated[dict[str, str], Field(max_length=32), AfterValidator(_short)]
+"""What operators and agents say of a node as they like."""
 
 
 class NodeBody(BaseModel):
@@ -43,9 +53,7 @@ class NodeBody(BaseModel):
         None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
     )
     zone: str = Field("", max_length=64, description="Where it is.")
-    labels: dict[LabelText, LabelText] = Field(
-        default_factory=dict, max_length=32, description="Anything you like."
-    )
+    labels: Labels = Field(default_factory=dict, description="Anything you like.")
     simulated: bool = Field(False, description="It is simulated, not a real ComfyUI.")
     agent: str | None = Field(
         None, description="HOST:PORT that answers agent-checks; else the central agent."
