@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvloop
+from redis.asyncio.client import PubSub
 
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.clock import ServerClock
@@ -69,6 +71,41 @@ async def test_a_server_that_takes_a_call_and_does_not_answer_is_asked_once(pipe
             await (pipe.execute() if pipelined else client.get("x"))
         assert len(taken) == 1
         await client.aclose()
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_connection_that_uvloop_has_closed_is_replaced(redis_port: int, pipelined: bool) -> None:
+    async def main() -> None:
+        client = connect(f"redis://127.0.0.1:{redis_port}/0")
+        await client.ping()
+        (held,) = vars(client.connection_pool)["_available_connections"]
+        with pytest.MonkeyPatch.context() as patch:
+            # As if it were lost between the look at it and the write.
+            patch.setattr(type(held), "can_read_destructive", _nothing_to_read)
+            vars(held)["_writer"].transport.abort()
+            await asyncio.sleep(0)
+            pipe = client.pipeline(transaction=False)
+            pipe.ping()
+            assert await (pipe.execute() if pipelined else client.ping()) in (True, [True])
+        await client.aclose()
+
+    uvloop.run(main())
+
+
+async def _nothing_to_read(connection: object) -> bool:
+    return False
+
+
+async def test_a_subscription_that_uvloop_has_closed_is_down(redis: FleetRedis) -> None:
+    pubsub = redis.pubsub()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PubSub, "execute_command", _closed)
+        with pytest.raises(StoreDown):
+            await pubsub.subscribe("x")
+
+
+async def _closed(*args: object) -> None:
+    raise RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed")
 
 
 async def test_canceled_calls_keep_no_connection(client: FleetRedis) -> None:

@@ -61,6 +61,10 @@ class _Direct(AbstractConnection):
                 await super().send_packed_command(command, check_health=False)
         except TimeoutError:
             raise RedisTimeoutError("Timeout writing to socket") from None
+        except RuntimeError as error:
+            if not _is_closed(error):
+                raise
+            raise RedisConnectionError(f"Connection was closed: {error}") from error
         finally:
             self.socket_timeout = patience_s
 
@@ -94,6 +98,11 @@ _DIRECT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
+def _is_closed(error: Exception) -> bool:
+    """Return whether a transport of uvloop says so of itself, where asyncio's would take the bytes."""
+    return isinstance(error, RuntimeError) and "handler is closed" in str(error)
+
+
 class WrongType(Exception):
     """A key has a value of another type, which somebody else has put there."""
 
@@ -112,7 +121,7 @@ def _known(error: Exception) -> Exception | None:
     """Return the fleet's own error for one of redis-py's; None for those that only our own mistakes raise."""
     if isinstance(error, BusyLoadingError):
         return StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2)
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError) or _is_closed(error):
         return StoreDown(f"Redis does not answer: {error}", retry_after_s=2)
     if isinstance(error, NoPermissionError) or any(part in str(error) for part in _NOT_ALLOWED):
         return StoreRefuses(f"Redis does not let its user do that: {error}", retry_after_s=5)
@@ -134,7 +143,7 @@ class _Translated:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, RedisError | OSError) and (known := _known(error)) is not None:
+        if isinstance(error, RedisError | OSError | RuntimeError) and (known := _known(error)) is not None:
             raise known from error
 
 
