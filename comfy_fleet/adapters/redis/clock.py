@@ -12,10 +12,10 @@ from comfy_fleet.domain.errors import StoreDown
 
 logger = logging.getLogger(__name__)
 
-TELL_S = 0.5
+TELL_S = 1.0
 """How often a process tells how time passes."""
 _ASK_AGAIN_S = 30.0
-_ALONE_S = 1.2
+_ALONE_S, _LOOK_S = 1.5, 0.3
 
 
 class ServerClock:
@@ -55,7 +55,7 @@ class ServerClock:
         while True:
             if await self._tell(alone=self._monotonic() - began > _ALONE_S):
                 return
-            await asyncio.sleep(TELL_S)
+            await asyncio.sleep(_LOOK_S)
 
     async def keep(self) -> None:
         """Tell Redis how time passes by this machine's own clock, until canceled."""

@@ -62,6 +62,7 @@ class Replicas:
             return
         if self._next is None:
             self._next = asyncio.create_task(self._asked(self._now))
+            self._next.add_done_callback(_seen)  # all who waited may be gone
         found, confirmed = await asyncio.shield(self._next)
         if found != server:
             raise NotReplicated("Redis was failed over meanwhile", retry_after_s=1)
@@ -90,3 +91,8 @@ class Replicas:
 
 def _server_in(info: Mapping[str, Any]) -> str:
     return str(info["master_replid"])
+
+
+def _seen(task: "asyncio.Task[tuple[str, int]]") -> None:
+    if not task.cancelled():
+        task.exception()
