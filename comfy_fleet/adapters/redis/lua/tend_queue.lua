@@ -51,8 +51,8 @@ local function missing_of(ids)
     for i, id in ipairs(some) do table.insert(passed[i] and late or turns, id) end
     local function has(index, member) return sched_call('ZSCORE', index, member) end
     local function listed(kind)
-      if not has(sched_index_key(kind, sched_group(C, T), F), O) then return false end
-      return T == '' and not sched_tenanted() or has(sched_index_key(kind, sched_group(C), F), '/' .. T)
+      if not has(sched_index_name(kind, sched_group(C, T), F), O) then return false end
+      return T == '' and not sched_tenanted() or has(sched_index_name(kind, sched_group(C), F), '/' .. T)
     end
     if turns[1] then miss(sched_turns_key(C, O), turns) end
     if T ~= '' and not sched_tenanted() or not listed('owners') or not listed('family') or not sched_backlog(C, F)

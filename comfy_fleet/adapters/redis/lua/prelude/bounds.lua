@@ -17,8 +17,8 @@ local function bounds_release(subject)
   for _, entry in ipairs(sched_call('SMEMBERS', parked)) do
     local kind, C, T, F, O = unpack(sched_list(entry))
     if type(O) == 'string' then
-      sched_call('ZADD', sched_index_key(kind, sched_group(C, T), F), 'XX', 'LT', 0, O)  -- lower than its tag, which is mended when it is read
-      sched_call('ZADD', sched_index_key(kind, sched_group(C), F), 'XX', 'LT', 0, '/' .. T)
+      sched_call('ZADD', sched_index_name(kind, sched_group(C, T), F), 'XX', 'LT', 0, O)  -- lower than its tag, which is mended when it is read
+      sched_call('ZADD', sched_index_name(kind, sched_group(C), F), 'XX', 'LT', 0, '/' .. T)
       classes[C] = true
     end
   end

@@ -104,19 +104,19 @@ end
 -- An owner, or its tenant, has as many runs as it may: it goes to the end of an index until one of them is over.
 local function sched_park(kind, C, T, F, O, subject)
   local all = string.sub(subject, 1, 7) == 'tenant:' and sched_tenanted()
-  sched_call('ZADD', sched_index_key(kind, all and sched_group(C) or sched_group(C, T), F), 'XX', 'inf', all and '/' .. T or O)
+  sched_call('ZADD', sched_index_name(kind, all and sched_group(C) or sched_group(C, T), F), 'XX', 'inf', all and '/' .. T or O)
   sched_call('SADD', bounds_parked_key(subject), cjson.encode({ kind, C, T, F, O }))
   sched_call('SADD', bounds_subjects_key, subject)
 end
 
 -- Some owners of a queue, or of a family there, of all tenants.
 local function sched_some_owners(kind, C, F, most)
-  local owners = sched_call('ZRANGE', sched_index_key(kind, C, F), 0, most - 1)
-  for _, tenant in ipairs(sched_tenanted() and sched_call('ZRANGE', sched_index_key(kind, sched_group(C), F), 0, most - 1) or {}) do
+  local owners = sched_call('ZRANGE', sched_index_name(kind, C, F), 0, most - 1)
+  for _, tenant in ipairs(sched_tenanted() and sched_call('ZRANGE', sched_index_name(kind, sched_group(C), F), 0, most - 1) or {}) do
     if #owners >= most then break end
     if tenant ~= '/' then
       local G = sched_group(C, string.sub(tenant, 2))
-      for _, owner in ipairs(sched_call('ZRANGE', sched_index_key(kind, G, F), 0, most - #owners - 1)) do
+      for _, owner in ipairs(sched_call('ZRANGE', sched_index_name(kind, G, F), 0, most - #owners - 1)) do
         owners[#owners + 1] = owner
       end
     end
@@ -209,9 +209,9 @@ local function sched_index(job, able, new)
   local tag = sched_text(sched_tag(G, O))
   -- The owner in an index of its tenant's, and the tenant in that of all.
   local function list(kind)
-    local added = add(sched_index_key(kind, G, F), tag, O)
+    local added = add(sched_index_name(kind, G, F), tag, O)
     if (added or all) and sched_tenanted() then
-      local index = sched_index_key(kind, R, F)
+      local index = sched_index_name(kind, R, F)
       if kind == 'owners' and not sched_call('ZSCORE', index, tenant) then sched_enter(R, tenant, sched_virtual(R)) end
       add(index, sched_text(sched_tag(R, tenant)), tenant)
     end

@@ -19,19 +19,19 @@ end
 -- if nothing was read.
 local function sched_least(kind, C, most, F)
   if not sched_tenanted() then
-    local owner, tag = sched_mended(sched_index_key(kind, C, F), C, most)
+    local owner, tag = sched_mended(sched_index_name(kind, C, F), C, most)
     return owner, tag, '', 0
   end
   local R = sched_group(C)
   for _ = 1, SCHED.MENDED do
-    local index = sched_index_key(kind, R, F)
+    local index = sched_index_name(kind, R, F)
     local tenant, tenant_tag = sched_mended(index, R, most)
     if not tenant then return nil end
     local T = string.sub(tenant, 2)
     local G = sched_group(C, T)
-    local owner, tag = sched_mended(sched_index_key(kind, G, F), G, most)
+    local owner, tag = sched_mended(sched_index_name(kind, G, F), G, most)
     if owner or sched.reads >= most then return owner, tag, T, tenant_tag end
-    if redis.call('EXISTS', sched_index_key(kind, G, F)) == 1 then
+    if redis.call('EXISTS', sched_index_name(kind, G, F)) == 1 then
       sched_call('ZADD', index, 'XX', 'inf', tenant)  -- all of its owners are parked
     elseif sched_call('ZREM', index, tenant) == 1 and kind == 'owners' then
       sched_leave(R, tenant)  -- nothing is left but its entry

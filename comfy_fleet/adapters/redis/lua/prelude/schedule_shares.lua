@@ -13,7 +13,7 @@ local function sched_tenanted()
 end
 
 -- An index by tag of a group: `owners` (all that wait), `unpassed` or `family`.
-local function sched_index_key(kind, G, F)
+local function sched_index_name(kind, G, F)
   if kind == 'owners' then return sched_owners_key(G) end
   if kind == 'unpassed' then return sched_unpassed_key(G) end
   return sched_family_key(G, F)
