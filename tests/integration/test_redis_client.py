@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvloop
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.clock import ServerClock
@@ -74,26 +74,24 @@ async def test_a_server_that_takes_a_call_and_does_not_answer_is_asked_once(pipe
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
-def test_a_connection_that_uvloop_has_closed_is_replaced(redis_port: int, pipelined: bool) -> None:
-    async def main() -> None:
-        client = connect(f"redis://127.0.0.1:{redis_port}/0")
-        await client.ping()
-        (held,) = vars(client.connection_pool)["_available_connections"]
-        with pytest.MonkeyPatch.context() as patch:
-            # As if it were lost between the look at it and the write.
-            patch.setattr(type(held), "can_read_destructive", _nothing_to_read)
-            vars(held)["_writer"].transport.abort()
-            await asyncio.sleep(0)
-            pipe = client.pipeline(transaction=False)
-            pipe.ping()
-            assert await (pipe.execute() if pipelined else client.ping()) in (True, [True])
-        await client.aclose()
+async def test_a_connection_that_uvloop_has_closed_is_replaced(
+    client: FleetRedis, monkeypatch: pytest.MonkeyPatch, pipelined: bool
+) -> None:
+    await client.ping()
+    send, refused = AbstractConnection.send_packed_command, list[Any]()
 
-    uvloop.run(main())
+    async def closed_at_first(connection: Any, *args: Any, **options: Any) -> None:
+        if not refused:
+            refused.append(connection)
+            await connection.disconnect(nowait=True)
+            await _closed()
+        await send(connection, *args, **options)
 
-
-async def _nothing_to_read(connection: object) -> bool:
-    return False
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", closed_at_first)
+    pipe = client.pipeline(transaction=False)
+    pipe.ping()
+    assert await (pipe.execute() if pipelined else client.ping()) in (True, [True])
+    assert refused
 
 
 async def test_a_subscription_that_uvloop_has_closed_is_down(redis: FleetRedis) -> None:
