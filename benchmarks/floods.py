@@ -1,7 +1,6 @@
 """Submits at a fixed rate, whatever becomes of them: a load that does not slow down with the server."""
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import orjson
 
 from benchmarks.clients import trivial_graph
 from benchmarks.rawhttp import RawAnswer, RawConnection
+from benchmarks.told import tell
 from comfy_fleet.timeouts import Timeout
 
 ANSWER_S = 30.0
@@ -78,7 +78,7 @@ async def flood(url: str, keys: Sequence[str], rate: float, seconds: float) -> d
         task.add_done_callback(tasks.discard)
         if number % round(rate) == 0:
             said = {"accepted": len(count.accepted), "answers": dict(count.answers)}
-            print(json.dumps({"done": number, **said}), flush=True)
+            tell({"done": number, **said})
     await asyncio.gather(*tasks)
     for connection in idle:
         await connection.close()

@@ -33,6 +33,7 @@ from benchmarks.rawhttp import RawConnection
 from benchmarks.rq_node import QUEUE, picture
 from benchmarks.socket_loads import follow
 from benchmarks.stage import BenchError, Stage
+from benchmarks.told import tell as tell_line
 from comfy_fleet.settings import SOURCE
 
 WARM_UP = 5
@@ -56,7 +57,7 @@ def client(spec: Mapping[str, Any]) -> Client:
 
 
 def _tell(done: int) -> None:
-    print(json.dumps({"done": done}), flush=True)
+    tell_line({"done": done})
 
 
 async def trips(clients: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def main() -> None:
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
     made = LOADS[name](**arguments)
     result = uvloop.run(made) if asyncio.iscoroutine(made) else made
-    print(json.dumps({"result": result}), flush=True)
+    tell_line({"result": result})
 
 
 if __name__ == "__main__":

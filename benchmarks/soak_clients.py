@@ -8,7 +8,6 @@ there are any), ``seed``. Once a second it tells as JSON what happened, and ends
 
 import asyncio
 import contextlib
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import uvloop
 
 from benchmarks.attacks import Attackers
 from benchmarks.hostile_node import HostileProxy
+from benchmarks.told import tell
 from benchmarks.visits import Diary, Visitor
 
 QUICK, SLOW = 3, 6
@@ -109,8 +109,7 @@ class SoakClients:
     def _say(self) -> None:
         diary, self._diary.accepted, self._diary.ended = asdict(self._diary), [], []
         said = {**diary, "attacks": vars(self._attackers.tally), "faults": self._faults}
-        sys.stdout.write(json.dumps(said) + "\n")
-        sys.stdout.flush()
+        tell(said)
 
     async def _break_nodes(self) -> None:
         """Have nodes fail, each in one way at a time."""
