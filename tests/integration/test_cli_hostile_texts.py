@@ -175,6 +175,7 @@ async def test_no_command_hands_a_terminal_what_it_obeys(
     assert names - tried == set(), "commands that are not tried"
     with_json = {" ".join(path) for path, one in leaves() if any("--json" in p.opts for p in one.params)}
 
+    monkeypatch.chdir(tmp_path)  # where the export goes
     monkeypatch.setenv("FLEET_API_KEY", OPS)
     monkeypatch.setattr(entry, "_start_quickly", lambda: None)
     monkeypatch.setattr(entry, "_open_standard_streams", lambda: None)

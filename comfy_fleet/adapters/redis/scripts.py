@@ -95,17 +95,46 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
 
     Redis runs the whole text at each call: unused parts would cost as much as used ones.
     """
-    parts: list[str] = []
-    for name in _PRELUDE:
-        parts += texts()[f"prelude/{name}"].split("\n\n")
     used, taken = _names(body), [body]
-    for part in reversed(parts):  # a part uses only parts before it
-        defined = set().union(*(_names(found) for found in _DEFINED.findall(part))) - {"redis"}
-        if defined & used:  # every part uses what rehearsal.lua calls `redis`
-            used |= _names(part)
-            taken.append(part)
+    for name in reversed(_PRELUDE):  # a part uses only parts before it
+        needed: list[str] = []
+        for part in reversed(texts()[f"prelude/{name}"].split("\n\n")):
+            defined = set(_defined(part)) - {"redis"}
+            if defined & used:  # every part uses what rehearsal.lua calls `redis`
+                used |= _names(part)
+                needed.insert(0, part)
+        if needed:
+            taken.append(_enclosed("\n".join(needed), _private(name) - _names(body)))
     text = Keyspace(namespace).lua("\n".join(reversed(taken)))
     return f"local SCHEMA = {schema}\n{text}"
+
+
+def _enclosed(text: str, private: frozenset[str]) -> str:
+    """Return parts of one file, with what no other uses in a block: Lua has room for 200 names at once."""
+    shared = [name for name in _defined(text) if name not in private]
+    if len(shared) == len(_defined(text)):
+        return text
+
+    def declared(found: re.Match[str]) -> str:
+        if private.issuperset(_defined(found.group())):
+            return found.group()
+        return found.group().removeprefix("local ")
+
+    block = f"do\n{_DEFINED.sub(declared, text)}\nend"
+    return f"local {', '.join(shared)}\n{block}" if shared else block
+
+
+@cache
+def _private(name: str) -> frozenset[str]:
+    """Return the names that a file of the prelude defines, and no other file or script uses."""
+    others = [_names(text) for other, text in texts().items() if other != f"prelude/{name}"]
+    lines = _DEFINED.findall(texts()[f"prelude/{name}"])
+    alone = (set(_names(line)) for line in lines if not any(theirs & _names(line) for theirs in others))
+    return frozenset(set().union(*alone))
+
+
+def _defined(text: str) -> list[str]:
+    return [name for line in _DEFINED.findall(text) for name in _NAMES.findall(line)]
 
 
 def _names(text: str) -> set[str]:
