@@ -46,10 +46,16 @@ pytestmark = pytest.mark.timeout(90)
              "localhost:99x", "<b>"],
 )  # fmt: skip
 def test_a_rebound_name_gets_nothing(fleet: Up, host: str) -> None:
-    for method, path in (("GET", "/api/v1/nodes"), ("POST", "/api/v2/jobs"), ("GET", "/api/v1/openapi.json")):
-        raw = ask(fleet, method, path, host=host)
-        assert raw.status in (400, 403), raw.raw
-        assert b"sim-1" not in raw.raw
+    note = json.loads((fleet.data / "run" / "up.json").read_text())
+    for where in (fleet, console_of(fleet), note["ports"][0]):
+        for method, path in (
+            ("GET", "/api/v1/nodes"),
+            ("POST", "/api/v2/jobs"),
+            ("GET", "/api/v1/openapi.json"),
+        ):
+            raw = ask(where, method, path, host=host)
+            assert raw.status in (400, 403), raw.raw
+            assert b"sim-1" not in raw.raw
 
 
 def test_a_forwarded_host_vouches_for_nothing(fleet: Up) -> None:
