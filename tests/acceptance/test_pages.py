@@ -155,7 +155,6 @@ def test_the_call_that_waits(fleet: Up, reader: Reader) -> None:
     [
         ("http.md", '"""Submit a job', ["a paper boat"], r"saved image_card_\d{5}_\.png \d+ bytes"),
         ("http.md", "import httpx", [], r"[0-9a-f-]{36} queued"),
-        ("backup.md", "import httpx", [], r"\d+ outputs, 0 missing or damaged"),
         ("capacity.md", '"""Send jobs', ["36000", "3", "image_card"], r"execution_ms: median \d+, .*"),
     ],
 )
