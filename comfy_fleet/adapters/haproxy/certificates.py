@@ -12,13 +12,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from typing import TYPE_CHECKING
 
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
+
+if TYPE_CHECKING:  # loaded when it is used: most fleets have no certificate
+    from cryptography import x509
 
 SOON_S = 14 * 86400.0
 """A certificate that ends within this time is warned of."""
@@ -132,6 +132,9 @@ def read_certificate(
     Raises:
         ConfigError: A file can't be read, holds none, or the key is another certificate's.
     """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     cert, key_of = (f"{name}: " if name else "" for name in names)
     chain_pem = _content(cert_file, cert)
     chain = _chain(cert_file, chain_pem, cert)
@@ -180,14 +183,16 @@ def write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _chain(path: Path, pem: bytes, said: str = "") -> list[x509.Certificate]:
+def _chain(path: Path, pem: bytes, said: str = "") -> "list[x509.Certificate]":
+    from cryptography import x509
+
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
         raise ConfigError(f"{said}{path} holds no certificate (PEM)") from None
 
 
-def _end(chain: list[x509.Certificate]) -> float:
+def _end(chain: "list[x509.Certificate]") -> float:
     return min(one.not_valid_after_utc for one in chain).timestamp()
 
 
@@ -202,7 +207,9 @@ def _content(path: Path, said: str = "") -> bytes:
     return found
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+def _names(certificate: "x509.Certificate") -> tuple[str, ...]:
+    from cryptography import x509
+
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
