@@ -7,8 +7,8 @@ from pathlib import Path
 MIB = 1024 * 1024
 MORE_BYTES = 160 * MIB
 """By so much a process may have grown: what it read of the largest requests, and keeps for the next ones."""
-MORE_DESCRIPTORS = 100
-"""Connections that are kept for the next requests."""
+MORE_DESCRIPTORS = 400
+"""Connections that are kept for the next requests: 128 of each process to Redis, which has all of them."""
 MORE_DISK = 256 * MIB
 
 
