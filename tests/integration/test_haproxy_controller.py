@@ -42,7 +42,7 @@ def rendered(settings: Settings, nodes: list[Node]) -> Rendered:
 
 @pytest.mark.parametrize("count", [0, 1, 300])
 def test_haproxy_accepts_what_is_rendered_without_a_warning(tmp_path: Path, count: int) -> None:
-    settings = make_settings(tmp_path, rate_limit=50)
+    settings = make_settings(tmp_path, rate_limit=50, connection_limit=50)
     places = files(settings)
     apply(rendered(settings, many(count)), places, program="haproxy")
     for path in (places.broker, places.edge):
