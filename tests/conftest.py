@@ -130,16 +130,13 @@ def valid_runs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def loaded_authorities() -> Iterator[None]:
-    """Load the public certificate authorities once: each client of httpx and each agent does."""
+    """Load the public certificate authorities once for httpx; others add their own to a context."""
     create = ssl.create_default_context
     file = os.environ.get("SSL_CERT_FILE") or certifi.where()  # as httpx chooses
-    public = cache(lambda cafile: create(cafile=cafile))
+    public = cache(lambda: create(cafile=file))
 
     def known(*args: Any, **options: Any) -> ssl.SSLContext:
-        cafile = options.get("cafile")
-        if args or options.keys() - {"cafile"} or cafile not in (None, file):
-            return create(*args, **options)
-        return public(cafile)
+        return create(*args, **options) if args or options != {"cafile": file} else public()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", known)
