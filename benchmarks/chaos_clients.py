@@ -21,7 +21,7 @@ UPLOADS, CANCELS = 5, 10  # every so-manieth job has an input file, or is cancel
 CANCEL_S = 3.0  # at the latest so long after it was accepted
 PATIENCE_S = 30.0
 AGAIN_S = 0.3
-ACCEPTED, LATER, SILENT, IN_PROGRESS = "accepted", "503 with Retry-After", "no answer", "409 in progress"
+ACCEPTED, LATER, SILENT = "accepted", "503 with Retry-After", "no answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Attempt:
     Attributes:
         start: When it was sent.
         end: When it was answered, or given up.
-        outcome: :data:`ACCEPTED`, :data:`LATER`, :data:`IN_PROGRESS`, :data:`SILENT` with the error's class,
+        outcome: :data:`ACCEPTED`, :data:`LATER`, :data:`SILENT` with the error's class,
             or the answer itself.
     """
 
@@ -83,7 +83,7 @@ async def submit_all(base: str, jobs: int, rate: float, seed: int, account: Acco
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await send()
-                if answer.status_code < 500 and not _in_progress(answer):
+                if answer.status_code < 500:
                     return
                 if not _may_come(answer):
                     what = answer.request.url.path.rsplit("/", 1)[-1]
@@ -132,7 +132,7 @@ async def _attempt(
         if found is not None:
             outcome = ACCEPTED
         elif _may_come(answer):
-            outcome = LATER if answer.status_code == 503 else IN_PROGRESS
+            outcome = LATER
         else:
             outcome = _words(answer)
             account.odd[f"POST jobs: {outcome}"] += 1
@@ -142,13 +142,7 @@ async def _attempt(
 
 def _may_come(answer: httpx.Response) -> bool:
     """Return whether an answer is one that the fleet may give while something is wrong."""
-    later = answer.status_code == 503 or _in_progress(answer)
-    return later and answer.headers.get("retry-after", "").isdigit()
-
-
-def _in_progress(answer: httpx.Response) -> bool:
-    """Return whether an earlier request with the same key, which got no answer, still goes on."""
-    return answer.status_code == 409 and "idempotency_conflict" in answer.text
+    return answer.status_code == 503 and answer.headers.get("retry-after", "").isdigit()
 
 
 def _words(answer: httpx.Response) -> str:

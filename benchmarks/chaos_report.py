@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aftermath import BROKEN, Findings
-from benchmarks.chaos_clients import ACCEPTED, IN_PROGRESS, LATER, SILENT, Account
+from benchmarks.chaos_clients import ACCEPTED, LATER, SILENT, Account
 from benchmarks.operations import FINAL
 from benchmarks.outages import Outages
 from benchmarks.stats import Spread
@@ -197,7 +197,7 @@ def _show_submits(console: Console, runs: Sequence[Run]) -> None:
         together = Submits(
             count=sum(one.count for one in parts), accepted=sum(one.accepted for one in parts), rest=rest
         )
-        known = all(one in (LATER, IN_PROGRESS) or one.startswith(SILENT) for one in rest)
+        known = all(one == LATER or one.startswith(SILENT) for one in rest)
         words = together.words() if known else f"[red]{together.words()}[/]"
         console.print(f"submits {where} the outages: {words}", highlight=False)
     lasted: dict[str, list[float]] = {}

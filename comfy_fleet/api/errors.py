@@ -17,7 +17,6 @@ from comfy_fleet.domain.errors import (
     Busy,
     Conflict,
     FleetError,
-    IdempotencyConflict,
     IdempotencyKeyReuse,
     InvalidManifest,
     InvalidParameter,
@@ -163,8 +162,8 @@ def fleet_error(error: FleetError) -> Response:
     if isinstance(error, AssetInUse):  # the contract: never say who holds it
         return envelope(409, error.code, "the asset is in use")
     headers = None
-    if isinstance(error, Busy | IdempotencyConflict):
-        headers = {"Retry-After": str(error.retry_after_s if isinstance(error, Busy) else 1)}
+    if isinstance(error, Busy):
+        headers = {"Retry-After": str(error.retry_after_s)}
     return envelope(status, error.code, error.message, error.details, headers)
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from comfy_fleet.api.body import JsonLimits, idempotency_key, params_limits, read_object
 from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.domain.errors import FleetError, IdempotencyConflict, IdempotencyKeyReuse, StoreDown
+from comfy_fleet.domain.errors import FleetError, IdempotencyKeyReuse, StoreDown
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.text import wrong_value
 from comfy_fleet.ports.jobs import Idempotency, Submitted
@@ -87,8 +87,8 @@ class Replay:
     """One request's ``Idempotency-Key``, handled as Stripe does.
 
     The same key with the same body gets the same answer and ``Idempotency-Replayed: true``; with another body
-    it gets 422, and 409 while the first request is in progress. Keys are kept for 24 h. The key and the job
-    are written in one step, so a crash can't lead to a second job.
+    it gets 422. Keys are kept for 24 h. The key and the job are written in one step, so neither a crash nor
+    requests at the same time can lead to a second job, and nothing has to be reserved for the first of them.
 
     Args:
         body: What identifies equal requests, in addition to their path.
@@ -124,22 +124,14 @@ class Replay:
 
         Raises:
             IdempotencyKeyReuse: The key came with another body.
-            IdempotencyConflict: A request with this key is in progress.
         """
-        try:
-            kept = await self._begin()
-        except StoreDown as error:  # Redis takes no writes now, but can be read
-            return _json(
-                orjson.dumps(await describe((await self._earlier(error)).job)), status, replayed=True
-            )
-        if kept is not None:
+        if self._key is not None and (kept := await self._recall(self._key)) is not None:
             return _json(kept, status, replayed=True)
-        made: bytes | None = None
-        try:
-            done = await self._submitted(submit)
-            made = orjson.dumps(await describe(done.job))
-        finally:
-            await self._end(made)
+        done = await self._submitted(submit)
+        made = orjson.dumps(await describe(done.job))
+        if self._key is not None:
+            with suppress(StoreDown):  # the job's record has the key: the same answer can be made again
+                await self._replays.end(self._scope, self._key, answer=(self._fingerprint, made))
         return _json(made, status, replayed=done.replayed)
 
     async def _submitted(self, submit: Callable[[], Awaitable[Submitted]]) -> Submitted:
@@ -159,31 +151,9 @@ class Replay:
             raise error
         return found
 
-    async def _begin(self) -> bytes | None:
-        """Return the earlier answer's body, or None: then :meth:`_end` has to follow."""
-        if self._key is None:
-            return None
-        if (kept := await self._recall()) is not None:
-            return kept
-        if not await self._replays.begin(self._scope, self._key):
-            raise IdempotencyConflict(
-                "a request with this Idempotency-Key is on its way: ask again in a second"
-            )
-        kept = await self._recall()  # the other request may have ended in between
-        if kept is not None:
-            await self._replays.end(self._scope, self._key, answer=None)
-        return kept
-
-    async def _end(self, body: bytes | None) -> None:
-        """Store an answer; None releases the key."""
-        if self._key is None:
-            return
-        answer = None if body is None else (self._fingerprint, body)
-        with suppress(StoreDown):  # the job's record has the key: the same answer can be made again
-            await self._replays.end(self._scope, self._key, answer=answer)
-
-    async def _recall(self) -> bytes | None:
-        kept = await self._replays.recall(self._scope, self._key or "")
+    async def _recall(self, key: str) -> bytes | None:
+        """Return the earlier answer's body, or None."""
+        kept = await self._replays.recall(self._scope, key)
         if kept is None:
             return None
         if kept[0] != self._fingerprint:

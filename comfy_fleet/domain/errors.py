@@ -14,8 +14,7 @@ FleetError
 │   ├── HashMismatch      the declared hash is not the one of the bytes
 │   ├── AssetInUse        something still needs the asset
 │   ├── JobLive           the job waits or runs
-│   ├── IdempotencyKeyReuse  the key has been used (carries the job's id)
-│   └── IdempotencyConflict  a request with the same key is in progress
+│   └── IdempotencyKeyReuse  the key has been used (carries the job's id)
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
 │   ├── LimitReached      a limit of a role, key or tenant is used up
@@ -159,13 +158,6 @@ def key_reused(job_id: str) -> IdempotencyKeyReuse:
         f"this Idempotency-Key has made job {job_id} already: read that job, or use a new key",
         details={"job_id": job_id},
     )
-
-
-class IdempotencyConflict(Conflict):
-    """A request with the same key is in progress."""
-
-    code = "idempotency_conflict"
-    retryable = True
 
 
 class Busy(FleetError):

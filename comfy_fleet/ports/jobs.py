@@ -284,7 +284,10 @@ class Events(Protocol):
 
 
 class Replays(Protocol):
-    """Answers to repeat to a repeated request (REST's ``Idempotency-Key``), kept for 24 h."""
+    """What requests with an ``Idempotency-Key`` came to, kept for 24 h: REST's answers, and uploads.
+
+    A submit is written in one step with its key and needs no mark; an upload has one while it goes on.
+    """
 
     async def begin(self, scope: str, key: str) -> bool:
         """Mark a key as in progress; False if another request has marked it."""
@@ -293,4 +296,4 @@ class Replays(Protocol):
         """Return fingerprint and body of an earlier answer."""
 
     async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
-        """Remove the mark; store the answer, if there is one."""
+        """Remove the mark; store the answer, if there is one, unless another is kept already."""

@@ -91,7 +91,7 @@ class Keyspace:
     expiring = _One("expiring")  # zset: ID -> when its retention ends, final jobs only
     idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
     replay = _Each("replay:SCOPE:HASH")  # string: FINGERPRINT NUL BODY, the answer to a request, for 24 h
-    replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that request, at most a minute
+    replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that upload, at most a minute
     # string: JOB whose outputs equal jobs get, when it was computed, ComfyUI's VERSION, and how its files are
     #         named, as JSON
     result = _Each("result:OWNER:HASH")

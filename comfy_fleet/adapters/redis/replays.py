@@ -33,6 +33,6 @@ class RedisReplays:
         async with self._redis.pipeline(transaction=True) as pipe:
             if answer is not None:
                 kept = b"\0".join((answer[0].encode(), answer[1]))
-                pipe.set(self._keys.replay(scope, hashed(key)), kept, ex=_KEEP_S)
+                pipe.set(self._keys.replay(scope, hashed(key)), kept, nx=True, ex=_KEEP_S)
             pipe.delete(self._keys.replay_mark(scope, hashed(key)))
             await pipe.execute()
