@@ -21,7 +21,7 @@ from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, 
 from comfy_fleet.domain.nodes import eligibility, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.memory_need import too_small
-from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.domain.nodes.refusal import UnableNode, refusal
 from comfy_fleet.domain.schedule import waiting_words
 from comfy_fleet.domain.text import natural
@@ -42,6 +42,8 @@ _RECENT_S = 1.0  # no message announces that a node becomes busy or free
 _AGAIN_S, _AGAIN_PER_NODE_S = 5.0, 0.5  # how often clients can have all nodes asked again
 _AGAIN_PATIENCE_S = 2.0
 _POLL_S = 0.1
+_ABSENT_S = 300.0
+"""A node that has not answered since it was added, for so long, is no reason to take a graph."""
 _KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job
 
 
@@ -159,7 +161,8 @@ class NodeInventories:
         """Return a job's requirements and the pools it may use.
 
         A node whose inventory is not known counts as able: it decides itself. A node that is down or drained
-        counts as able, too: the job waits for it.
+        counts as able, too: the job waits for it. One that never answered, and was not added just now, does
+        not count.
 
         Raises:
             InvalidWorkflow: No node of its pools can run it; details say why, per graph node and per server.
@@ -168,13 +171,14 @@ class NodeInventories:
             return Placement(pool=request.pool or request.prefer or DEFAULT_POOL)
         wanted = self._pools(request)
         needs, bad = await self._judged(graph, request, wanted)
-        if bad and len(bad) == len(self._members(wanted)):
+        if bad and self._nobody_else(wanted, bad):
             # Before refusing, look at the present state: a model may have been added.
             await self._settle(bad)
             wanted = self._pools(request)
             needs, bad = await self._judged(graph, request, wanted)
-            if bad and len(bad) == len(self._members(wanted)):
-                raise refusal(graph, needs, bad)
+            if bad and self._nobody_else(wanted, bad):
+                others = {one.node.name for one in self._members(wanted)} - bad.keys()
+                raise refusal(graph, needs, bad, absent=others)
         # Problems that requirements can't express (an input's range, a missing input) are about these nodes.
         without = frozenset(
             name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
@@ -240,6 +244,16 @@ class NodeInventories:
         pools = self._directory.pools_of(wanted)
         members = [candidate for candidate in self._directory.candidates if candidate.node.pool in pools]
         return [one for one in members if wanted.able([one.node.name])] if wanted.nodes else members
+
+    def _nobody_else(self, wanted: Placement, bad: Collection[str]) -> bool:
+        """Return whether no other node of a job's pools can be hoped for."""
+        return all(one.node.name in bad or self._never_answered(one.node) for one in self._members(wanted))
+
+    def _never_answered(self, node: Node) -> bool:
+        """Return whether a node has been away since it was added, some minutes ago."""
+        state = self._directory.states[node.name]
+        away = state.verdict in ("down", "new") and not state.reading.read_at
+        return away and node.added_at <= self._clock() - _ABSENT_S
 
     async def _judged(
         self, graph: Graph, request: PlacementRequest, wanted: Placement

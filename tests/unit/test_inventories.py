@@ -193,6 +193,36 @@ async def test_nodes_that_cant_be_asked_decide_by_themselves() -> None:
         assert not known.declared().inventories
 
 
+@pytest.mark.parametrize(
+    ("verdict", "added_s_ago", "refused"),
+    [
+        *(("down", 310, True), ("new", 310, True)),
+        *(("down", 290, False), ("up", 310, False), ("drain", 310, False)),
+    ],
+)
+async def test_a_node_that_has_never_answered_is_hoped_for_only_for_some_minutes(
+    verdict: str, added_s_ago: float, refused: bool
+) -> None:
+    world = World(odd=classes("Odd"))
+    async with inventories(world) as known:
+        world.join("away", None, verdict=verdict)
+        world.set("away", added_at=world.now - added_s_ago)
+        await known.look()
+        if not refused:
+            placement = await known.placement(check(GRAPH), PlacementRequest())
+            assert await able(world, placement) == {"away"}
+            return
+        with pytest.raises(InvalidWorkflow, match="away: it has not answered since it was added") as caught:
+            await known.placement(check(GRAPH), PlacementRequest())
+        assert caught.value.details["nodes"].keys() == {"odd", "away"}
+        # It may be the only one, or one of those that can run it.
+        world.join("odd", ALL)
+        await known.refresher.refresh(["odd"], patience_s=5)
+        await known.look()
+        placement = await known.placement(check(GRAPH), PlacementRequest())
+        assert await able(world, placement) == {"odd", "away"}
+
+
 async def test_refused_only_after_a_second_look() -> None:
     world = World(a=classes("SaveImage"), b=classes("Odd"))
     async with inventories(world) as known:

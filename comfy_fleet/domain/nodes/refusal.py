@@ -1,6 +1,6 @@
 """Why no node can run a graph, as its sender is told: per node of the graph, and per server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,9 @@ class UnableNode:
         return list(dict.fromkeys([*self.reasons, *eligibility.sentences(self.problems)]))
 
 
-def refusal(graph: Graph, needs: Requirements, bad: Mapping[str, UnableNode]) -> LackingNodes:
+def refusal(
+    graph: Graph, needs: Requirements, bad: Mapping[str, UnableNode], *, absent: Collection[str] = ()
+) -> LackingNodes:
     """Explain node by node; problems in the graph are those of the node that comes closest.
 
     If each of its parts is fine on some node, the problems are the parts that no node has together.
@@ -42,7 +44,8 @@ def refusal(graph: Graph, needs: Requirements, bad: Mapping[str, UnableNode]) ->
     Args:
         graph: As it was checked.
         needs: What it needs of a node.
-        bad: All nodes of its pools, by name.
+        bad: The nodes of its pools, by name.
+        absent: The others of them, which have never answered.
     """
     lacking = no_common_node.with_inputs(
         {
@@ -70,12 +73,15 @@ def refusal(graph: Graph, needs: Requirements, bad: Mapping[str, UnableNode]) ->
         # Problems of the graph itself are reported for the graph, not for the nodes.
         of_nodes = (eligibility.of_every_node(text) for text in reasons[best][:3])
         words = ", ".join(reasons[best][:3] if of_graph(reasons[best][:1]) else of_nodes)
+    away = {name: ["it has not answered since it was added"] for name in sorted(absent)}
+    if away:
+        words += f"; {waiting_reason.told(away)}"
     return LackingNodes(
         f"no node can run this workflow: {words}",
         details={
             "field": "workflow",
             "node_errors": errors,
-            "nodes": {name: found[:5] for name, found in list(reasons.items())[:_SHOWN]},
+            "nodes": {name: found[:5] for name, found in list({**reasons, **away}.items())[:_SHOWN]},
             **({"together": together} if together else {}),
         },
         parts=_parts(bad, errors),
