@@ -1,14 +1,17 @@
 """Bounds of running jobs: never more run, those that wait hide nobody, and nothing waits for ever."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.people import Tenant
 from comfy_fleet.ports.runs import Claim
 from tests.integration.redis_kit import BROKEN, add_nodes, submit
 
@@ -76,6 +79,45 @@ async def test_a_tenants_bound_counts_all_its_users_and_they_take_turns(stores: 
     assert ended == {f"u{number}": 10 for number in range(4)} and not runs
     client: Any = stores.redis
     assert await client.keys("fleet:bounds*") == []
+
+
+@pytest.mark.parametrize("tenant", ["studio", "default"])
+async def test_a_tenants_changed_bound_counts_for_what_waits(stores: Stores, tenant: str) -> None:
+    await add_nodes(stores, *NODES)
+    people = RedisPeople(stores.redis)
+
+    async def bound(most: str | None) -> None:
+        limits = {} if most is None else {"running": most}
+        made = Tenant(name=tenant, limits=limits)
+        await people.change(lambda known: replace(known, tenants={**known.tenants, tenant: made}))
+
+    await bound("1")
+    jobs = [
+        await submit(
+            stores, owner="ada", tenant="" if tenant == "default" else tenant, bounds={f"tenant:{tenant}": 1}
+        )
+        for _ in range(30)
+    ]
+    runs = await fill(stores, NODES)
+    assert len(runs) == 1 and await stores.runs.waiting() == []
+    await bound("3")
+    assert await stores.runs.waiting()  # dispatchers are woken, and find what to ask for
+    free = [node for node in NODES if node != runs[0].node]
+    runs += await fill(stores, free)
+    assert len(runs) == 3
+    waits = [place for job in jobs if (place := (await stores.jobs.waits(job)).place)]
+    assert {(one.bounded_by, one.most_running) for one in waits} == {("tenant", 3)}
+
+    await bound("2")
+    await end(stores, runs.pop(0))
+    assert await fill(stores, [node for node in NODES if node not in {run.node for run in runs}]) == []
+    await end(stores, runs.pop(0))
+    assert len(got := await fill(stores, [node for node in NODES if node not in {run.node for run in runs}])) == 1
+    runs += got
+
+    await bound(None)
+    runs += await fill(stores, [node for node in NODES if node not in {run.node for run in runs}])
+    assert len(runs) == len(NODES)
 
 
 async def test_why_it_waits_is_said(stores: Stores) -> None:

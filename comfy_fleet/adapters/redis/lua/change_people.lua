@@ -14,4 +14,5 @@ for _, kind in ipairs(kinds) do
     if record then redis.call('HSET', kind[2], name, record) else redis.call('HDEL', kind[2], name) end
   end
 end
+for name in pairs(args.tenants or {}) do bounds_release('tenant:' .. name) end  -- its bound of running jobs may be another one
 return 1

@@ -26,5 +26,5 @@ local gathers_s = merge_gathers_s({ merge = f[5], merge_most = f[6], merge_until
 found[9] = gathers_s and num(gathers_s) or ''
 found[10] = place[6]
 local room, by, most = bounds_room(f[8])
-found[11] = room <= 0 and string.match(by, '^%a+') .. ' ' .. most or ''
+found[11] = room <= 0 and string.match(by, '^%a+') .. ' ' .. string.format('%d', most) or ''
 return found

@@ -1,11 +1,25 @@
 -- Bounds of running jobs (domain/limits.py): whose user or tenant has as many as it may waits, and others go past.
 -- A record's `bounds`: SUBJECT=MOST, between blanks; SUBJECT is user:NAME or tenant:NAME.
 
+-- The bound of a subject that counts now, nil for none.  A tenant's may have changed since the job's record was written: most.
+local bounds_of_tenants = {}
+local function bounds_most(subject, most)
+  local tenant = string.match(subject, '^tenant:(.*)')
+  if not tenant then return tonumber(most) end
+  if bounds_of_tenants[tenant] == nil then
+    local known, record = pcall(cjson.decode, redis.call('HGET', tenants_key, tenant) or '')
+    local limits = known and type(record) == 'table' and type(record.limits) == 'table' and record.limits
+    bounds_of_tenants[tenant] = limits and (tonumber(limits.running) or math.huge) or tonumber(most)
+  end
+  if bounds_of_tenants[tenant] < math.huge then return bounds_of_tenants[tenant] end
+end
+
 -- How many more runs a job's bounds leave room for; infinite without one.  And the bound that leaves the least: SUBJECT, most.
 local function bounds_room(text)
   local room, by, of = math.huge, nil, nil
-  for subject, most in string.gmatch(text or '', '(%S+)=(%d+)') do
-    local left = tonumber(most) - sched_call('SCARD', bounded_runs_key(subject))
+  for subject, noted in string.gmatch(text or '', '(%S+)=(%d+)') do
+    local most = bounds_most(subject, noted)
+    local left = most and most - sched_call('SCARD', bounded_runs_key(subject)) or math.huge
     if left < room then room, by, of = left, subject, most end
   end
   return room, by, of
