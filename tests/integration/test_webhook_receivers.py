@@ -71,6 +71,8 @@ async def test_a_receiver_takes_signed_messages_alone(
                 now = str(int(time.time()))
                 forged = {"webhook-id": "msg_x", "webhook-timestamp": now, "webhook-signature": "v1,AAAA v1,"}
                 assert (await stranger.post(url, content=b"{}", headers=forged)).status_code == 400
+            tried = (await api.client.post("/api/v1/webhooks/test", json={"url": url})).json()
+            assert tried["delivered"] and tried["status"] == 204, tried  # it names no job
             job = await api.submit(GRAPH, webhook_url=url)
             await api.client.post(f"/api/v2/jobs/{job['id']}/cancel")
             line = f"msg_{job['id']}_canceled job.canceled {job['id']}"
