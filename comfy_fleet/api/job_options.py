@@ -150,7 +150,7 @@ class JobOptionsBody(BaseModel):
         ge=MIN_PRIORITY,
         le=MAX_PRIORITY,
         description="Of your own jobs, higher goes first; 0 if left out. Above the operator's limit "
-        "(usually 1,000) only with a key that has the role admin.",
+        "(usually 1,000) only with a key that has the role operator.",
     )
     metadata: Annotated[dict[str, str] | str | None, BeforeValidator(_metadata), ANYTHING] = Field(
         None,
