@@ -102,21 +102,23 @@ async def test_a_tenants_changed_bound_counts_for_what_waits(stores: Stores, ten
     assert len(runs) == 1 and await stores.runs.waiting() == []
     await bound("3")
     assert await stores.runs.waiting()  # dispatchers are woken, and find what to ask for
-    free = [node for node in NODES if node != runs[0].node]
-    runs += await fill(stores, free)
+    runs += await fill(stores, [node for node in NODES if node != runs[0].node])
     assert len(runs) == 3
     waits = [place for job in jobs if (place := (await stores.jobs.waits(job)).place)]
     assert {(one.bounded_by, one.most_running) for one in waits} == {("tenant", 3)}
 
+    def free() -> list[str]:
+        return [node for node in NODES if node not in {run.node for run in runs}]
+
     await bound("2")
     await end(stores, runs.pop(0))
-    assert await fill(stores, [node for node in NODES if node not in {run.node for run in runs}]) == []
+    assert await fill(stores, free()) == []
     await end(stores, runs.pop(0))
-    assert len(got := await fill(stores, [node for node in NODES if node not in {run.node for run in runs}])) == 1
-    runs += got
+    runs += await fill(stores, free())
+    assert len(runs) == 2
 
     await bound(None)
-    runs += await fill(stores, [node for node in NODES if node not in {run.node for run in runs}])
+    runs += await fill(stores, free())
     assert len(runs) == len(NODES)
 
 
