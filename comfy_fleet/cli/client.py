@@ -428,8 +428,8 @@ class Client:
             if cut and self.url.startswith("http:"):
                 secure = f"https:{self.url.removeprefix('http:')}"
                 raise Fail(
-                    f"who answers at {self.url} does not speak HTTP ({error})",
-                    hint=f"if the fleet speaks TLS there: --api {secure}, or FLEET_API_URL",
+                    f"{self.url} broke off instead of answering ({error})",
+                    hint=f"try again; if the fleet speaks TLS there: --api {secure}, or FLEET_API_URL",
                     code=Exit.UNREACHABLE,
                     passing=True,
                 ) from error

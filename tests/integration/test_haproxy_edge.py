@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -406,20 +406,37 @@ async def test_a_restart_of_the_api_is_waited_for(edge: Edge) -> None:
     assert (await asked).status_code == 200
 
 
-@pytest.mark.parametrize("method", ["GET", "POST with a key", "POST"])
-async def test_what_may_be_repeated_is_asked_again_if_the_api_dies_over_it(edge: Edge, method: str) -> None:
-    headers = {"Idempotency-Key": "a"} if method.endswith("key") else {}
-    method, _, _ = method.partition(" ")
+SUBMITS = (
+    *("/api/v2/jobs", "/api/v1/generate", "/api/submit"),
+    *("/api/v1/jobs/x/retry", "/api/v1/workflows/x/jobs"),
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "paths"),
+    [("GET", False, SUBMITS[:1]), ("POST", True, SUBMITS)],
+    ids=["reads", "submits with a key"],
+)
+async def test_what_may_be_repeated_is_asked_again_if_the_api_dies_over_it(
+    edge: Edge, method: str, key: bool, paths: Sequence[str]
+) -> None:
+    for path in paths:
+        edge.api.breaks = 1
+        answer = await edge.raw(path, *["Idempotency-Key: a"] * key, method=method, body=b"{}")
+        assert edge.api.breaks == 0
+        assert answer.startswith(b"HTTP/1.1 200 "), path
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [("/api/v2/jobs", False), ("/prompt", True), ("/api/v1/keys", True), ("/api/v1/jobs/x/cancel", True)],
+)
+async def test_what_would_be_done_twice_is_not_asked_again(edge: Edge, path: str, key: bool) -> None:
     edge.api.breaks = 1
-    answer = await edge.raw(
-        "/api/v2/jobs", *(f"{name}: {value}" for name, value in headers.items()), method=method, body=b"{}"
-    )
+    answer = await edge.raw(path, *["Idempotency-Key: a"] * key, method="POST", body=b"{}")
     assert edge.api.breaks == 0
-    if method == "GET" or headers:
-        assert answer.startswith(b"HTTP/1.1 200 ")
-    else:
-        assert error_of(answer) == (502, "bad_gateway")
-        assert b"retry-after: 1" in answer.lower()
+    assert error_of(answer) == (502, "bad_gateway")
+    assert b"retry-after: 1" in answer.lower()
 
 
 async def test_what_is_not_http_never_reaches_the_api(edge: Edge) -> None:
