@@ -17,15 +17,18 @@ logger = logging.getLogger(__name__)
 REFUSED = "refused"
 """The event of something that the caller may not do."""
 _AGAIN_S = 60.0
-_MOST = 1000
+_MOST = 10
 
 
 class Refusals:
-    """Writes down who tried what only operators may do; the same once a minute: nobody fills the trail."""
+    """Writes down who tried what only operators may do.
+
+    The same once a minute, and at most ten of one user's: nobody pushes others' entries out of the trail.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told: dict[tuple[str, str, str, str], float] = {}
+        self._told: dict[str, dict[tuple[str, str, str], float]] = {}  # by user
 
     async def note(self, request: Request, code: str) -> None:
         """Write down a refused request.
@@ -36,14 +39,16 @@ class Refusals:
         """
         if "principal" not in request.scope:
             return
-        now, path = self._clock(), request.url.path[:200]
-        what = (principal(request).owner, request.scope["client_address"], request.method, path)
-        if now - self._told.get(what, float("-inf")) < _AGAIN_S:
-            return
-        if len(self._told) >= _MOST:
-            self._told = {key: at for key, at in self._told.items() if now - at < _AGAIN_S}
-        if len(self._told) < _MOST:
-            self._told[what] = now
+        now, path, by = self._clock(), request.url.path[:200], principal(request).owner
+        self._told = {
+            user: fresh
+            for user, all_ in self._told.items()
+            if (fresh := {what: at for what, at in all_.items() if now - at < _AGAIN_S})
+        }
+        told = self._told.setdefault(by, {})
+        what = (request.scope["client_address"], request.method, path)
+        if what not in told and len(told) < _MOST:
+            told[what] = now
             await audit(request, REFUSED, method=request.method, path=path, code=code)
 
 

@@ -57,6 +57,13 @@ async def test_who_tries_what_only_operators_may_do_is_written_down_once_a_minut
     ]
 
 
+async def test_who_tries_much_pushes_nothing_out_of_the_trail(api: Api) -> None:
+    for number, key in enumerate([*[ANN] * 30, ART]):
+        path = f"/api/v1/nodes/n{number}/drain"
+        assert (await api.client.post(path, json={}, headers=bearer(key))).status_code == 403
+    assert [one["by"] for one in await entries(api)] == ["art", *["ann"] * 10]
+
+
 async def test_what_is_done_is_written_down_with_who_and_from_where(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
