@@ -175,12 +175,14 @@ def still_well(*fleets: Up) -> None:
         for name in ("api", "dispatch", "agent", "haproxy"):
             lines = [json.loads(line) for line in (up.data / "logs" / f"{name}.log").read_text().splitlines()]
             assert [line for line in lines if line["level"] == "error" or "traceback" in line] == []
-        assert not list((up.data / "files" / "tmp").rglob("*"))
-        if up.before is not None:
-            deadline = time.monotonic() + 30  # connections that ended a moment ago are still being closed
-            while grown := footprint(up.process.pid, up.data).grown(up.before):
-                assert time.monotonic() < deadline, grown
-                time.sleep(0.5)
+        deadline = time.monotonic() + 30  # what ended a moment ago is still being closed and removed
+        while left := [*(up.data / "files" / "tmp").rglob("*"), *_grown(up)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
+
+
+def _grown(up: Up) -> list[str]:
+    return [] if up.before is None else footprint(up.process.pid, up.data).grown(up.before)
 
 
 def part(name: str, value: bytes, more: bytes = b"") -> bytes:

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.api.app import Front
 from comfy_fleet.api.credentials import Credentials
@@ -37,6 +40,22 @@ AGENTS = {
     *("GET /features", "GET /api/features"),
 }
 """What an agent's token is good for."""
+QUERIES = {
+    **dict.fromkeys(("GET /api/v1/result", "GET /api/status"), f"?task_id={UUID}"),
+    "GET /api/v1/job-ids": f"?prefix={UUID}",
+}
+BODIES = {
+    **{prompt: {"prompt": GRAPH} for prompt in ("POST /prompt", "POST /api/prompt")},
+    "POST /api/jobs/cancel": {"job_ids": [UUID]},
+}
+"""What is asked for before it matters who asks."""
+NOTHING = {
+    "HEAD /api/v2/assets/by-hash/{hash}": 404,
+    "GET /openapi.json": 307,
+    "GET /extensions/{package}/{file:path}": 404,
+    **dict.fromkeys(("GET /ws", "GET /api/ws"), 426),
+}
+"""What an agent's token gets where the answer tells nothing, whoever asks."""
 OWN = {
     *("DELETE /api/v2/assets/{asset_id}", "DELETE /api/v1/jobs/{job_id}"),
     *("GET /api/v1/webhooks", "POST /api/v1/webhooks/{message_id}/redeliver", "POST /api/v1/webhooks/test"),
@@ -169,11 +188,19 @@ async def test_how_long_a_look_at_a_key_takes_says_nothing_of_its_beginning(api:
 
 
 async def test_an_agents_token_is_good_for_nothing_else(api: Api) -> None:
+    await api.add_node()
     for route, method, path in routes(api):
-        if route.open or named(route, method) in AGENTS:
+        name = named(route, method)
+        if route.open or name in AGENTS:
             continue
-        answer = await api.client.request(method, path, headers={"X-API-Key": AGENT}, content=b"{}")
-        assert not answer.is_success, named(route, method)
+        body = orjson.dumps(BODIES.get(name, {}))
+        url = path + QUERIES.get(name, "")
+        answer = await api.client.request(method, url, headers={"X-API-Key": AGENT}, content=body)
+        assert answer.status_code == NOTHING.get(name, 403), (name, answer.text)
+    url = f"{api.url.replace('http', 'ws')}/ws"
+    with pytest.raises(InvalidStatus, match="403"):
+        await connect(url, additional_headers={"X-API-Key": AGENT}, proxy=None)
+    assert await api.stores.jobs.depth() == 0
 
 
 async def test_a_users_key_does_nothing_of_an_operators(api: Api) -> None:
