@@ -1,0 +1,1 @@
+"""Input that nobody thought of, by the hundred thousand. Run it with ``scripts/fuzz``."""
