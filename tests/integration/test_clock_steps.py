@@ -15,6 +15,7 @@ import pytest
 import redis as sync_redis
 
 from comfy_fleet.adapters.redis.clock import ServerClock
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.jobs.job import JobStatus
@@ -120,6 +121,109 @@ async def test_nothing_ends_before_its_time(stores: Stores, stepped: SteppedRedi
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+class OwnClock:
+    """A process's clock, which may stand still while its machine is suspended."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+async def shift_s(stores: Stores) -> float:
+    client: Any = stores.redis
+    return float(await client.hget("fleet:clock", "shift"))
+
+
+async def test_a_machine_that_was_suspended_moves_nobodys_time(stores: Stores) -> None:
+    own = OwnClock()
+    suspended = ServerClock(stores.redis, monotonic=own)
+    await asyncio.gather(stores.clock.begin(), suspended.begin())
+    keeping = asyncio.create_task(stores.clock.keep())
+    try:
+        client: Any = stores.redis
+        begun = float(await client.hget("fleet:clock", "seen"))
+
+        async def told() -> bool:
+            return float(await client.hget("fleet:clock", "seen")) > begun
+
+        await until(told, what="the other process tells")
+        own.ahead_s = -HOUR_S
+        await suspended.begin()
+        assert await shift_s(stores) == 0
+        assert abs(await suspended() - await stores.clock()) < 2
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_processes_that_disagree_come_to_agree(stores: Stores) -> None:
+    """The one that was suspended is the first to tell after all others were away."""
+    own = OwnClock()
+    both = [ServerClock(stores.redis, monotonic=own), ServerClock(stores.redis)]
+    await asyncio.gather(*(clock.begin() for clock in both))
+    own.ahead_s = -HOUR_S
+    client: Any = stores.redis
+    seen = float(await client.hget("fleet:clock", "seen"))
+    await client.hset("fleet:clock", "seen", seen - 2 * HOUR_S)
+    for _ in range(3):
+        for clock in both:
+            await clock.begin()
+    found = await shift_s(stores)
+    for clock in both:
+        await clock.begin()
+    assert abs(await shift_s(stores) - found) < 1
+    assert abs(await both[0]() - await both[1]()) < 2
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["request", "answer"])
+async def test_what_comes_late_is_no_step(
+    stores: Stores, stepped: SteppedRedis, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """A process is frozen, or waits for a connection, while it tells."""
+    own = OwnClock()
+    frozen = ServerClock(stores.redis, monotonic=own)
+    await frozen.begin()
+    call = Scripts.call
+
+    def time_passes() -> None:
+        own.ahead_s += 5
+        stepped.step(round(own.ahead_s))
+
+    async def late(self: Scripts, name: str, *texts: Any, **args: Any) -> Any:
+        if before:
+            time_passes()
+        answer = await call(self, name, *texts, **args)
+        if not before:
+            time_passes()
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripts, "call", late)
+        telling = asyncio.create_task(frozen.begin())
+        await until(lambda: telling.done() or own.ahead_s >= 15, what="it tells")
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+    await frozen.begin()
+    assert await shift_s(stores) == 0
+
+
+async def test_who_asks_for_the_time_after_an_outage_makes_no_step_of_it(stores: Stores) -> None:
+    own = OwnClock()
+    alone = ServerClock(stores.redis, monotonic=own)
+    await alone.begin()
+    before = await alone()
+    client: Any = stores.redis
+    await client.hset("fleet:clock", "seen", float(await client.hget("fleet:clock", "seen")) - 60)
+    await client.hset("fleet:clock", "shift", 60)  # it was told of a minute ago, as it were
+    own.ahead_s = 60
+    await alone()  # the fleet's time stands still until somebody tells
+    await alone.begin()
+    assert abs(await shift_s(stores) - 60) < 1
+    assert 60 <= await alone() - before < 120
 
 
 async def test_a_process_that_starts_after_a_step_waits_for_those_that_measured_it(

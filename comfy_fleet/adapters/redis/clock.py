@@ -16,6 +16,8 @@ TELL_S = 1.0
 """How often a process tells how time passes."""
 _ASK_AGAIN_S = 30.0
 _ALONE_S, _LOOK_S = 1.5, 0.3
+_QUICK_S = 1.0
+"""A step that is measured with a slower answer may be a delay."""
 
 
 class ServerClock:
@@ -31,17 +33,23 @@ class ServerClock:
         self._scripts = Scripts(redis)
         self._monotonic = monotonic
         self._was = 0.0
-        self._heard_at = float("-inf")
+        self._asked_at = self._heard_at = float("-inf")
         self._told = False
 
     async def __call__(self) -> float:
         """Return Unix seconds."""
-        if self._monotonic() - self._heard_at > _ASK_AGAIN_S:
-            self._hear(float(await self._scripts.call("time")))
+        asked = self._monotonic()
+        if asked - self._heard_at > _ASK_AGAIN_S:
+            at = float(await self._scripts.call("time"))
+            if (
+                self._told
+            ):  # the fleet's time may stand still: what this process has measured is still to be told
+                return at
+            self._hear(at, asked)
         return self._was + self._monotonic() - self._heard_at
 
-    def _hear(self, at: float) -> None:
-        self._was, self._heard_at = at, self._monotonic()
+    def _hear(self, at: float, asked: float) -> None:
+        self._was, self._asked_at, self._heard_at = at, asked, self._monotonic()
 
     async def begin(self) -> None:
         """Tell Redis of this process, and return once the fleet's time is known.
@@ -68,15 +76,23 @@ class ServerClock:
         """Tell how time has passed; return whether the fleet's time is known."""
         step: bytes = b""
         while True:
-            known = {"was": self._was, "passed": self._monotonic() - self._heard_at} if self._told else {}
+            asked = self._monotonic()
+            known = (
+                {"was": self._was, "passed": asked - self._heard_at, "most": asked - self._asked_at}
+                if self._told
+                else {}
+            )
             at, measured = await self._scripts.call(
                 "clock", **known, step=float(step) if step else None, alone=alone or None
             )
+            if measured:
+                if self._monotonic() - asked > _QUICK_S:
+                    return False
+                step = measured  # a delay is not measured twice
+                continue
+            if at and step:
+                logger.warning("the clock of Redis was changed", extra={"seconds": float(step)})
             if at:
-                if step:
-                    logger.warning("the clock of Redis was changed", extra={"seconds": float(step)})
-                self._hear(float(at))
-                self._told = True
-            if not measured:
-                return bool(at)
-            step = measured  # a delay is not measured twice
+                self._hear(float(at), asked)
+            self._told = bool(at)
+            return self._told

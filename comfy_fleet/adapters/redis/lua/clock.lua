@@ -1,11 +1,18 @@
 -- Tell of time as a process has measured it, so that a step of the server's clock changes no time of the fleet's.
--- args: was (the fleet's time that the process heard last), passed (seconds since then by its own clock); both nil if it has heard
---       none; step (that it measured a moment ago: what is measured twice was no delay); alone (bool: nobody else has told since
---       it asked before).
+-- args: was (the fleet's time that the process heard last), passed and most (seconds since then by its own clock: since it had the
+--       answer, and since it asked); all nil if it has heard none; step (that it measured a moment ago: what is measured twice was
+--       no delay); alone (bool: nobody else has told since it asked before).
 -- Returns {the fleet's time, or '' while it is not known, a step that is to be measured again or ''}.
 local raw, shift, seen = server_times()
+local step
 if args.was then
-  local step = raw + shift - args.was - args.passed
+  local since = raw + shift - args.was
+  step = math.max(0, since - args.most) + math.min(0, since - args.passed)
+  -- Somebody has told after the moment at which the server's clock would have been changed: it is this process whose clock stood
+  -- still, as that of a machine does that was suspended.  It knows no more than one that starts.
+  if seen and raw - seen < step - 0.5 then step = nil end
+end
+if step then
   if math.abs(step) > STEP_S then
     if not args.step or math.abs(step - args.step) > 1 then return { '', num(step) } end
     shift = shift - step
