@@ -122,6 +122,27 @@ async def test_a_tenants_changed_bound_counts_for_what_waits(stores: Stores, ten
     assert len(runs) == len(NODES)
 
 
+@pytest.mark.parametrize(("tenant", "other"), [("studio", ""), ("", "studio"), ("", None)])
+async def test_who_comes_while_all_others_of_its_tenant_are_at_their_bounds_waits_for_none(
+    stores: Stores, tenant: str, other: str | None
+) -> None:
+    await add_nodes(stores, *NODES)
+    for _ in range(3):
+        await submit(stores, owner="ada", tenant=tenant, bounds={"user:ada": 1}, models=[("unet/a", 2**33)])
+    if other is not None:
+        await submit(stores, owner="guest", tenant=other)
+    runs = await fill(stores, NODES)
+    assert len(runs) == (1 if other is None else 2)
+    free = [node for node in NODES if node not in {run.node for run in runs}]
+    came = await submit(stores, owner="zoe", tenant=tenant, models=[("unet/a", 2**33)])
+    got = await ask(stores, free.pop())
+    assert got and got.job.id == came.id
+    more = await submit(stores, owner="ada", tenant=tenant, bounds={"user:ada": 2})
+    got = await ask(stores, free.pop())
+    assert got and got.job.id == more.id  # its bound was raised
+    assert await ask(stores, free.pop()) is None
+
+
 async def test_why_it_waits_is_said(stores: Stores) -> None:
     await add_nodes(stores, *NODES)
     bounds = {"user:ada": 1, "tenant:default": 5}
@@ -153,10 +174,13 @@ async def test_no_more_run_whatever_happens(stores: Stores, seed: int) -> None:
     tenants = {"eve": "studio", "zoe": "studio"}
     runs: list[Claim] = []
     waiting: set[str] = set()
+    owners: dict[str, str] = {}
     for _ in range(250):
-        match chance.choice(["submit", "submit", "ask", "ask", "ask", "end", "requeue", "cancel"]):
+        match chance.choice(["submit", "submit", "ask", "ask", "ask", "end", "requeue", "cancel", "fill"]):
             case "submit":
-                owner = chance.choice(["ada", "bob", "eve", "zoe"])
+                owner = chance.choice(
+                    ["ada", "bob", "eve", "zoe"] if len(runs) < 8 else ["ada", "eve", "zoe"]
+                )
                 job = await submit(
                     stores,
                     owner=owner,
@@ -166,6 +190,7 @@ async def test_no_more_run_whatever_happens(stores: Stores, seed: int) -> None:
                     placement=chance.choice([Placement(), Placement(pool="default")]),
                 )
                 waiting.add(job.id)
+                owners[job.id] = owner
             case "ask":
                 free = [node for node in NODES if node not in {run.node for run in runs}]
                 if free and (got := await ask(stores, chance.choice(free))):
@@ -181,6 +206,18 @@ async def test_no_more_run_whatever_happens(stores: Stores, seed: int) -> None:
                 job_id = chance.choice(sorted(waiting))
                 await stores.jobs.request_cancel(job_id)
                 waiting.remove(job_id)
+            case "fill" if len(runs) < len(NODES):
+                for _ in range(2):  # the first look that meets somebody at its bound goes past it
+                    for node in [node for node in NODES if node not in {run.node for run in runs}]:
+                        if got := await ask(stores, node):
+                            runs.append(got)
+                            waiting.remove(got.job.id)
+                if len(runs) < len(NODES):
+                    running = Counter(run.job.owner for run in runs)
+                    left = {owners[job_id] for job_id in waiting}
+                    assert "bob" not in left and ("ada" not in left or running["ada"] == 2)
+                    full = running["eve"] + running["zoe"] == 4
+                    assert full or ("zoe" not in left and ("eve" not in left or running["eve"] == 3))
         running = Counter(run.job.owner for run in runs)
         assert running["ada"] <= 2 and running["eve"] <= 3 and running["eve"] + running["zoe"] <= 4
     rounds = 0

@@ -222,6 +222,15 @@ async def test_indexes_that_were_lost_are_made_anew(stores: Stores) -> None:
     assert found == {job.id for job in jobs}
 
 
+async def test_jobs_of_tenants_are_found_after_the_note_of_them_was_lost(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores, owner="ada", tenant="studio")
+    client: Any = stores.redis
+    await client.delete("fleet:sched:tenanted")  # it ends after 30 days, and a queue may last longer
+    await stores.runs.tend()
+    assert (await claim(stores)).job.id == job.id
+
+
 async def test_the_places_of_many_jobs_are_read_together(stores: Stores) -> None:
     jobs = [await submit(stores, priority=number) for number in range(5)]
     other = await submit(stores, owner="ada", placement=Placement(pool="big"))

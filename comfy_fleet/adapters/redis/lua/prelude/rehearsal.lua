@@ -52,18 +52,21 @@ local redis, rehearsal = (function(server)
   end
   function R.ZSCORE(key, member) return one(scores, key, member, 'ZSCORE') end
   function R.ZCARD(key) return count(scores, key, 'ZSCORE', 'ZCARD') end
-  function R.ZADD(key, how, ...)
-    local pairs_, added = { ... }, 0
-    if how ~= 'NX' and how ~= 'XX' and how ~= 'GT' then table.insert(pairs_, 1, how) end
+  local HOW = { NX = true, XX = true, GT = true, LT = true, CH = true }
+  function R.ZADD(key, ...)
+    local pairs_, how, added, changed = { ... }, {}, 0, 0
+    while HOW[pairs_[1]] do how[table.remove(pairs_, 1)] = true end
     for i = 1, #pairs_, 2 do
       local member, score = pairs_[i + 1], tostring(pairs_[i])
       local old = R.ZSCORE(key, member)
-      if not (how == 'NX' and old or how == 'XX' and not old or how == 'GT' and old and tonumber(score) <= tonumber(old)) then
+      local by = old and tonumber(score) - tonumber(old)
+      if not (how.NX and old or how.XX and not old or how.GT and old and by <= 0 or how.LT and old and by >= 0) then
         put(scores, key, member, score)
         if not old then added = added + 1 end
+        if by ~= 0 then changed = changed + 1 end
       end
     end
-    return added
+    return how.CH and changed or added
   end
   function R.ZREM(key, ...)
     local removed = 0

@@ -196,8 +196,10 @@ local function sched_index(job, able, new)
   end
   new = new or add(sched_jobs_key(C, O), order, id)
   if new and sched_call('HINCRBY', sched_count_key, C, 1) <= 1 then sched_call('HSET', sched_count_key, C, 1) end
-  if not sched_call('ZSCORE', sched_owners_key(G), O) then
-    if T ~= '' or string.find(job.f.bounds or '', 'tenant:', 1, true) then sched_begin_tenants() end
+  local enters = not sched_call('ZSCORE', sched_owners_key(G), O)
+  local tenanted = T ~= '' or string.find(job.f.bounds or '', 'tenant:', 1, true)
+  if tenanted and (enters or not sched_tenanted()) then sched_begin_tenants() end
+  if enters then
     local level, clock, root = T == '' and '' or '\t' .. T, 0, 0
     for _, node in ipairs(able) do
       local f = fields(sched_node_key(node), 'clock' .. level, 'clock\t')
@@ -207,13 +209,18 @@ local function sched_index(job, able, new)
     sched_enter(G, O, sched_virtual(G))
   end
   local tag = sched_text(sched_tag(G, O))
-  -- The owner in an index of its tenant's, and the tenant in that of all.
+  -- The owner in an index of its tenant's, and the tenant in that of all.  Either may be parked: this job may have room.
   local function list(kind)
-    local added = add(sched_index_name(kind, G, F), tag, O)
-    if (added or all) and sched_tenanted() then
+    local function put(index, score, member)
+      local changed = sched_call('ZADD', index, 'LT', 'CH', score, member)
+      missing = missing + changed
+      return changed == 1
+    end
+    local changed = put(sched_index_name(kind, G, F), tag, O)
+    if (changed or all) and sched_tenanted() then
       local index = sched_index_name(kind, R, F)
       if kind == 'owners' and not sched_call('ZSCORE', index, tenant) then sched_enter(R, tenant, sched_virtual(R)) end
-      add(index, sched_text(sched_tag(R, tenant)), tenant)
+      put(index, sched_text(sched_tag(R, tenant)), tenant)
     end
   end
   list('owners')
