@@ -187,7 +187,7 @@ def test_the_stream_follows_its_catalog(contract: Contract, client: httpx.Client
     catalog = contract.operations["getJobEvents"]["x-sse-events"]
     before = submit(contract, client, sleeping(60))
     poll(contract, client, before["id"], "running")
-    job = submit(contract, client, drawing(12))
+    job = submit(contract, client, drawing(100))  # on a busy machine, too, long enough for a preview
     answer, found = events(fleet, job["id"], lambda: client.post(before["urls"]["cancel"]))
     contract.check("getJobEvents", answer, 200)
     assert answer.headers["content-type"].startswith("text/event-stream")

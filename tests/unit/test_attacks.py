@@ -14,7 +14,7 @@ ROWS = {
 }
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
 OPEN = {86}
-"""Attacks that no test tries yet."""
+"""Attacks that take too long for a test."""
 
 
 def test_every_attack_has_a_row_and_a_test() -> None:

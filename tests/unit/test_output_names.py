@@ -64,7 +64,8 @@ def test_numbers_are_found_as_classes_write_them(
 ) -> None:
     file = parsed(filename)
     assert file.number == number
-    assert (file.unnumbered == f"output/{filename}") == (number is None)
+    unnumbered = f"output/{'_' if filename.startswith('.') else ''}{filename.removeprefix('.')}"
+    assert file.unnumbered == (unnumbered if number is None else None)
     if shown is not None:
         assert with_number(file, 42) == SavedFile(type="output", subfolder="", filename=shown)
 
