@@ -26,6 +26,7 @@ from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
 from comfy_fleet.cli.up.supervisor import BACKOFF, ChildSpec, Supervised, stop_all
 from comfy_fleet.domain.backoff import Backoff
+from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import SOURCE, Settings
 from comfy_fleet.timeouts import Timeout
@@ -132,10 +133,10 @@ class Stage:
 
     # -- parts ----------------------------------------------------------------------------------------
 
-    async def redis(self, name: str = "redis") -> "Served":
+    async def redis(self, name: str = "redis", *, env: Mapping[str, str] | None = None) -> "Served":
         """Start a Redis with AOF as the fleet runs its own, and wait until it answers."""
         plan = OwnRedis.plan(self.folder / name, port=ports.draw(1)[0])
-        child = await self.child(name, plan.argv, stage=_REDIS)
+        child = await self.child(name, plan.argv, stage=_REDIS, env=env)
         syncing = plan.sync(lambda error: self.warnings.append(f"{name}: {error}"))
         self._syncing.append(asyncio.create_task(syncing))
         await wait_for_redis(plan.url, timeout_s=READY_S)
@@ -361,10 +362,10 @@ class Fleet:
         """Open the fleet's records."""
         return open_stores(self.settings)
 
-    async def add(self, name: str, url: str, *, cordoned: bool = False) -> None:
+    async def add(self, name: str, url: str, *, cordoned: bool = False, pool: str = DEFAULT_POOL) -> None:
         """Register a node."""
         async with open_stores(self.settings) as stores:
-            await stores.nodes.add(Node(name=name, url=url, cordoned=cordoned))
+            await stores.nodes.add(Node(name=name, url=url, cordoned=cordoned, pool=pool))
 
     async def cordon(self, name: str) -> None:
         """Keep jobs away from a node."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,20 +128,20 @@ async def _once(options: Options, runs: int, *, frozen: bool) -> tuple[TakenOver
             options.say(f"{what}: {runs} jobs begin")
             began = time.monotonic()
             ids = await _submitted(http, fleet.url, runs)
-            jobs = await _all_run(http, urls, store, runs)
+            jobs = await _all_run(http, urls, store)
             victim = fleet.dispatchers[0]
             await stage.dispatcher(fleet, OTHER)
-            await until(f"{OTHER} works", lambda: _there(store))
+            await works(store, OTHER)
             await asyncio.sleep(ttl_s + 1)  # for so long it takes nothing over
             if time.monotonic() - began + ttl_s + 2 * LATE_S > JOB_S:  # the first ones would end meanwhile
                 raise BenchError(f"{runs} runs were under way too late: this machine is too slow")
             options.say(f"{what}: {runs} runs are under way")
-            at = time.time()
+            at = time.monotonic()
             if frozen:
                 os.kill(pid_of(victim), signal.SIGSTOP)
             else:
                 kill(pid_of(victim))
-            took = await _taken(store, jobs, at)
+            took = await taken(store, set(jobs.values()), OTHER, at)
             if frozen:
                 os.kill(pid_of(victim), signal.SIGCONT)
             options.say(f"{what}: {len(took)} runs taken over; waiting until they end")
@@ -172,9 +172,17 @@ def _check(stage: Stage, victim: Supervised, *, frozen: bool) -> None:
     stage.check(but=() if frozen else (victim,))
 
 
-async def _there(store: Any) -> bool:
-    """Return whether the other dispatcher is on record as one of those that share the idle nodes."""
-    return await store.zscore("fleet:ready:holders", OTHER) is not None
+async def works(store: Any, dispatcher: str) -> None:
+    """Wait until a dispatcher is on record as one of those that share the idle nodes.
+
+    Raises:
+        BenchError: It is not in time.
+    """
+
+    async def there() -> bool:
+        return await store.zscore("fleet:ready:holders", dispatcher) is not None
+
+    await until(f"{dispatcher} works", there, within_s=120)
 
 
 async def _submitted(http: httpx.AsyncClient, base: str, count: int) -> list[str]:
@@ -187,37 +195,59 @@ async def _submitted(http: httpx.AsyncClient, base: str, count: int) -> list[str
     return list(await asyncio.gather(*(one() for _ in range(count))))
 
 
-async def _all_run(http: httpx.AsyncClient, urls: Sequence[str], store: Any, count: int) -> Mapping[str, str]:
+async def _all_run(http: httpx.AsyncClient, urls: Sequence[str], store: Any) -> Mapping[str, str]:
     """Wait until every node computes; return the jobs' runs."""
+    await all_compute(http, urls)
+    found = {}
+    for run, (job, dispatcher) in (await runs_on_record(store)).items():
+        if dispatcher != VICTIM:
+            raise BenchError(f"run {run} is {dispatcher}'s")
+        found[job] = run
+    if len(found) != len(urls):
+        raise BenchError(f"{len(urls)} nodes compute, and {len(found)} runs are on record")
+    return found
+
+
+async def all_compute(http: httpx.AsyncClient, urls: Sequence[str]) -> None:
+    """Wait until every node computes.
+
+    Raises:
+        BenchError: They don't in time.
+    """
     deadline = time.monotonic() + WATCH_S
     idle = list(urls)
     while idle:
         if time.monotonic() > deadline:
-            raise BenchError(f"{len(idle)} of {count} nodes got no job in {WATCH_S:g} s")
+            raise BenchError(f"{len(idle)} of {len(urls)} nodes got no job in {WATCH_S:g} s")
         idle = [url for url in idle if not (await http.get(f"{url}/queue")).json()["queue_running"]]
+
+
+async def runs_on_record(store: Any) -> dict[str, tuple[str, str]]:
+    """Return job and dispatcher of each run that is under way."""
     found = {}
     for run in await store.zrange("fleet:runs", 0, -1):
         record = await store.hgetall(f"fleet:run:{run}")
-        if record["dispatcher"] != VICTIM:
-            raise BenchError(f"run {run} is {record['dispatcher']}'s")
-        found[record["job"]] = run
-    if len(found) != count:
-        raise BenchError(f"{count} nodes compute, and {len(found)} runs are on record")
+        if record:  # else it has just ended
+            found[run] = record["job"], record["dispatcher"]
     return found
 
 
-async def _taken(store: Any, jobs: Mapping[str, str], at: float) -> list[float]:
-    """Wait until the other dispatcher has the runs; return when it got each, in seconds after a moment."""
-    left, took = set(jobs.values()), list[float]()
-    while left and time.time() - at < WATCH_S:
+async def taken(store: Any, runs: Collection[str], other: str, at: float) -> list[float]:
+    """Wait until another dispatcher has these runs, or for long enough.
+
+    Returns:
+        When it got each that it got, in seconds after ``at`` (monotonic).
+    """
+    left, took = set(runs), list[float]()
+    while left and time.monotonic() - at < WATCH_S:
         asked = sorted(left)
         async with store.pipeline(transaction=False) as pipe:
             for run in asked:
                 pipe.hget(f"fleet:run:{run}", "dispatcher")
             owners = await pipe.execute()
-        now = time.time() - at
+        now = time.monotonic() - at
         for run, owner in zip(asked, owners, strict=True):
-            if owner == OTHER:
+            if owner == other:
                 left.discard(run)
                 took.append(now)
         await asyncio.sleep(LOOK_S)

@@ -2,18 +2,16 @@
 
 import asyncio
 import os
-import shutil
-import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis as sync_redis
 
+from benchmarks.stepped_clock import SteppedClock
 from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.redis_program import program
@@ -29,7 +27,6 @@ from tests.integration.redis_kit import add_nodes, claim, submit
 from tests.integration.replica_kit import eventually
 
 HOUR_S = 3600
-SOURCE = Path(__file__).parents[1] / "native" / "stepped_clock.c"
 
 
 @dataclass
@@ -37,12 +34,11 @@ class SteppedRedis:
     """A Redis whose clock tests set."""
 
     port: int
-    file: Path
+    clock: SteppedClock
 
     def step(self, seconds: int) -> None:
         """Set its clock so far ahead of the real time."""
-        with self.file.open("r+b") as file:  # in place: it is mapped
-            file.write(struct.pack("q", seconds))
+        self.clock.step(seconds)
         with sync_redis.Redis(port=self.port) as client:
             found: Any = client.time()
             assert abs(found[0] - time.time() - seconds) < 60
@@ -51,13 +47,9 @@ class SteppedRedis:
 @pytest.fixture(scope="module")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedRedis]:
     folder = tmp_path_factory.mktemp("stepped")
-    compiler = shutil.which("cc") or pytest.fail("there is no C compiler: scripts/setup --tests")
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", folder / "clock.so", SOURCE], check=True, timeout=60)
-    made = SteppedRedis(port=free_port(), file=folder / "ahead")
-    made.file.write_bytes(struct.pack("q", 0))
+    made = SteppedRedis(port=free_port(), clock=SteppedClock.make(folder))
     argv = [program(), "--port", str(made.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    env = {**os.environ, "LD_PRELOAD": str(folder / "clock.so"), "STEPPED_CLOCK": str(made.file)}
+    env = {**os.environ, **made.clock.env}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(mortal(argv), env=env, stdout=log, stderr=log)
     try:
