@@ -38,7 +38,10 @@ def up(
     nodes: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Nodes to start.", show_default="3 simulated, or a ComfyUI per GPU"
+            metavar="N",
+            min=0,
+            help="Nodes to start; without --comfyui they are simulated.",
+            show_default="those of the last start; at the first 3, with --comfyui one per GPU",
         ),
     ] = None,
     node: Annotated[
@@ -114,7 +117,8 @@ def up(
     """Run a whole fleet on this machine until Ctrl-C, or until `fleet down`.
 
     Redis, HAProxy, API, dispatcher and nodes start together, are restarted when they crash, and stop
-    together. The queue and files stay in --data: the next `fleet up` goes on where this one stopped.
+    together. The queue and files stay in --data: the next `fleet up` goes on where this one stopped, and
+    with the same nodes if it names none. Simulated nodes start unasked only where there were no others yet.
 
     Examples: `fleet up`, `fleet up -d --comfyui ~/ComfyUI`, `fleet up --node http://gpu1:8188`.
     """
@@ -126,13 +130,16 @@ def up(
     from comfy_fleet.cli.up import ports
     from comfy_fleet.cli.up.detach import into_background
     from comfy_fleet.cli.up.fleet import Fleet
-    from comfy_fleet.cli.up.lock import DataLock
+    from comfy_fleet.cli.up.last_start import go_on
+    from comfy_fleet.cli.up.lock import DataLock, read_note
     from comfy_fleet.cli.up.nodes import cuda_visible
     from comfy_fleet.cli.up.plan import UpOptions, plan
 
     keep_private()
     settings = load(data=data, port=port, host=host, redis_url=redis, namespace=namespace, editor=editor)
     home = None
+    if not comfyui and (alone := "--comfyui-args" if comfyui_args else comfyui_python and "--comfyui-python"):
+        raise Fail(f"{alone} needs --comfyui DIR beside it", code=Exit.USAGE)
     if comfyui:
         home = Checkout.find(
             comfyui,
@@ -151,12 +158,13 @@ def up(
         port_named=port_named(port),
         console_named="FLEET_CONSOLE_PORT" if "FLEET_CONSOLE_PORT" in os.environ else "",
         sim_args=extra,
-        ready_timeout_s=ready_timeout or (300 if home else 60),
+        ready_timeout_s=ready_timeout,
         verbose=verbose,
         leave=into_background() if detach else None,
     )
-    gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
+        options = go_on(options, read_note(settings.data))
+        gpus = probe() if options.comfyui else Gpus(why=Nvml.NO_DEVICE)
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
         console = planned.settings.console_port
         with ports.kept(planned.ports), ports.claimed(planned.port.number), ports.claimed(console):

@@ -23,6 +23,7 @@ from standardwebhooks.webhooks import Webhook
 
 from comfy_fleet.adapters.system.redis_program import program
 from tests.acceptance.test_pages import blocks
+from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import picture
 
@@ -147,6 +148,19 @@ def shop() -> Iterator[Shop]:
     made.close()
 
 
+@pytest.fixture
+def gpu(operator: Operator) -> Iterator[str]:
+    """Yield the address of a node that belongs to no machine here, so that it outlives both."""
+    port = free_port()
+    argv = ("sim", "--nodes", "1", "--port", str(port), "--job-seconds", "1", "--data", "gpu")
+    node = subprocess.Popen(
+        mortal([sys.executable, "-m", "comfy_fleet", *argv]), env=operator.env, cwd=operator.root
+    )
+    yield f"http://127.0.0.1:{port}"
+    node.terminate()
+    node.wait(30)
+
+
 def submitted(http: httpx.Client, count: int, **more: Any) -> list[str]:
     found = []
     for number in range(count):
@@ -235,10 +249,8 @@ def job_keys(folder: Path, socket: Path) -> set[str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_fleet_at_work_comes_back_on_an_empty_machine(operator: Operator, shop: Shop) -> None:
-    said = operator.types(
-        "first", "mkdir -m 755 .fleet; fleet up -d --nodes 1 --job-seconds 1; chmod 700 .fleet"
-    )
+def test_a_fleet_at_work_comes_back_on_an_empty_machine(operator: Operator, shop: Shop, gpu: str) -> None:
+    said = operator.types("first", f"mkdir -m 755 .fleet; fleet up -d --node gpu={gpu}; chmod 700 .fleet")
     assert "chmod 700" in said  # others could look into it
     assert "fleet key create me --role operator --here" in said  # without it, the example would be refused
     made = operator.types(
@@ -303,6 +315,8 @@ def test_a_fleet_at_work_comes_back_on_an_empty_machine(operator: Operator, shop
     shop.away = False
     said = operator.types("second", block("fleet doctor --files"))
     assert ": all there" in said, said
+    assert "the fleet goes on with gpu; simulated ones start only with --nodes N" in said
+    assert "sim-1" not in said
     assert "key create" not in said and "chmod" not in said
     assert not (operator.root / "second" / ".fleet").exists()
     restored = operator.root / "second" / "restored"

@@ -192,9 +192,11 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         assert started.cli("node", "drain", first).returncode == 0
         assert started.stop() == 0
         assert processes_of(data) == {}
-    with up(data, *argv[:-1], "1", CUDA_VISIBLE_DEVICES="") as again:
-        (left,) = again.json("node", "ls")["nodes"]  # what runs no more is forgotten
-        assert left["name"] == first.removesuffix("-0")
+    with up(data, CUDA_VISIBLE_DEVICES="") as again:  # names no nodes: the same start, and no simulated ones
+        assert {node["name"] for node in again.json("node", "ls")["nodes"]} == {first, second}
+        assert f"the fleet goes on with {first}, {second} (--comfyui {home}, as at the last start); " in (
+            again.log.read_text()
+        )
 
 
 def test_a_comfyui_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:

@@ -1,23 +1,29 @@
 """What `fleet up` decides to run, without running it."""
 
 import asyncio
+import io
 import itertools
+import json
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up.last_start import facts, go_on, in_words, with_registered
 from comfy_fleet.cli.up.lock import DataLock
+from comfy_fleet.cli.up.nodes import NodePlan
 from comfy_fleet.cli.up.plan import Plan, UpOptions, plan, public_url
 from comfy_fleet.cli.up.programs import OwnRedis
 from comfy_fleet.cli.up.roster import keep, reconcile
+from comfy_fleet.cli.up.terminal import Terminal
 from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
 from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.nodes.node import Node
@@ -85,6 +91,68 @@ def test_the_next_start_keeps_its_ports(settings: Settings) -> None:
         lock.note({"ports": list(first.ports), "node_ports": list(first.node_ports)})
         second = made(settings, UpOptions())
     assert (second.ports, second.node_ports) == (first.ports, first.node_ports)
+
+
+def test_a_start_that_names_no_nodes_goes_on_with_those_of_the_last(
+    settings: Settings, comfyui: Path
+) -> None:
+    def after_a(last: UpOptions, now: UpOptions = UpOptions()) -> UpOptions:  # noqa: B008
+        return go_on(now, json.loads(json.dumps(facts(made(settings, last), last))))
+
+    assert go_on(UpOptions(), {}) == UpOptions(goes_on=True)  # the first one in a folder
+    sims = after_a(UpOptions(nodes=2, sim_args=["--job-seconds", "3"]))
+    assert (sims.nodes, sims.sim_args) == (2, ["--job-seconds", "3"])
+    assert after_a(UpOptions(running=["http://10.0.0.1:8188"])).nodes == 0
+    home = Checkout.find(comfyui, python=None, args=["--lowvram"], custom_nodes=False)
+    assert after_a(UpOptions(comfyui=home)) == UpOptions(goes_on=True, comfyui=home)
+    assert after_a(UpOptions(comfyui=home, nodes=2)).nodes == 2
+    for named in (UpOptions(nodes=0), UpOptions(running=["a"]), UpOptions(sim_args=["-x"])):
+        assert after_a(UpOptions(comfyui=home), named) == named
+    assert go_on(UpOptions(), {"node_ports": [], "ports": [1]}).nodes == 0  # a note of an earlier version
+    (comfyui / "main.py").unlink()
+    with pytest.raises(Fail, match=r"the last start was with --comfyui .* holds no ComfyUI") as caught:
+        after_a(UpOptions(comfyui=home))
+    assert "--nodes 0" in str(caught.value.hint)
+
+
+def test_beside_registered_nodes_no_simulated_one_starts_unasked(settings: Settings, comfyui: Path) -> None:
+    plain = UpOptions(goes_on=True)
+    first = made(settings, plain)
+    assert with_registered(first, first.nodes.nodes) is first  # its own, of an earlier start
+    by_url = replace(node("big", 2), sealed="x", cordoned=True)
+    theirs, agents = node("theirs", 1, ours=False), replace(node("h-gpu0", 3), agent="10.0.0.1:9")
+    known = [*first.nodes.nodes, theirs, by_url, agents]
+    planned = with_registered(first, known)
+    assert planned.nodes == NodePlan(nodes=(by_url,), idle=("h-gpu0",))
+    assert facts(planned, plain)["node_ports"] == []
+    words = in_words(planned, plain, known)
+    assert words.startswith("the fleet goes on with big, h-gpu0, theirs; what ran on this machine starts ")
+    assert words.endswith("; simulated ones start only with --nodes N")
+    assert in_words(first, plain, first.nodes.nodes) == ""
+    none = made(settings, UpOptions(nodes=0))
+    assert in_words(none, plain, []).startswith("no nodes start, as at the last start: ")
+    options = UpOptions(goes_on=True, comfyui=Checkout.find(comfyui, python=None))
+    again = with_registered(made(settings, options), known)
+    assert again.nodes.joining == (f"{host_name()}-cpu0",)
+    assert (again.nodes.nodes, again.nodes.idle) == ((by_url,), ())
+    assert f"(--comfyui {comfyui}, as at the last start); " in in_words(again, options, known)
+    many = [node(f"g{number}", number, ours=False) for number in range(1, 13)]
+    words = in_words(with_registered(first, many), plain, many)
+    assert "goes on with g1, g2, g3, g4 and 8 more; sim" in words
+
+
+def test_simulated_nodes_beside_others_are_warned_of(settings: Settings) -> None:
+    planned = made(settings, UpOptions(nodes=1, running=["http://10.0.0.1:8188"]))
+
+    def shown(nodes: Sequence[Node]) -> str:
+        out = io.StringIO()
+        Terminal(Console(file=out, width=200), verbose=False).ready(planned, nodes, 1.0)
+        return out.getvalue()
+
+    real, simulated = planned.nodes.nodes
+    assert "SIMULATED nodes take jobs, too, and answer them with test pictures" in shown([real, simulated])
+    assert "SIMULATED nodes draw test pictures; real ones: --comfyui DIR" in shown([simulated])
+    assert "test pictures" not in shown([real])
 
 
 def test_a_taken_port_is_refused_with_its_holder(settings: Settings) -> None:

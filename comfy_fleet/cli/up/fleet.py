@@ -21,6 +21,7 @@ from comfy_fleet.adapters.system.secret_box import NodeCredentials
 from comfy_fleet.bootstrap import Stores, check_files, check_schema, open_secrets, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up import last_start, public_port
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up.lock import MAKE_ROOM, DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions
@@ -73,18 +74,7 @@ class Fleet:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
-        lock.note(
-            {
-                "url": self.plan.url,
-                "console_url": self.plan.console_url,
-                "certificate": str(self.plan.console_certificate) if self.plan.console_certificate else None,
-                "instead": self.plan.port.number if self.plan.port.why else None,
-                "console": self.plan.settings.console_port,
-                "ports": list(self.plan.ports),
-                "node_ports": list(self.plan.node_ports),
-                "settings": self.plan.found_by,
-            }
-        )
+        self._note(lock)
         if self.plan.port.why:
             self._terminal.say(f"{self.plan.port.why}: {self.plan.url}")
         started = time.monotonic()
@@ -99,7 +89,7 @@ class Fleet:
         self._tell("info", "fleet starts", url=self.plan.url, console=self.plan.console_url, pid=os.getpid())
         try:
             with self._terminal.status("starting Redis") as status:
-                starting = asyncio.create_task(self._start(status))
+                starting = asyncio.create_task(self._start(status, lock))
                 stopping = asyncio.create_task(self._stop.wait())
                 await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
@@ -131,6 +121,21 @@ class Fleet:
             self._log.close()
             self._terminal.say(f"stopped; queue and files stay in {self.plan.settings.data}")
 
+    def _note(self, lock: DataLock) -> None:
+        certificate = self.plan.console_certificate
+        lock.note(
+            {
+                "url": self.plan.url,
+                "console_url": self.plan.console_url,
+                "certificate": str(certificate) if certificate else None,
+                "instead": self.plan.port.number if self.plan.port.why else None,
+                "console": self.plan.settings.console_port,
+                "ports": list(self.plan.ports),
+                **last_start.facts(self.plan, self._options),
+                "settings": self.plan.found_by,
+            }
+        )
+
     def _tell(self, level: str, message: str, **more: object) -> None:
         """Log something about the fleet as a whole, and show it on the terminal if it belongs there."""
         fields = log_fields("fleet", level, message, **more)
@@ -143,7 +148,7 @@ class Fleet:
                 child.kill()
         self._stop.set()
 
-    async def _start(self, status: Status) -> None:
+    async def _start(self, status: Status, lock: DataLock) -> None:
         settings = self.plan.settings
         if self.plan.redis:
             await self._child(
@@ -158,13 +163,19 @@ class Fleet:
         async with open_stores(settings) as stores:
             await check_schema(stores)
             await check_files(settings, stores)
+            if self._options.goes_on:
+                self.plan = last_start.with_registered(self.plan, await stores.nodes.nodes())
+                for port in (settings.port, settings.console_port):
+                    public_port.require_no_nodes(port, settings.host, self.plan.nodes.nodes, named="port")
+                self._note(lock)
             await reconcile(
                 stores.nodes,
                 self.plan.nodes.nodes,
-                self.plan.nodes.joining,
+                self.plan.nodes.joining + self.plan.nodes.idle,
                 now=await stores.clock(),
                 credentials=self._credentials,
             )
+            self._say_which_nodes(await stores.nodes.nodes())
             self._tasks.append(start(self._keep_nodes()))
             status.update("starting nodes, HAProxy, API and dispatcher")
             await self._start_parts()
@@ -177,7 +188,7 @@ class Fleet:
             await keep(
                 stores.nodes,
                 self.plan.nodes.nodes,
-                self.plan.nodes.joining,
+                self.plan.nodes.joining + self.plan.nodes.idle,
                 self._say_of_nodes,
                 clock=stores.clock,
                 credentials=self._credentials,
@@ -190,6 +201,13 @@ class Fleet:
             return False
         _, people = await RedisPeople(stores.redis).read()
         return not people.keys
+
+    def _say_which_nodes(self, known: Sequence[Node]) -> None:
+        if self._options.goes_on and (words := last_start.in_words(self.plan, self._options, known)):
+            self._tell("info", "goes on with the nodes of before", reason=words)
+            self._terminal.say(words)
+        if len({node.simulated for node in known}) == 2:
+            self._say_of_nodes("simulated nodes beside real ones", "they take jobs, too")
 
     def _say_of_nodes(self, message: str, reason: str) -> None:
         self._tell("warning", message, reason=reason)
@@ -231,7 +249,7 @@ class Fleet:
     async def _until_ready(self, status: Status, stores: Stores) -> None:
         wanted = self.plan.nodes
         path = "/api/v1/ready" if wanted.nodes or wanted.joining else "/api/v1/health"
-        deadline = time.monotonic() + self._options.ready_timeout_s
+        deadline = time.monotonic() + self._options.patience_s
         why = "nothing answers yet"
         url = self.plan.console_url
         async with httpx.AsyncClient(
@@ -253,7 +271,7 @@ class Fleet:
                 await self._check_comfyuis(stores)
                 if time.monotonic() > deadline:
                     raise Fail(
-                        f"not ready after {span(self._options.ready_timeout_s)}: {why}",
+                        f"not ready after {span(self._options.patience_s)}: {why}",
                         hint=f"see {self._logs}; --ready-timeout S waits longer",
                         code=Exit.TIMEOUT,
                     )

@@ -15,7 +15,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 
 MAKE_ROOM = "make room there, or name another folder: --data DIR"
 _MOST = 1024 * 1024
-_KEPT = ("instead", "console", "ports", "node_ports")  # facts for the next start
+_KEPT = ("instead", "console", "ports", "node_ports", "sim_args", "comfyui")  # facts for the next start
 
 
 class DataLock:

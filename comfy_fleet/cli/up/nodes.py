@@ -25,18 +25,21 @@ class NodePlan:
     Attributes:
         nodes: Nodes to register.
         joining: Names of nodes that an agent among the processes registers.
+        idle: Names of registered nodes that stay so, although nothing serves them now.
         processes: What to run, at the stage and with the variables that the fleet gives them; nothing for
             ComfyUIs that run already.
     """
 
     nodes: tuple[Node, ...] = ()
     joining: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     processes: tuple[ChildSpec, ...] = ()
 
     def __add__(self, other: "NodePlan") -> "NodePlan":
         return NodePlan(
             nodes=self.nodes + other.nodes,
             joining=self.joining + other.joining,
+            idle=self.idle + other.idle,
             processes=self.processes + other.processes,
         )
 

@@ -31,6 +31,7 @@ class UpOptions:
     """What the operator asked for.
 
     Attributes:
+        goes_on: Whether it named no nodes, so that the fleet goes on with those that it had.
         nodes: How many nodes to start; None: three simulated, or one ComfyUI per GPU.
         running: ComfyUIs that run already, as URL or ``NAME=URL``.
         comfyui: ComfyUI to start processes of; None starts simulated nodes.
@@ -38,12 +39,13 @@ class UpOptions:
         port_named: What named the public port, ``--port`` or ``FLEET_PORT``; empty: any port will do.
         console_named: What named the console's port, ``FLEET_CONSOLE_PORT``; empty: any port will do.
         sim_args: More arguments for ``fleet sim``.
-        ready_timeout_s: How long the start may take.
+        ready_timeout_s: How long the start may take; None: 300 with ComfyUIs to start, else 60.
         verbose: Show all log lines, not only warnings.
         leave: Called once it is ready, with the file that gets what is said from then on; None: it stays on
             its terminal.
     """
 
+    goes_on: bool = False
     nodes: int | None = None
     running: Sequence[str] = ()
     comfyui: Checkout | None = None
@@ -51,9 +53,14 @@ class UpOptions:
     port_named: str = "--port"
     console_named: str = ""
     sim_args: Sequence[str] = ()
-    ready_timeout_s: float = 60.0
+    ready_timeout_s: float | None = None
     verbose: bool = False
     leave: Callable[[Path], None] | None = None
+
+    @property
+    def patience_s(self) -> float:
+        """How long the start may take, in seconds."""
+        return self.ready_timeout_s or (300.0 if self.comfyui else 60.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,12 +46,7 @@ def choose(
         Fail: The address can't be used, or the named port is taken.
     """
     if named:
-        if node := _node_at(port, host, nodes):
-            raise Fail(
-                f"{named} {port} is the port of {_words(node)}: the fleet needs its own",
-                hint="another port for the fleet: --port N; without one it takes the next that is free",
-                code=Exit.USAGE,
-            )
+        require_no_nodes(port, host, nodes, named=named)
         ports.require_free(port, host)
         return PublicPort(number=port)
     if why := ports.unusable(host):
@@ -103,6 +98,26 @@ def choose_console(
     if usual < 65536 and _suits(usual, host, nodes):
         return PublicPort(number=usual)
     return PublicPort(number=next_free(min(usual, 65535), host, nodes))
+
+
+def require_no_nodes(port: int, host: str, nodes: Sequence["Node"], *, named: str) -> None:
+    """Check that no node has a port of the fleet.
+
+    Args:
+        port: The fleet's port.
+        host: Where the fleet listens.
+        nodes: ComfyUIs that already run, or may.
+        named: What set the port, for the message.
+
+    Raises:
+        Fail: One has.
+    """
+    if node := _node_at(port, host, nodes):
+        raise Fail(
+            f"{named} {port} is the port of {_words(node)}: the fleet needs its own",
+            hint="another port for the fleet: --port N; without one it takes the next that is free",
+            code=Exit.USAGE,
+        )
 
 
 def next_free(port: int, host: str, nodes: Sequence["Node"] = ()) -> int:

@@ -115,7 +115,12 @@ class Terminal:
         else:
             shown("no nodes yet: `fleet node add NAME URL`, or an agent on a GPU host adds its own")
         shown()
-        if any(node.simulated for node in nodes):
+        if len(kinds := {node.simulated for node in nodes}) == 2:
+            shown(
+                f"[bold magenta]{SIMULATED}[/] nodes take jobs, too, and answer them with test pictures; "
+                "a `fleet up` that asks for none starts none"
+            )
+        elif True in kinds:
             shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
         usual = settings.data == Path(".fleet").absolute()
         there = "" if usual else f" --data {shlex.quote(str(settings.data))}"
