@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -118,6 +119,22 @@ def test_every_command_and_option_exists(path: Path) -> None:
                 assert name in known, line
                 if not value and not known[name].is_flag:
                     next(rest, None)  # its value may look like an option
+
+
+def test_shell_blocks_can_be_read_by_a_shell_and_name_scripts_and_options_that_exist() -> None:
+    found = set()
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for block in (block for language, block in split(text)[0] if language in ("sh", "bash")):
+            read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+            assert (read.returncode, read.stderr) == (0, ""), (path, block)
+        for name, words in re.findall(r"(?<![\w/])scripts/([a-z][\w-]*)((?: [^\s`#|;&]+)*)", text):
+            script = ROOT / "scripts" / name
+            assert script.exists() or script.with_suffix(".py").exists(), (path, name)
+            for option in re.findall(r"(?<= )--[a-z][\w-]*", words):
+                found.add((name, option))
+                assert option in script.read_text(), (path, name, option)
+    assert {("chaos", "--upgrade"), ("chaos", "--back")} <= found
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
