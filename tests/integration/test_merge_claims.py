@@ -98,6 +98,13 @@ async def test_a_job_that_differs_runs_alone(api: Api, other: dict[str, Any]) ->
     assert (await claimed(api, await placement(api, first))).others == ()
 
 
+async def test_a_job_of_which_fewer_may_run_is_not_taken_past_its_bound(api: Api, redis: Redis) -> None:
+    first, second, third = [await sent(api) for _ in range(3)]
+    await redis.hset(Keyspace().job(second), "bounds", "user:ada=1")  # as that of a key with a limit
+    got = await claimed(api, await placement(api, first))
+    assert [one.job.id for one in got.others] == [third]
+
+
 async def test_branches_may_differ(api: Api) -> None:
     first = await sent(api, "exact")
     others = [await sent(api, "exact", params={"text": "a dog", "seed": 5}), await sent(api, "exact")]

@@ -46,7 +46,7 @@ redis.pcall('HDEL', ready_leases_key, node)  -- also of a holder that is gone: t
 -- Those that run with it: each has a run of its own, with which it is charged its part of the time.
 local f = fields(key, 'editor', 'merge', 'merge_most', 'merge_batch', 'set', 'bounds')
 local most = math.min((tonumber(f[3] or '') or 1) - 1, #(args.runs or {}), bounds_room(f[6]) - 1)
-local others = f[2] and merge_take(f[2], best, choice.placement, f[5], most, at) or {}
+local others = f[2] and merge_take(f[2], best, choice.placement, f[5], f[6], most, at) or {}
 local parts = #others + 1
 local seed, count = string.match(f[4] or '', '^(%d+) (%d+)$')
 -- A version that knows nothing of merged prompts must not take such a run over: it would take others' results for the job's.

@@ -21,15 +21,16 @@ local function merge_gathers_s(f, at)
   return left
 end
 
--- Take from those that wait the ones that run with a job, and the job itself.  most: of them;  set: KEY of the models it loads.
-local function merge_take(key, id, placement, set, most, at)
+-- Take from those that wait the ones that run with a job, and the job itself.  most: of them;  set: KEY of the models it loads;
+-- bounds: how many may run, as its record says: there is room for all that have the same.
+local function merge_take(key, id, placement, set, bounds, most, at)
   local list, found = cleared(merge_waiting_key(key), 'zset'), {}
   redis.call('ZREM', list, id)
   for _, other in ipairs(most > 0 and redis.call('ZRANGE', list, 0, MERGE_LOOKED - 1) or {}) do
     if #found >= most then break end
-    local f = fields(job_key(other), 'status', 'merge', 'placement', 'deadline', 'set')
+    local f = fields(job_key(other), 'status', 'merge', 'placement', 'deadline', 'set', 'bounds')
     local waits = f[1] == 'queued' and f[2] == key
-    if waits and f[3] == placement and f[5] == set and (tonumber(f[4] or '') or math.huge) > at then found[#found + 1] = other end
+    if waits and f[3] == placement and f[5] == set and f[6] == bounds and (tonumber(f[4] or '') or math.huge) > at then found[#found + 1] = other end
     if not waits or found[#found] == other then redis.call('ZREM', list, other) end
   end
   return found
