@@ -63,6 +63,27 @@ async def test_what_it_has_answered_outlives_kill_9_while_the_disk_is_slow(
         assert await client.dbsize() == answered > 0
 
 
+async def test_data_of_which_files_are_missing_are_not_begun_anew(tmp_path: Path) -> None:
+    plan = OwnRedis.plan(tmp_path, port=1234)
+    async with started(plan) as (_, client):
+        await client.set("job", "x" * 1000)
+    whole = tmp_path / "redis" / "appendonlydir"
+    for number, name in enumerate(path.name for path in whole.iterdir()):
+        copy = tmp_path / f"copy-{number}"
+        shutil.copytree(whole, copy / "redis" / "appendonlydir")
+        missing = copy / "redis" / "appendonlydir" / name
+        missing.unlink()
+        with pytest.raises(Fail, match=f"{name} is missing"):
+            OwnRedis.plan(copy, port=1234)
+        assert not missing.exists()
+    begun = tmp_path / "begun" / "redis" / "appendonlydir"  # killed before its first manifest
+    begun.mkdir(parents=True)
+    (begun / "appendonly.aof.1.base.rdb").write_bytes(b"x" * 89)
+    OwnRedis.plan(tmp_path / "begun", port=1234)
+    async with started(OwnRedis.plan(tmp_path, port=1234)) as (_, client):
+        assert await client.get("job") == b"x" * 1000
+
+
 def in_container(path: Path, folder: Path) -> OwnRedis:
     """Return the Redis of a Compose file: its own command line, with a folder in place of the volume."""
     name, *arguments = services(path)["redis"]["command"]

@@ -16,6 +16,7 @@ from comfy_fleet.cli.exits import Fail
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on an ordinary user's PATH on Debian
 SYNC_S = 1.0
 _SOCKET_LIMIT = 100  # a unix socket's path has at most 107 bytes
+_EMPTY_BYTES = 512  # a base without records has fewer
 OLDEST_REDIS = (6, 2)
 INSTALL_HAPROXY = "apt-get update && apt-get install -y haproxy"
 
@@ -63,8 +64,10 @@ class OwnRedis:
 
         Raises:
             ConfigError: No Redis-compatible server is installed.
+            Fail: Files of its data are missing.
         """
         folder = private_folder(data / "redis")
+        check_complete(folder / "appendonlydir")
         socket = folder / "redis.sock"
         argv = [program(), "--dir", str(folder), "--daemonize", "no"]
         # An accepted job survives a crash: Redis answers after it has written to the append-only file. With
@@ -89,6 +92,34 @@ class OwnRedis:
                 await asyncio.to_thread(sync_files, self.folder)
             except OSError as error:
                 on_error(error)
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse data of which files are missing, as after a copy in part: Redis would begin anew and overwrite the rest.
+
+    Args:
+        folder: Where Redis 7 and newer have the append-only files, and a manifest that names them.
+
+    Raises:
+        Fail: There is no manifest, or a file that it names.
+    """
+    manifest = folder / "appendonly.aof.manifest"
+    try:
+        lines = manifest.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        # A first start that was broken off leaves files without a record.
+        found = [path for path in folder.glob("appendonly.aof.*") if path.stat().st_size > _EMPTY_BYTES]
+        missing = [manifest.name] if found else []
+    else:
+        words = [line.split() for line in lines]
+        named = [line[1] for line in words if len(line) >= 6 and line[0] == "file" and line[5] != "h"]
+        missing = [name for name in named if not (folder / name).exists()]
+    if missing:
+        raise Fail(
+            f"Redis' data in {folder} are not complete: {', '.join(missing)} is missing",
+            hint="restore the whole folder `redis` from a backup (docs/howto/backup.md), or begin without "
+            f"any jobs: remove {folder}",
+        )
 
 
 def sync_files(folder: Path) -> None:
