@@ -136,8 +136,8 @@ def test_a_fields_own_bound_counts(name: str, most: str, monkeypatch: pytest.Mon
 
 def test_shares_by_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().weights == {}
-    monkeypatch.setenv("FLEET_SHARES", " ada=2, b.o-b_1 = 0.5 ,")
-    assert load().weights == {"ada": 2.0, "b.o-b_1": 0.5}
+    monkeypatch.setenv("FLEET_SHARES", " ada=2, b.o-b_1 = 0.5 ,eve+b@shop.test=3")
+    assert load().weights == {"ada": 2.0, "b.o-b_1": 0.5, "eve+b@shop.test": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_hosts_that_can_not_be_read_are_refused_by_name_once(
         ("ada=-1", "the weight of ada is -1: it must be from 0.01 to 100"),
         (
             "\u00e4da=2",
-            "'\u00e4da' is no owner: name one as the keys file does, 1 to 64 of A-Z a-z 0-9 _ . -",
+            "'\u00e4da' is no owner: a user's name is 1 to 64 of A-Z a-z 0-9 _ . @ + -",
         ),
         ("ada=2,ada=2", "ada is named twice"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from comfy_fleet.domain.errors import BadInput
 
 LEAST, MOST = 0.01, 100.0
-_OWNER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_OWNER = re.compile(r"[A-Za-z0-9_.@+-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -23,7 +23,7 @@ def parse_weights(text: str) -> Mapping[str, float]:
             raise BadInput(f"{part[:80]!r} must be OWNER=WEIGHT, such as ada=2, with commas between")
         if not _OWNER.fullmatch(owner):
             raise BadInput(
-                f"{owner[:80]!r} is no owner: name one as the keys file does, 1 to 64 of A-Z a-z 0-9 _ . -"
+                f"{owner[:80]!r} is no owner: a user's name is 1 to 64 of A-Z a-z 0-9 _ . @ + -"
             )
         if not _NUMBER.fullmatch(word) or not LEAST <= float(word) <= MOST:
             raise BadInput(
