@@ -350,7 +350,7 @@ def _check_retention(d: ApiDeps, seconds: float | None) -> None:
     most = d.settings.max_retention_s
     if seconds is not None and seconds > most:
         raise BadInput(
-            f"retention_s is {seconds:g}: at most {most:g} (FLEET_MAX_RETENTION_S)",
+            f"retention_s is {seconds:.0f}: at most {most:.0f} (FLEET_MAX_RETENTION_S)",
             details={"field": "retention_s", "most": most},
         )
 
