@@ -95,7 +95,7 @@ class OwnRedis:
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse data of which files are missing, as after a copy in part: Redis would begin anew and overwrite the rest.
+    """Refuse data of which files are missing: Redis would begin anew, and overwrite the rest.
 
     Args:
         folder: Where Redis 7 and newer have the append-only files, and a manifest that names them.
