@@ -481,8 +481,10 @@ async def _tell_unknown_shares(settings: Settings, keys: Keys) -> None:
 async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:
     """Return what an operator should know even if jobs can run."""
     old = await outdated_dispatchers(stores.redis)
+    lacking = await stores.replicas.lacking()
     return [
         *([f"dispatchers: {_ending(len(old))}"] if old else []),
+        *([lacking] if lacking else []),
         *_strays(await stores.nodes.states()),
         *(await editors.notes() if editors else []),
     ]

@@ -14,6 +14,7 @@ from comfy_fleet.cli.doctor_checks import Severity
 from comfy_fleet.domain.errors import NotReplicated
 from comfy_fleet.settings import Settings
 from tests.factories import picture
+from tests.fleet import until
 from tests.integration.api_kit import Api, code, running, upload
 from tests.integration.replica_kit import RedisServer, eventually, pair
 
@@ -74,6 +75,27 @@ async def test_without_its_replica_each_face_says_that_it_is_done(
         assert beat.status_code != 503, beat.text
     finally:
         os.kill(replica, signal.SIGCONT)
+
+
+async def test_a_replica_that_is_away_is_told(api: Api, servers: tuple[RedisServer, RedisServer]) -> None:
+    primary, replica = servers
+    replicas = api.stores.replicas
+
+    async def well() -> bool:
+        return await replicas.lacking() is None
+
+    async def told() -> bool:
+        said = "replicas: 0 of 1 can be heard: whatever changes something gets 503 not_replicated"
+        return await replicas.lacking() == said
+
+    await until(well, what="it is heard")
+    with replica.client as client:
+        client.replicaof("NO", "ONE")
+        try:
+            await until(told, what="it is away")
+        finally:
+            client.replicaof("127.0.0.1", primary.port)
+    await until(well, what="it is heard again")
 
 
 async def test_a_repeated_submit_waits_too_and_makes_no_second_job(

@@ -12,6 +12,7 @@ from comfy_fleet.domain.errors import NotReplicated
 logger = logging.getLogger(__name__)
 
 _SAY_EVERY_S = 30.0
+_AWAY_S = 5  # replicas are heard once a second
 
 
 class Replicas:
@@ -74,6 +75,29 @@ class Replicas:
         if time.monotonic() - self._said_at > _SAY_EVERY_S:
             self._said_at = time.monotonic()
             logger.warning("answered without replicas", extra={"reason": lacking})
+
+    async def lacking(self) -> str | None:
+        """Return that replicas are away, and what requests get meanwhile; None: all is well.
+
+        Raises:
+            StoreDown: No answer.
+        """
+        if not self._wanted:
+            return None
+        info: Mapping[str, Any] = await self._redis.info("replication")
+        found = [info.get(f"slave{number}") for number in range(int(info.get("connected_slaves", 0)))]
+        heard = sum(
+            isinstance(one, Mapping) and one.get("state") == "online" and int(one.get("lag", 0)) <= _AWAY_S
+            for one in found
+        )
+        if heard >= self._wanted:
+            return None
+        then = (
+            "whatever changes something gets 503 not_replicated"
+            if self._required
+            else "a failover loses jobs"
+        )
+        return f"replicas: {heard} of {self._wanted} can be heard: {then}"
 
     async def _asked(self, before: "asyncio.Task[tuple[str, int]] | None") -> tuple[str, int]:
         if before is not None:

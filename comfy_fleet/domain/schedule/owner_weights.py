@@ -22,9 +22,7 @@ def parse_weights(text: str) -> Mapping[str, float]:
         if not equals:
             raise BadInput(f"{part[:80]!r} must be OWNER=WEIGHT, such as ada=2, with commas between")
         if not _OWNER.fullmatch(owner):
-            raise BadInput(
-                f"{owner[:80]!r} is no owner: a user's name is 1 to 64 of A-Z a-z 0-9 _ . @ + -"
-            )
+            raise BadInput(f"{owner[:80]!r} is no owner: a user's name is 1 to 64 of A-Z a-z 0-9 _ . @ + -")
         if not _NUMBER.fullmatch(word) or not LEAST <= float(word) <= MOST:
             raise BadInput(
                 f"the weight of {owner} is {word[:80] or 'missing'}: it must be from {LEAST:g} to {MOST:g}"
