@@ -40,8 +40,8 @@ _LONG = {  # files of theirs that take minutes, mostly of waiting: beside what i
 }
 _SHARERS = {  # files whose tests use the fleets of their folder
     *("test_attacks_access.py", "test_attacks_bodies.py", "test_attacks_fuzz.py", "test_attacks_paths.py"),
-    *("test_comfy_sdk.py", "test_pages.py", "test_pictures.py", "test_published_clients.py"),
-    "test_two_people.py",
+    *("test_comfy_sdk.py", "test_comfyui_clients.py", "test_pages.py", "test_pictures.py"),
+    *("test_published_clients.py", "test_two_people.py"),
 }
 _HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but the system
 
