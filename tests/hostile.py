@@ -65,6 +65,11 @@ def answer(body: bytes) -> "Bad":
     return answered
 
 
+async def unavailable(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+
+
 Bad = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 ANSWERS: dict[str, Bad] = {
     "endless": endless,

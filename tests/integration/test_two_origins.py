@@ -133,7 +133,7 @@ async def test_nobody_is_an_operator_there_because_of_what_a_browser_adds(keyed:
         for headers in ({}, as_if_it_were_the_editors, console):
             assert (await ask(keyed, route, EDITOR, headers)).status_code == 401, route.path
         by_key = await ask(keyed, route, EDITOR, {"Authorization": f"Bearer {OPS}"})
-        assert "console_only" not in by_key.text, route.path
+        assert by_key.status_code != 403 or "console_only" not in by_key.text, route.path
     assert [node.name for node in await keyed.stores.nodes.nodes()] == ["g1"]
 
 
@@ -160,7 +160,7 @@ async def test_without_keys_a_made_up_key_makes_no_operator(keyless: Api) -> Non
             answer = await ask(keyless, route, EDITOR, headers)
             assert (answer.status_code, "console_only" in answer.text) == (403, True), (route.path, headers)
         by_token = await ask(keyless, route, EDITOR, {"Authorization": f"Bearer {AGENT}"})
-        assert "console_only" not in by_token.text, route.path
+        assert by_token.status_code != 403 or "console_only" not in by_token.text, route.path
     assert [node.name for node in await keyless.stores.nodes.nodes()] == ["g1"]
 
 

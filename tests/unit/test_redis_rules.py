@@ -156,7 +156,7 @@ def test_the_patterns_name_what_a_key_belongs_to() -> None:
 def test_a_script_carries_what_it_uses_and_no_more() -> None:
     beat = source("beat", "fleet")
     for name in ("now", "num", "fields", "rq_beat"):
-        assert re.search(rf"^local (function )?{name}\b", beat, re.MULTILINE)
+        assert re.search(rf"^(local )?(function )?{name}\b", beat, re.MULTILINE)
     assert "'fleet:run:' .. (run)" in beat and "run_key" not in beat
     for name in ("end_job", "enqueue", "node_started", "asset_of"):
         assert name not in beat
