@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.fuzz import guide, inside
 from benchmarks.fuzz.inside import Finding, Outcome
 
-GROUPS = ("frames", "uploads", "manifests")
+GROUPS = ("api", "bodies", "frames", "uploads", "manifests")
 _LEAST_GUIDED = 2000
 """Fewer cases are not worth a process that has to measure coverage first."""
 
@@ -74,6 +74,14 @@ def _run(
 
     chosen = [one for one in INSIDE if only in ("", one.group) and target in ("", one.name)]
     outcomes: list[Outcome] = []
+    if only in ("", "api", "bodies") and not (target and chosen):
+        from benchmarks.fuzz import served
+
+        # A request to a fleet costs as much as a hundred cases inside a process.
+        share = cases if only else cases // 20
+        end = time.monotonic() + (until - time.monotonic()) / (1 if only else 3)
+        outcomes += served.fuzz(only, target, cases=share, until=end, begin=begin, say=say)
+        cases -= sum(one.cases for one in outcomes)
     can_guide = guided and guide.available()
     for number, one in enumerate(chosen):
         # What one leaves of its time is the next one's; so are its cases.

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import bodies, inside
 from tests.acceptance.up import Up
 from tests.acceptance.wire import (
     END,
@@ -171,6 +172,15 @@ def test_fuzzed_queries_and_headers(
     for name in ("Idempotency-Key", "Authorization", "X-API-Key", "Accept", "Content-Type", "X-Fleet-Node"):
         answer = client("POST", "/api/v2/jobs", content=content, headers={name: raw})
         assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("name", ["native-routes", "client-frames"])
+def test_comfyuis_own_routes(fleet: Up, name: str) -> None:
+    with bodies.targets(fleet.url, fleet.console, "", "") as targets:
+        (target,) = [one for one in targets if one.name == name]
+        finding, cases = inside.one_round(target, "short", 60)
+    assert finding is None
+    assert cases >= 60
 
 
 def test_the_fleet_works_on_and_nothing_went_wrong_inside(fleet: Up) -> None:
