@@ -10,15 +10,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fuzz.inside import HANG_S, Finding, Outcome
+from benchmarks.fuzz.inside import HANG_S, Finding, Outcome, at_most, found
 from benchmarks.fuzz.target import Target
 from comfy_fleet.settings import SOURCE
 
 _MOST_BYTES = 64 * 1024
 _MOST_MIB = 3072
 _DONE = re.compile(r"^#(\d+)\s", re.MULTILINE)
-_ERROR = re.compile(r"^ === Uncaught Python exception: ===\n(.*)$", re.MULTILINE)
-_PLACE = re.compile(r'^  File "[^"]*?((?:comfy_fleet|benchmarks)/[^"]+)", line (\d+), in (\w+)', re.MULTILINE)
 
 
 def available() -> bool:
@@ -56,16 +54,18 @@ def fuzz(target: Target, *, cases: int, until: float, begin: int, say: Callable[
         out.cases = max((int(done) for done in _DONE.findall(text)), default=0)
         out.seconds = time.monotonic() - began
         if process.returncode:
-            out.findings.append(_finding(text, folder))
+            finding = _finding(target, text, folder)
+            finding.again = f"scripts/fuzz --target {target.name} --seed {begin} --cases {cases}"
+            out.add(finding)
     return out
 
 
-def _finding(text: str, folder: Path) -> Finding:
-    error = _ERROR.search(text)
-    places = [f"{file}:{line} {name}" for file, line, name in _PLACE.findall(text)]
+def _finding(target: Target, text: str, folder: Path) -> Finding:
+    """Return what ended the process, as it looks in this one."""
     case = next((file.read_bytes() for file in folder.glob("found-*")), b"")
-    return Finding(
-        what=error[1] if error else text[-2000:],
-        where=" < ".join(reversed(places[-3:])),
-        case=repr(case),
-    )
+    try:
+        with at_most(HANG_S):
+            target.check(case)
+    except Exception as error:  # noqa: BLE001 - it is what was looked for
+        return found(error, case)
+    return Finding(what=text[-2000:], case=repr(case))  # such as too much memory, which has no exception
