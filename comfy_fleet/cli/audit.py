@@ -33,7 +33,7 @@ def audit(
 
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stderr, stdout, table
-    from comfy_fleet.cli.people import seconds
+    from comfy_fleet.cli.people_options import seconds
 
     began = None if since is None else time.time() - seconds("--since", since)
     with Client(api, key) as client:

@@ -1,6 +1,5 @@
 """``fleet tenant``, ``fleet user`` and ``fleet key``: who may use the fleet. For operators."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import typer
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.paths import path_of
+from comfy_fleet.cli.people_options import limits_in, retention_in, seconds, share_in
 
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
@@ -39,7 +39,6 @@ LimitOptions = Annotated[
         show_default=False,
     ),
 ]
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 @contextmanager
@@ -126,9 +125,9 @@ def create_tenant(
     """Add a tenant: people who use the fleet together."""
     body: dict[str, Any] = {"name": name, "sharing": sharing, "limits": limits_in(limit)}
     if share != 1.0:
-        body["share"] = share
+        body["share"] = share_in(share)
     if retention:
-        body["retention_s"] = seconds("--retention", retention)
+        body["retention_s"] = retention_in(retention)
     with connected(api, key, here=here) as client:
         _facts(client.post("/api/v1/tenants", body), json_=json_)
 
@@ -188,8 +187,8 @@ def set_tenant(
         "deny_classes": deny_classes,
         "allow_classes": allow_classes,
         "moderation": moderation,
-        "share": share,
-        "retention_s": None if retention is None else seconds("--retention", retention or "0s"),
+        "share": None if share is None else share_in(share),
+        "retention_s": None if retention is None else retention_in(retention),
     }
     body: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
     if not body and not limit:
@@ -411,33 +410,6 @@ def rotate_key(
 # -- parts ---------------------------------------------------------------------
 
 
-def limits_in(given: list[str] | None) -> dict[str, str]:
-    """Return limits from ``NAME=VALUE``; the fleet checks them.
-
-    Raises:
-        Fail: One is no such pair.
-    """
-    found: dict[str, str] = {}
-    for part in given or []:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise Fail(f"--limit {part!r} must be NAME=VALUE, such as queued=50", code=Exit.USAGE)
-        found[name] = value
-    return found
-
-
-def seconds(option: str, text: str) -> float:
-    """Return a time such as ``90s``, ``12h`` or ``30d`` in seconds.
-
-    Raises:
-        Fail: It is none.
-    """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)", text)
-    if match is None:
-        raise Fail(f"{option} {text!r} must be a time such as 90s, 15m, 12h, 30d or 4w", code=Exit.USAGE)
-    return float(match[1]) * _UNITS[match[2] or "s"]
-
-
 def _day(text: str | None) -> str:
     if not text:
         return ""
@@ -466,12 +438,14 @@ def _new(answer: Mapping[str, Any], *, json_: bool) -> None:
 
 
 def _facts(answer: Mapping[str, Any], *, json_: bool) -> None:
-    from comfy_fleet.cli.console import facts, print_json, stdout
+    from comfy_fleet.cli.console import facts, print_json, span, stdout
 
     if json_:
         print_json(answer)
         return
-    words = {name.replace("_", " "): _word(value) for name, value in answer.items()}
+    words = {name.replace("_", " "): _word(value) for name, value in answer.items() if name != "retention_s"}
+    if "retention_s" in answer:  # a tenant's
+        words["retention"] = span(answer["retention_s"]) if answer["retention_s"] else "the fleet's"
     stdout().print(facts({name: word for name, word in words.items() if word}))
 
 

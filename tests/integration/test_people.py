@@ -1,6 +1,7 @@
 """Tenants, users and keys over HTTP and on the command line, with real Redis and several processes."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -498,6 +499,16 @@ async def test_the_first_key_by_the_command(redis_port: int, redis: Redis, tmp_p
         assert key.startswith("cfk_") and "shown this once" in made.stderr
         mine = {"FLEET_API_KEY": key}
         assert (await fleet("tenant", "create", "studio", "--sharing", "shared", **mine)).exit_code == 0
+        shown = (await fleet("tenant", "show", "studio", **mine)).stdout
+        assert re.search(r"retention +the fleet's", shown) and "retention s" not in shown
+        wrongs = (("--share", "nan"), ("--share", "inf"), ("--retention", "0"), ("--retention", "0d"))
+        for option, value in wrongs:
+            for command in ("create", "set"):
+                wrong = await fleet("tenant", command, "studio", option, value, **mine)
+                assert wrong.exit_code != 0 and option in _said(wrong), wrong.output
+        shown = (await fleet("tenant", "set", "studio", "--retention", "30m", **mine)).stdout
+        assert re.search(r"retention +30m", shown)
+        assert (await fleet("tenant", "set", "studio", "--retention", "", **mine)).exit_code == 0
         assert (await fleet("user", "create", "ada@example.org", "--tenant", "studio", **mine)).exit_code == 0
         shown = await fleet("user", "show", "ada@example.org", "--json", **mine)
         assert orjson.loads(shown.stdout)["tenant"] == "studio"
