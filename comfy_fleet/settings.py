@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     allow_from: str = Field(
         "",
         description="Networks whose clients are served, by their own addresses; if unset, all are. Commands "
-        "on this machine come from `127.0.0.1`.",
+        "on this machine, and `fleet up` itself, come from `127.0.0.1`, which such a list must name.",
     )
     console_allow_from: str = Field(
         "", description="Networks whose clients the console serves; if unset, those of `FLEET_ALLOW_FROM`."
@@ -951,9 +951,9 @@ class Settings(BaseSettings):
         if not value:
             return None
         try:
-            return checked_url(value, field="operator_webhook_url")
-        except BadInput as error:
-            raise ValueError(error.message) from error
+            return checked_url(value, field="URL")
+        except BadInput as error:  # who reads the settings names the variable
+            raise ValueError(error.message.removeprefix("URL").lstrip(": ")) from error
 
     @model_validator(mode="wrap")
     @classmethod

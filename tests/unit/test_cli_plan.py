@@ -281,6 +281,27 @@ def test_what_the_api_would_refuse_is_refused_before_anything_starts(settings: S
         made(settings.model_copy(update={"workflows": settings.data / "none"}), UpOptions())
 
 
+@pytest.mark.parametrize(
+    ("lists", "named"),
+    [
+        ({"allow_from": "10.0.0.0/8"}, "FLEET_ALLOW_FROM=10.0.0.0/8,127.0.0.1"),
+        ({"allow_from": "127.0.0.1", "console_allow_from": "::1"}, "CONSOLE_ALLOW_FROM=::1/128,127.0.0.1"),
+        ({"allow_from": "10.0.0.0/8", "console_allow_from": "127.0.0.0/8"}, ""),
+        ({"allow_from": "10.0.0.0/8", "host": "localhost"}, "FLEET_ALLOW_FROM=10.0.0.0/8,127.0.0.1"),
+    ],
+)
+def test_who_is_served_must_have_this_machine_among_them(
+    settings: Settings, lists: dict[str, str], named: str
+) -> None:
+    asked = Settings(**{**settings.model_dump(), **lists})
+    if not named:
+        assert made(asked, UpOptions()).settings.allow_from == "10.0.0.0/8"
+        return
+    with pytest.raises(Fail) as refused:
+        made(asked, UpOptions())
+    assert (refused.value.exit, named in str(refused.value.hint)) == (Exit.USAGE, True)
+
+
 def test_an_address_that_is_not_here_is_no_taken_port(settings: Settings) -> None:
     with pytest.raises(Fail, match=r"address 192\.0\.2\.1 can't be used") as caught:
         made(settings.model_copy(update={"host": "192.0.2.1"}), UpOptions())

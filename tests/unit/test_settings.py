@@ -46,6 +46,14 @@ def test_a_password_in_a_wrong_address_is_not_shown() -> None:
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["hello", "https://shop.example/" + "x" * 5000])
+def test_the_operators_webhook_is_named_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_OPERATOR_WEBHOOK_URL", url)
+    with pytest.raises(Fail, match=r"^FLEET_OPERATOR_WEBHOOK_URL: [^:]") as caught:
+        load()
+    assert "operator_webhook_url" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("ttl", "beat"), [("5", "30"), ("5", "2.6"), ("1", None)])
 def test_a_beat_that_a_lease_does_not_outlast_is_refused(
     ttl: str, beat: str | None, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,7 @@
 """Decide what ``fleet up`` runs, without running anything."""
 
+import contextlib
+import ipaddress
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from comfy_fleet.cli.up.lock import read_note
 from comfy_fleet.cli.up.nodes import NodePlan
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy
 from comfy_fleet.cli.up.public_port import PublicPort
+from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.gpu import Gpus
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
@@ -128,7 +131,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         visible: This process's ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        Fail: The port is taken, or HAProxy is missing.
+        Fail: The port is taken, HAProxy is missing, or this machine may not ask what it starts.
         ConfigError: No Redis-compatible server is installed, a GPU is not there, API keys are wrong or
             missing where they are needed, a certificate can't be used, or the folder of stored workflows
             can't be read.
@@ -155,6 +158,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         nodes=made.nodes,
         kept=note.get("console"),
     )
+    _require_own_questions(settings)
     # The API would refuse to start, again and again; so below.
     keys = Keys.load(settings, open_keys_file(settings))
     edge_certificates(settings)  # HAProxy would not start
@@ -233,3 +237,18 @@ def _require_distinct(nodes: Sequence[Node]) -> None:
                 hint="each --node [NAME=]URL is one ComfyUI, with its own name",
                 code=Exit.USAGE,
             )
+
+
+def _require_own_questions(settings: Settings) -> None:
+    """Refuse lists of networks that leave out this machine, at whose console the start and commands ask."""
+    served = parse_networks(settings.console_allow_from or settings.allow_from)
+    own = ipaddress.ip_address("127.0.0.1")
+    with contextlib.suppress(ValueError):  # a name is taken for localhost
+        own = ipaddress.ip_address(ports.asked(settings.host))
+    if served and not any(own in ipaddress.ip_network(network) for network in served):
+        setting = "FLEET_CONSOLE_ALLOW_FROM" if settings.console_allow_from else "FLEET_ALLOW_FROM"
+        raise Fail(
+            f"{setting} leaves out {own}, from where this start and the commands on this machine ask",
+            hint=f"add it: {setting}={','.join(served)},{own}",
+            code=Exit.USAGE,
+        )
