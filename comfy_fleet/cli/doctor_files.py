@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.bootstrap import open_assets, open_stores
 from comfy_fleet.cli.doctor_checks import Finding, Severity
 from comfy_fleet.domain.disk_room import size_text
@@ -20,9 +21,20 @@ def stored_files(settings: Settings) -> list[Finding]:
     Args:
         settings: Those of the fleet that runs on the folder.
     """
-    if not (settings.files_dir / "blobs").is_dir():  # a look must not make the folder
-        return [_finding(Severity.FAIL, f"{settings.files_dir} has none", "name the data folder: --data DIR")]
+    if not settings.data.is_dir():
+        return [_finding(Severity.FAIL, f"there is no {settings.data}", "name the data folder: --data DIR")]
+    there = (settings.files_dir / "blobs").is_dir()
     try:
+        if not there and asyncio.run(_none_recorded(settings)):
+            return [_finding(Severity.OK, "no uploads and outputs yet", "")]
+        if not there:  # a look must not make the folder
+            return [
+                _finding(
+                    Severity.FAIL,
+                    f"{settings.files_dir} has none, and Redis knows some",
+                    "name the data folder: --data DIR; or copy them from a backup",
+                )
+            ]
         checked, total, bad = asyncio.run(_compare(settings))
     except FleetError as error:
         return [
@@ -38,6 +50,12 @@ def stored_files(settings: Settings) -> list[Finding]:
             f"copy them from a backup into {settings.files_dir}, under the same names",
         )
     ]
+
+
+async def _none_recorded(settings: Settings) -> bool:
+    """Return whether Redis knows no uploads and no outputs."""
+    async with open_stores(settings) as stores:
+        return not await RedisAssets.recorded(stores.redis)
 
 
 async def _compare(settings: Settings) -> tuple[int, int, Sequence[Asset]]:

@@ -3,11 +3,14 @@
 import asyncio
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import Stores, check_files
+from comfy_fleet.cli.doctor_checks import Severity
+from comfy_fleet.cli.doctor_files import stored_files
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
 
@@ -77,3 +80,22 @@ async def test_a_strange_value_keeps_nobody_from_starting(
     await redis.hset("fleet:files", "somebody", "else's")
     await start(stores, tmp_path)
     assert "files folder not checked" in caplog.messages
+
+
+async def test_a_fleet_without_files_has_none_that_are_missing(
+    stores: Stores, redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    settings = Settings(data=tmp_path / "data", redis_url=f"redis://127.0.0.1:{redis_port}/0")
+
+    async def found() -> tuple[Severity, str]:
+        (one,) = await asyncio.to_thread(stored_files, settings)
+        return one.verdict, one.found
+
+    assert (await found())[0] is Severity.FAIL  # no such folder
+    settings.data.mkdir()
+    assert await found() == (Severity.OK, "no uploads and outputs yet")
+    assert not settings.files_dir.exists()
+    await redis.hset(f"fleet:asset:{uuid4()}", "name", "x.png")
+    verdict, words = await found()
+    assert verdict is Severity.FAIL and "Redis knows some" in words
+    assert not settings.files_dir.exists()

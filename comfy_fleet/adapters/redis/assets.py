@@ -406,6 +406,15 @@ class RedisAssets:
         for one in await self._with_sizes(ids):
             yield one
 
+    @staticmethod
+    async def recorded(redis: FleetRedis) -> bool:
+        """Return whether there are records, without the blob store. Raises StoreDown: no answer."""
+        keys = redis.keyspace
+        async for key in redis.scan_iter(match=keys.asset("*"), count=_LISTED_AT_ONCE):
+            if _ASSET_ID.fullmatch(_text(key).removeprefix(keys.asset(""))):
+                return True
+        return False
+
     async def _with_sizes(self, ids: Collection[str]) -> list[tuple[Asset, int | None]]:
         found = [asset for asset in [await self.get(one) for one in ids] if asset is not None]
         sizes = await self._blobs.sizes([asset.path for asset in found])
