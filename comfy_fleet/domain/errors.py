@@ -20,6 +20,7 @@ FleetError
 │   ├── LimitReached      a limit of a role, key or tenant is used up
 │   ├── NoNodes           no node is known at all
 │   ├── EditorAway        no node that serves the editor answers
+│   ├── UploadUnderWay    an upload with this key has begun and not ended
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: the command may have been carried out
@@ -223,6 +224,12 @@ class EditorAway(Busy):
     """No node that serves ComfyUI's editor answers now."""
 
     code = "editor_away"
+
+
+class UploadUnderWay(Busy):
+    """An upload with the same key has begun and not ended: it is at work, or its process is gone."""
+
+    code = "upload_under_way"
 
 
 class StoreDown(Busy):

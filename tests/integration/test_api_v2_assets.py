@@ -247,6 +247,16 @@ async def test_upload_keys_are_single_use(api: Api) -> None:
     again = await upload(api, b"x", headers=key)
     assert code(again) == (422, "idempotency_key_reuse")
     assert again.json()["error"]["details"]["asset_id"] == made.json()["id"]
+    assert (await upload(api, b"x", headers=key)).status_code == 422  # the first refusal leaves no mark
+
+
+async def test_an_upload_whose_process_is_gone_is_no_asset(api: Api) -> None:
+    key = {"Idempotency-Key": "u2"}
+    assert await api.deps.replays.begin("v2asset:local", "u2")  # and nobody will ever end it
+    early = await upload(api, b"x", headers=key)
+    assert code(early) == (503, "upload_under_way") and int(early.headers["Retry-After"]) > 0
+    await api.deps.replays.end("v2asset:local", "u2", answer=None)  # as Redis does after a minute
+    assert (await upload(api, b"x", headers=key)).status_code == 201
 
 
 async def test_from_hash(api: Api) -> None:

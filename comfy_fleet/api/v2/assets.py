@@ -12,12 +12,13 @@ from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.multipart import UploadedForm
-from comfy_fleet.domain.errors import IdempotencyKeyReuse, NotFound
+from comfy_fleet.domain.errors import IdempotencyKeyReuse, NotFound, UploadUnderWay
 from comfy_fleet.domain.jobs.asset import HASH, Asset
 from comfy_fleet.services.job_queries import is_id
 
 MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
 MAX_TAGS = 32
+_LOOK_AGAIN_S = 5
 _SMALL_BODY = JsonLimits(size=64 * 1024, values=1000)
 _TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(;[\x20-\x7e]{1,200})?")
 _TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
@@ -33,11 +34,20 @@ async def create_asset(request: Request) -> Response:
     if key is None:
         return await _upload(request, d, who)
     scope = f"v2asset:{who}"
-    used = await d.replays.recall(scope, key)
-    if used is not None or not await d.replays.begin(scope, key):
+    begun = await d.replays.begin(scope, key)
+    used = await d.replays.recall(scope, key)  # only now: the mark goes as the answer comes
+    if used is not None:
+        if begun:
+            await d.replays.end(scope, key, answer=None)
         raise IdempotencyKeyReuse(
             "this Idempotency-Key has made an asset already: use a new key",
-            details={"asset_id": used[1].decode()} if used else None,
+            details={"asset_id": used[1].decode()},
+        )
+    if not begun:
+        raise UploadUnderWay(
+            "an upload with this Idempotency-Key has begun, and its end is not known: send this again after "
+            "Retry-After seconds",
+            retry_after_s=_LOOK_AGAIN_S,
         )
     made: tuple[str, bytes] | None = None
     try:
