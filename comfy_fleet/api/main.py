@@ -66,6 +66,7 @@ from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import OperatorFact
+from comfy_fleet.sealed_check import check_secret
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.draft_checks import DraftChecks
@@ -545,6 +546,8 @@ async def run(
             await stores.clock.begin()
         deps = build(settings, stores, nodes, registry=registry, telemetry=telemetry)
         await check_files(settings, stores)
+        if another := await check_secret(settings, stores):
+            logger.warning("secret key is another one", extra={"reason": another})
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
         serving = server(create_app(deps), settings, deps.closing, companion)
         await serving.serve(list(sockets) if sockets else None)

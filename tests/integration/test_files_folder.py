@@ -8,10 +8,13 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.bootstrap import Stores, check_files
 from comfy_fleet.cli.doctor_checks import Severity
 from comfy_fleet.cli.doctor_files import stored_files
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.sealed_check import check_secret
 from comfy_fleet.settings import Settings
 
 
@@ -99,3 +102,44 @@ async def test_a_fleet_without_files_has_none_that_are_missing(
     verdict, words = await found()
     assert verdict is Severity.FAIL and "Redis knows some" in words
     assert not settings.files_dir.exists()
+
+
+async def test_a_lost_key_is_refused_with_what_it_sealed_and_the_ways_out(
+    stores: Stores, redis: Redis, tmp_path: Path
+) -> None:
+    settings = Settings(data=tmp_path)
+    path = settings.secret_key_file
+
+    async def begin() -> str:
+        return await check_secret(settings, stores)
+
+    assert not any(await asyncio.gather(begin(), begin()))
+    first = path.read_bytes()
+    path.unlink()
+    assert "signed URLs" in await begin()  # nothing is sealed: the new one is taken, and told of
+    assert path.read_bytes() != first
+
+    second = path.read_bytes()
+    box = SecretBox.open(path)
+    node = Node(name="g1", url="http://127.0.0.1:1", sealed=box.seal(b"a:b").decode())
+    await stores.nodes.add(node)
+    await redis.hset("fleet:webhook:secrets", "ada", box.seal(b"{}"))
+    await redis.set(f"fleet:job:{uuid4()}:secret", box.seal(b"{}"))
+    await begin()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"passwords of nodes g1, .* webhooks, partner"):
+        await begin()
+    with pytest.raises(ConfigError) as refused:  # the key that was made meanwhile is no way in
+        await begin()
+    third = path.read_bytes()
+    path.write_bytes(second)  # from the backup
+    await begin()
+    path.write_bytes(third)
+    mark, _, place = str(refused.value).rpartition("echo ")[2].partition(" > ")
+    assert place == str(tmp_path / "lost-key")
+    (tmp_path / "lost-key").write_text(f"{mark}\n")  # as the shell does it
+    assert "g1" in await begin()
+    assert not await begin()
+    path.unlink()
+    with pytest.raises(ConfigError):  # what was given up was that key's, not this one's
+        await begin()

@@ -316,6 +316,7 @@ class Keyspace:
     webhook_told = _One("webhook:told")  # hash: THING -> STATE SINCE TOLD, of what operators are told
 
     # -- the store itself
+    secret_key = _One("secret_key")  # string: fingerprint of the secret.key that all this is sealed under
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     # hash: shift (what is added to the server's time), seen (its time when a process told how time passes)
     clock = _One("clock")

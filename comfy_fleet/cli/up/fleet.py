@@ -31,6 +31,7 @@ from comfy_fleet.cli.up.supervisor import ChildSpec, LogTrouble, Supervised, log
 from comfy_fleet.cli.up.terminal import Terminal
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import json_line
+from comfy_fleet.sealed_check import check_secret
 from comfy_fleet.tasks import start
 
 _GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: waiting longer won't help
@@ -163,6 +164,8 @@ class Fleet:
         async with open_stores(settings) as stores:
             await check_schema(stores)
             await check_files(settings, stores)
+            if another := await check_secret(settings, stores):
+                self._tell("warning", "secret key is another one", reason=another)
             if self._options.goes_on:
                 self.plan = last_start.with_registered(self.plan, await stores.nodes.nodes())
                 for port in (settings.port, settings.console_port):
