@@ -189,7 +189,8 @@ async def test_a_websocket_is_opened_and_goes_both_ways(place: Place) -> None:
     ) as socket:
         assert json.loads(await socket.recv())["type"] == "status"
         await socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
-        assert json.loads(await socket.recv())["type"] == "feature_flags"
+        while json.loads(await socket.recv())["type"] != "feature_flags":
+            pass  # of what others run at the moment
         await (await socket.ping())
 
 

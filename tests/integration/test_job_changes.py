@@ -375,6 +375,7 @@ async def test_keys_that_were_erased_are_asked_for_again(api: Api) -> None:
 async def test_a_retry_runs_where_the_first_could(api: Api) -> None:
     node = Node(name="z", url="http://127.0.0.1:9900", zone="a", labels={"gpu": "h100"}, pool="big")
     await api.stores.nodes.add(node)
+    await api.stores.nodes.report("z", verdict="up", why="")
     wanted: tuple[dict[str, Any], ...] = (
         {"pool": "big", "spill_to": ["default"], "zone": "a", "labels": {"gpu": "h100"}},
         {"prefer_pool": "big"},

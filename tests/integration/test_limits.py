@@ -16,6 +16,8 @@ from tests.integration.api_kit import Api, code, running, upload
 from tests.integration.test_publishing import graph, ui
 from tests.key_files import write_keys
 
+pytestmark = pytest.mark.usefixtures("redis")  # begins with an empty database
+
 OPS, ANN, ART = "ops-key-0123456789", "ann-key-0123456789", "art-key-0123456789"
 
 
