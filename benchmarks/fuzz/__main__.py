@@ -108,11 +108,11 @@ def _told(
 
 def _show(console: Console, outcomes: Sequence[Outcome]) -> None:
     table = Table(title=f"{sum(one.cases for one in outcomes)} cases", title_justify="left")
-    for column in ("target", "drawn by", "cases", "seconds", "findings"):
+    for column in ("target", "drawn by", "cases", "seconds", "taken", "findings"):
         table.add_column(column, justify="left" if column in ("target", "drawn by") else "right")
     for one in outcomes:
         colour = "red" if one.findings else "green"
-        cells = (one.way, str(one.cases), f"{one.seconds:.0f}", str(len(one.findings)))
+        cells = (one.way, str(one.cases), f"{one.seconds:.0f}", one.taken, str(len(one.findings)))
         table.add_row(f"[{colour}]{one.name}[/]", *cells)
     console.print(table)
     for one in outcomes:

@@ -45,13 +45,20 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What fuzzing one target came to."""
+    """What fuzzing one target came to.
+
+    Attributes:
+        taken: How many of a document's operations have taken a request; empty: there is no document.
+        untaken: Those that were allowed to whoever asked, and have taken none.
+    """
 
     name: str
     cases: int = 0
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     way: str = "hypothesis"
+    taken: str = ""
+    untaken: list[str] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
         """Keep a finding, unless it is known."""

@@ -195,8 +195,14 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods that a path allows: several routes may share it."""
-    routes = request.scope["router"].routes
+    """Return the methods that a path allows: several routes may share it.
+
+    Those of a more general path that it fits, too, are not its own: ``assets/from-hash`` is no asset.
+    """
+    every = request.scope["router"].routes
+    first = next((route for route in every if route.matches(request.scope)[0] is not Match.NONE), None)
+    path = getattr(first, "path", None)
+    routes = [route for route in every if path is None or getattr(route, "path", None) == path]
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

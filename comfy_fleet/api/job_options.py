@@ -105,7 +105,14 @@ WebhookUrl = Annotated[str | None, BeforeValidator(_webhook_url)]
 WebhookEvents = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(_webhook_events),
-    WithJsonSchema({"type": "array", "items": {"type": "string", "enum": list(EVENTS)}, "nullable": True}),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "enum": list(EVENTS)},
+            "minItems": 1,
+            "nullable": True,
+        }
+    ),
 ]
 
 
@@ -136,6 +143,10 @@ def _bad_metadata(message: str, key: str | None = None) -> HttpError:
     return HttpError(422, "metadata_invalid", message, details=details)
 
 
+_SPAN: dict[str, Any] = {"minimum": 0, "exclusiveMinimum": True, "maximum": job_times.LONGEST_S}
+"""Limits as OpenAPI 3.0 writes them."""
+
+
 class JobOptionsBody(BaseModel):
     """The fields that every request for a job may have.
 
@@ -157,13 +168,16 @@ class JobOptionsBody(BaseModel):
         description=f"An object of up to {MAX_LABELS} labels, or a text of up to {MAX_METADATA_BYTES} bytes.",
     )
     ttl_s: Annotated[float | None, BeforeValidator(_ttl_s)] = Field(
-        None, description="Seconds from now; a job that has not started by then expires. At most 30 days."
+        None,
+        json_schema_extra=_SPAN,
+        description="Seconds from now; a job that has not started by then expires. At most 30 days.",
     )
     deadline_s: Annotated[float | None, BeforeValidator(_deadline_s)] = Field(
-        None, description="The same as `ttl_s`, by its earlier name."
+        None, json_schema_extra=_SPAN, description="The same as `ttl_s`, by its earlier name."
     )
     timeout_s: Annotated[float | None, BeforeValidator(_timeout_s)] = Field(
         None,
+        json_schema_extra={"minimum": job_times.LEAST_TIMEOUT_S, "maximum": job_times.LONGEST_S},
         description="Longest time of one run in seconds, 1 to 30 days; the operator's limit stays if it is "
         "smaller. A run that takes longer is interrupted, and the job fails with `run_timeout`.",
     )
@@ -188,6 +202,7 @@ class JobOptionsBody(BaseModel):
     webhook_url: WebhookUrl = Field(
         None,
         max_length=MOST_URL,
+        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"},
         description="An http(s) URL that is told what becomes of the job, in the form of Standard Webhooks.",
     )
     webhook_events: WebhookEvents = Field(

@@ -59,6 +59,13 @@ async def test_upload_and_read_back(api: Api) -> None:
     assert content.headers["x-content-type-options"] == "nosniff"
 
 
+async def test_allow_names_the_methods_of_the_path_itself(api: Api) -> None:
+    wrong = await api.client.put("/api/v2/assets/from-hash")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+    one = await api.client.put("/api/v2/assets/x")
+    assert one.status_code == 405 and one.headers["allow"] == "DELETE, GET, HEAD"
+
+
 async def test_fields_may_come_after_the_file(api: Api) -> None:
     body = (
         b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nab\r\n--B-\r\nc\r\n'

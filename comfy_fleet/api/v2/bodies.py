@@ -10,6 +10,10 @@ from typing_extensions import TypedDict
 
 from comfy_fleet.api.job_options import JobOptionsBody
 
+_HASH = "^blake3:[0-9a-fA-F]{64}$"
+_PATH: dict[str, Any] = {"minLength": 1, "maxLength": 1024}
+_Tag = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,64}$"})]
+
 
 class ExtraDataBody(BaseModel):
     """What the node gets beside the graph; kept encrypted until the job's end."""
@@ -32,7 +36,10 @@ class GraphJobBody(JobOptionsBody):
 
 
 class _UploadFields(TypedDict, total=False):
-    file_path: Annotated[str, Field(description="A relative path; the file's own name if left out.")]
+    file_path: Annotated[
+        str,
+        Field(description="A relative path; the file's own name if left out.", json_schema_extra=_PATH),
+    ]
     content_type: Annotated[str, Field(description="That of the part, or by the name, if left out.")]
     expected_hash: Annotated[str, Field(description="`blake3:` and 64 hexadecimal digits.")]
     expires_in: Annotated[int, Field(ge=60, le=604_800, description="Seconds.")]
@@ -48,7 +55,9 @@ class UploadBody(_UploadFields):
 class FromHashBody(BaseModel):
     """A record over bytes that the caller has already."""
 
-    hash: str = Field(description="`blake3:` and 64 hexadecimal digits.")
-    file_path: str | None = Field(None, description="A relative path.")
-    tags: list[str] | None = Field(None, max_length=32)
+    hash: str = Field(
+        description="`blake3:` and 64 hexadecimal digits.", json_schema_extra={"pattern": _HASH}
+    )
+    file_path: str | None = Field(None, description="A relative path.", json_schema_extra=_PATH)
+    tags: list[_Tag] | None = Field(None, max_length=32)
     expires_in: int | None = Field(None, ge=60, le=604_800, description="Seconds.")
