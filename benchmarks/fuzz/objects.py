@@ -234,6 +234,7 @@ class Objects:
             "tags": ["a"],
             "metadata": {"a": "b"},
             "file_path": "a.png",
+            "extra_data": {},
             "status": "queued",
             "limits": {},
             "deny_classes": "",
