@@ -43,7 +43,6 @@ def _meant(drawn: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one for name in drawn if (one := _objects.meant(name)) is not None}
 
 
-@schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     label = context.operation.label
     parts = case.meta.components if case.meta else {}
@@ -74,13 +73,16 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.body = {**body, **_meant(body), **(needed or {})}
 
 
-@schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
     status = response.status_code
     if case.method == context.operation.method.upper():
         _counts.setdefault(context.operation.label, Counter())[status] += 1
     if status in (404, 409) or (case.method == "DELETE" and status < 300):
         _objects.forget(context.operation.path)
+
+
+schemathesis.hook(before_call)
+schemathesis.hook(after_call)
 
 
 @atexit.register

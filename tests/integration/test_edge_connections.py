@@ -56,9 +56,9 @@ async def test_one_address_has_so_many_connections_and_others_get_in(tmp_path: P
                 last.write(b" x\r\n\r\n")  # those who were there first are served
                 await last.drain()
             await eventually("it is counted no more", lambda: status_of("127.0.0.2", b"HTTP/1.1 200 "))
-            async with opened(edge, 21, "127.0.0.2"):
-                await eventually("the next is closed at once", lambda: status_of("127.0.0.2", None))
-                assert await status_of("127.0.0.3", b"HTTP/1.1 200 ")
+        async with opened(edge, 41, "127.0.0.2"):
+            await eventually("the next is closed at once", lambda: status_of("127.0.0.2", None))
+            assert await status_of("127.0.0.3", b"HTTP/1.1 200 ")
 
 
 async def test_a_trusted_proxys_connections_are_not_counted(tmp_path: Path) -> None:
