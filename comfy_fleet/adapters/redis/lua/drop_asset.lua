@@ -25,7 +25,7 @@ local r = asset_of(id)
 if not r or (owner and r.owner ~= owner) then return { 'none' } end
 if needed() or (owner and r.job_id and live(r.job_id)) or (not owner and is_kept(id)) then return { 'held' } end
 redis.call('DEL', asset_key(id), asset_kept_key(id))
-if r.counted and redis.call('HINCRBY', stored_bytes_key, r.owner, '-' .. r.size_bytes) <= 0 then
+if r.counted and redis.call('HINCRBY', stored_bytes_key, r.owner, string.format('%.0f', 0 - r.size_bytes)) <= 0 then
   redis.call('HDEL', stored_bytes_key, r.owner)
 end
 redis.call('SREM', blob_owner_key(r.owner, r.hash), id)
