@@ -1,5 +1,6 @@
 """Real servers for tests: Redis on a port that the kernel chose."""
 
+import inspect
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import certifi
+import httpx
 import pytest
 import redis as sync_redis
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # it has no types
@@ -26,7 +28,7 @@ from comfy_fleet.domain.jobs.run import Run
 from comfy_fleet.domain.jobs.run_messages import Action, Event
 from comfy_fleet.settings import Settings
 from tests.children import mortal
-from tests.comfyui_server import comfyui_server
+from tests.comfyui_server import ANSWER_S, comfyui_server
 from tests.time_limits import limited
 
 __all__ = ["comfyui_server"]  # a fixture
@@ -140,6 +142,16 @@ def loaded_authorities() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", known)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_httpx() -> Iterator[None]:
+    """Let each request of a test that names no limit of its own wait for ``ANSWER_S``."""
+    default = inspect.signature(httpx.Client).parameters["timeout"].default
+    with pytest.MonkeyPatch.context() as patch:
+        for part in ("connect", "read", "write", "pool"):
+            patch.setattr(default, part, ANSWER_S)
         yield
 
 

@@ -18,6 +18,8 @@ from tests.conftest import free_port
 from tests.key_files import write_keys
 
 START_S = 60.0
+STOP_S = 90.0
+"""For the end of a ``fleet up``: it gives its processes up to 10 s a stage before it kills them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def start_fleet(
     deadline = time.monotonic() + within_s
     while True:
         try:
-            if httpx.get(f"{url}/api/v1/ready").status_code == 200:
+            if httpx.get(f"{url}/api/v1/ready", timeout=5).status_code == 200:
                 return Up(url, data, process, console, footprint(process.pid, data))
         except httpx.HTTPError:
             pass
@@ -75,9 +77,14 @@ def start_fleet(
 
 
 def stop_fleet(up: Up) -> None:
-    """Stop it as Ctrl-C would."""
+    """Stop it as Ctrl-C would; one that does not end fails the test, and no later one."""
     up.process.send_signal(signal.SIGINT)
-    up.process.wait(30)
+    try:
+        up.process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        up.process.kill()
+        up.process.wait()
+        raise
 
 
 @contextmanager
