@@ -55,6 +55,8 @@ async def flood(url: str, keys: Sequence[str], rate: float, seconds: float) -> d
         connection = None
         try:
             async with Timeout(ANSWER_S):
+                while idle and idle[-1].ended:
+                    idle.pop().abort()
                 connection = idle.pop() if idle else await RawConnection.open(host, port)
                 answer = await connection.ask(
                     "POST", "/api/v2/jobs", body, {"Authorization": f"Bearer {key}"}

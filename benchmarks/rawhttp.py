@@ -31,6 +31,11 @@ class RawConnection:
         reader, writer = await asyncio.open_connection(host, port)
         return cls(reader, writer, f"{host}:{port}")
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it, as it does when no request came for some time."""
+        return self._reader.at_eof()
+
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Post JSON; returns status and body.
 

@@ -445,6 +445,23 @@ async def test_a_reload_cuts_no_websocket(editor: Editor) -> None:
     assert await counted(runtime, "fe_console", "stot", kind=1) == 0
 
 
+async def test_a_connection_without_a_request_outlives_a_reload_by_one(editor: Editor) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", editor.edge.settings.port)
+    asked = b"GET /api/v2/none HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def answer() -> bytes:
+        writer.write(asked)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+        return head
+
+    assert b"connection: close" not in await answer()
+    await editor.edge.broker.controller.edge.renew()
+    assert b"connection: close" in await answer()
+    assert await reader.read() == b""
+    writer.close()
+
+
 async def test_another_editor_node_changes_nothing_in_the_edge(editor: Editor) -> None:
     written = files(editor.edge.settings).edge
     before, pid = written.read_text(), await Runtime(files(editor.edge.settings).edge_socket).pid()
