@@ -138,7 +138,7 @@ class Fleet:
         assert job is not None
         return job
 
-    async def ended(self, job_id: str, *, timeout_s: float = 20) -> Job:
+    async def ended(self, job_id: str, *, timeout_s: float = 45) -> Job:
         """Wait for a job's end."""
 
         async def over() -> bool:
@@ -148,7 +148,7 @@ class Fleet:
         return await self.job(job_id)
 
 
-async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = 45) -> None:
     """Poll until a condition, plain or async, holds."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -138,7 +138,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def ends(
-    fleet: Up, job: dict[str, Any], headers: dict[str, str] | None = None, *, within_s: float = 30
+    fleet: Up, job: dict[str, Any], headers: dict[str, str] | None = None, *, within_s: float = 60
 ) -> dict[str, Any]:
     """Wait until a job has ended."""
     deadline = time.monotonic() + within_s

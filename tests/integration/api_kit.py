@@ -25,6 +25,7 @@ from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports.runs import Claim, StoredOutput
 from comfy_fleet.settings import Settings
+from tests.comfyui_server import ANSWER_S
 from tests.fakes.comfyui import FakeNodeApi
 
 OBJECT_INFO = Path(__file__).parents[1] / "data" / "object_info_0.3.64.json.gz"
@@ -173,7 +174,7 @@ async def running(
         while not served.started:
             assert not serving.done(), serving
             await asyncio.sleep(0.005)
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=ANSWER_S) as client:
             try:
                 yield Api(url, client, stores, deps, played, served, serving)
             finally:

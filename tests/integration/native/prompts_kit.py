@@ -11,6 +11,7 @@ import httpx
 from comfy_fleet.domain.jobs.job import JobError, JobFilter, JobStatus
 from comfy_fleet.domain.jobs.raw_ui import RawUi
 from comfy_fleet.ports.runs import Claim
+from tests.comfyui_server import ANSWER_S
 from tests.factories import picture
 from tests.integration.api_kit import Api, running
 from tests.key_files import write_keys
@@ -28,7 +29,7 @@ async def two_people(
     async with running(redis_port, folder, keys_file=keys, **settings) as api:
         await api.add_node()
         clients = [
-            httpx.AsyncClient(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+            httpx.AsyncClient(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, timeout=ANSWER_S)
             for key in KEYS.values()
         ]
         async with clients[0] as ada, clients[1] as bob:

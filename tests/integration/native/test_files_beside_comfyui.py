@@ -38,7 +38,7 @@ class Both:
 
     def __init__(self, api: Api, server: ComfyServer) -> None:
         self._fleet = api.client
-        self._bare = httpx.AsyncClient(base_url=server.url, timeout=20)
+        self._bare = httpx.AsyncClient(base_url=server.url, timeout=ANSWER_S)
 
     async def close(self) -> None:
         await self._bare.aclose()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.comfyui_server import ComfyServer
+from tests.comfyui_server import ANSWER_S, ComfyServer
 from tests.integration.api_kit import Api, running
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(180)]
@@ -41,7 +41,7 @@ class Both:
 
     def __init__(self, api: Api, server: ComfyServer) -> None:
         self._fleet = api.client
-        self._bare = httpx.AsyncClient(base_url=server.url, timeout=20)
+        self._bare = httpx.AsyncClient(base_url=server.url, timeout=ANSWER_S)
 
     async def close(self) -> None:
         await self._bare.aclose()
