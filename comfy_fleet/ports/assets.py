@@ -171,7 +171,11 @@ class AssetStore(Protocol):
         """Release the assets that were held for a job that was not submitted after all."""
 
     async def forget_job(self, job_id: str) -> bool:
-        """Forget a job's outputs; False if a live job still needs one of them. Safe to repeat."""
+        """Forget the outputs of a job that is gone, was removed or is past its retention. Safe to repeat.
+
+        Returns:
+            False if a live or kept job still needs one of them, or the job is still its owner's.
+        """
 
     async def open(
         self, asset: Asset, start: int = 0, length: int | None = None

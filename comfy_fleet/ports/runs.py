@@ -405,10 +405,16 @@ class RunStore(Protocol):
         """End queued jobs that are past their deadline as ``expired``; return how many."""
 
     async def forgettable(self, limit: int) -> Sequence[str]:
-        """Return ids of jobs that are past their retention."""
+        """Return ids of jobs that are past their retention, or were removed.
+
+        From now on nobody can keep them.
+        """
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
-        """Postpone the removal of a job that can't be forgotten yet."""
+        """Postpone the removal of a job of :meth:`forgettable` that can't be forgotten yet."""
 
     async def forget(self, job_id: str) -> None:
-        """Remove every trace of a job from the store; its files must be gone already."""
+        """Remove every trace of a job of :meth:`forgettable` from the store; its files must be gone already.
+
+        A job that is still its owner's stays.
+        """

@@ -51,6 +51,20 @@ async def claim(
     return got
 
 
+async def past_retention(stores: Stores, *ids: str) -> None:
+    """Let the retention of jobs that are over have ended, and a dispatcher see that."""
+    client: Any = stores.redis
+    await client.zadd("fleet:expiring", dict.fromkeys(ids, 0))
+    assert set(ids) <= set(await stores.runs.forgettable(1000))
+
+
+async def forget(stores: Stores, *ids: str) -> None:
+    """Let jobs that are over be forgotten, without their files."""
+    await past_retention(stores, *ids)
+    for job_id in ids:
+        await stores.runs.forget(job_id)
+
+
 async def refused(stores: Stores, node: str = "g1") -> Refused:
     """Try the same and return why it was refused."""
     got = await stores.runs.claim(

@@ -121,6 +121,31 @@ async def test_bytes_that_are_wanted_again_meanwhile_stay(
     assert await content_of(store, again) == b"x"
 
 
+async def test_an_upload_that_is_given_more_time_while_the_sweep_looks_stays(
+    redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (assets_on(redis, tmp_path, clock=clock) for _ in range(2))
+
+    one, _ = await store.upload(
+        owner="ann", chunks=chunks(b"x"), content_type="a/b", file_path="a.bin", expires_in_s=60
+    )
+    clock.now += 61
+    call = Scripts.call
+
+    async def late(self: Scripts, script: str, /, *texts: Any, **args: Any) -> Any:
+        if script == "drop_asset":  # the sweep has just read what has ended
+            again, _ = await other.from_hash(owner="ann", hash_=one.hash, file_path="a.bin", expires_in_s=600)
+            assert again.id == one.id
+        return await call(self, script, *texts, **args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripts, "call", late)
+        assert await store.sweep() == 0
+    assert await store.get(one.id) is not None
+    clock.now += 601
+    assert await store.sweep() == 1
+
+
 async def test_deleting_makes_room_on_a_full_disk(
     redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
-"""The clock of Redis is set forward and back by an hour, while a fleet works."""
+"""The clock of Redis is set by an hour while a fleet works; and delays, which move no time."""
 
 import asyncio
 import os
+import random
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,10 +14,12 @@ import pytest
 import redis as sync_redis
 
 from benchmarks.stepped_clock import SteppedClock
+from comfy_fleet.adapters.redis import clock as redis_clock
 from comfy_fleet.adapters.redis.clock import ServerClock
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.settings import Settings
 from comfy_fleet.sim import SimTiming
@@ -35,6 +39,7 @@ class SteppedRedis:
 
     port: int
     clock: SteppedClock
+    pid: int
 
     def step(self, seconds: int) -> None:
         """Set its clock so far ahead of the real time."""
@@ -47,15 +52,15 @@ class SteppedRedis:
 @pytest.fixture(scope="module")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedRedis]:
     folder = tmp_path_factory.mktemp("stepped")
-    made = SteppedRedis(port=free_port(), clock=SteppedClock.make(folder))
-    argv = [program(), "--port", str(made.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    env = {**os.environ, **made.clock.env}
+    port, clock = free_port(), SteppedClock.make(folder)
+    argv = [program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    env = {**os.environ, **clock.env}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(mortal(argv), env=env, stdout=log, stderr=log)
     try:
-        with sync_redis.Redis(port=made.port) as client:
+        with sync_redis.Redis(port=port) as client:
             eventually(client.ping)
-        yield made
+        yield SteppedRedis(port, clock, process.pid)
     finally:
         process.kill()
         process.wait(20)
@@ -201,6 +206,99 @@ async def test_what_comes_late_is_no_step(
         await asyncio.gather(telling, return_exceptions=True)
     await frozen.begin()
     assert await shift_s(stores) == 0
+
+
+async def fleet_time(stores: Stores) -> float:
+    return float(await Scripts(stores.redis).call("time"))
+
+
+async def test_time_does_not_go_back_because_nobody_tells(stores: Stores, stepped: SteppedRedis) -> None:
+    """All processes of a machine that is too busy are late, one after the other."""
+    own = OwnClock()
+    late = ServerClock(stores.redis, monotonic=own)
+    await late.begin()
+    await add_nodes(stores, "g1")
+    job = await submit(stores, expires_in_s=6)
+    await stores.runs.finish(await claim(stores), JobStatus.SUCCEEDED, error=None, duration_s=None)
+    await late.begin()
+    times, going = [await fleet_time(stores)], list[str]()
+    for passed in (1, 4, 9, 11):
+        own.ahead_s = passed
+        stepped.step(passed)
+        times.append(await fleet_time(stores))
+        going += await stores.runs.forgettable(9)
+    try:
+        await stores.jobs.keep("local", job.id, keep=True, most=9)
+        kept = True
+    except NotFound:
+        kept = False
+    for job_id in going:
+        await stores.runs.forget(job_id)
+    assert kept == (await stores.jobs.get(job.id) is not None)
+    assert times == sorted(times)
+    await late.begin()
+    assert await shift_s(stores) == 0
+    assert 11 <= await fleet_time(stores) - times[0] < 60
+
+
+async def test_no_order_of_delays_is_taken_for_a_step(
+    stores: Stores, stepped: SteppedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes tell; each waits before it asks, before it is heard, and before it hears."""
+    own, chance = OwnClock(), random.Random(7)
+    clocks = [ServerClock(stores.redis, monotonic=own) for _ in range(2)]
+    await asyncio.gather(*(clock.begin() for clock in clocks))
+    call, times = Scripts.call, [await fleet_time(stores)]
+
+    def time_passes() -> None:
+        own.ahead_s += chance.choice((0, 0, 0, 1, 3, 3, 3, 5, 12))
+        stepped.step(round(own.ahead_s))
+
+    async def late(self: Scripts, name: str, *texts: Any, **args: Any) -> Any:
+        time_passes()
+        times.append(float(await call(self, "time")))
+        answer = await call(self, name, *texts, **args)
+        times.append(float(await call(self, "time")))
+        time_passes()
+        return answer
+
+    monkeypatch.setattr(Scripts, "call", late)
+    monkeypatch.setattr(redis_clock, "_LOOK_S", 0.0)
+    for _ in range(60):
+        time_passes()
+        await chance.choice(clocks).begin()
+        assert await shift_s(stores) == 0
+    assert times == sorted(times)
+    assert times[-1] - times[0] > own.ahead_s - 60
+
+
+async def test_a_server_that_stands_still_for_a_while_moves_no_time(
+    stores: Stores, stepped: SteppedRedis
+) -> None:
+    clocks = [ServerClock(stores.redis) for _ in range(2)]
+    await asyncio.gather(*(clock.begin() for clock in clocks))
+    keeping = [asyncio.create_task(clock.keep()) for clock in clocks]
+    times = [await fleet_time(stores)]
+    client: Any = stores.redis
+
+    async def told() -> bool:
+        """Whether both had the time to tell twice since the last look."""
+        times.append(await fleet_time(stores))
+        return float(await client.hget("fleet:clock", "seen")) > times[0] + 8
+
+    try:
+        os.kill(stepped.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(5)  # longer than what is taken for a step
+        finally:
+            os.kill(stepped.pid, signal.SIGCONT)
+        await until(told, what="they go on telling")
+        assert await shift_s(stores) == 0
+        assert times == sorted(times)
+    finally:
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
 
 
 async def test_who_asks_for_the_time_after_an_outage_makes_no_step_of_it(stores: Stores) -> None:

@@ -16,6 +16,7 @@ from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.schedule.waiting_job import BATCH
 from tests.factories import GRAPH, picture, sampled
 from tests.integration.api_kit import Api, code, running, upload
+from tests.integration.redis_kit import past_retention
 from tests.key_files import write_keys
 from tests.older_version import older
 
@@ -198,6 +199,7 @@ async def test_an_output_that_a_kept_job_uses_outlives_the_job_that_made_it(api:
     graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "t"}}
     second = await done(api, graph)
     await api.client.put(f"/api/v1/jobs/{second}/keep")
+    await past_retention(api.stores, first)
     assert not await api.assets.forget_job(first)
     assert (await api.client.get(output["url"])).status_code == 200
     await api.client.delete(f"/api/v1/jobs/{second}/keep")
@@ -222,6 +224,36 @@ async def test_a_job_whose_retention_is_over_is_not_kept_in_part(
         answer = await api.client.put(f"/api/v1/jobs/{job_id}/keep")
         assert code(answer) == (404, "not_found")
         assert await clean_up(api) == [job_id]
+
+
+async def test_a_kept_job_stays_whatever_a_dispatcher_saw_before(api: Api) -> None:
+    """What was listed by its time and kept before anything was done about it loses nothing."""
+    job_id = await done(api)
+    output = (await api.client.get(f"/api/v1/jobs/{job_id}")).json()["outputs"][0]
+    assert (await api.client.put(f"/api/v1/jobs/{job_id}/keep")).status_code == 200
+    assert not await api.assets.forget_job(job_id)
+    await api.stores.runs.postpone(job_id, seconds=-60)
+    assert await clean_up(api) == []
+    await api.stores.runs.forget(job_id)
+    assert (await record(api, job_id)).kept
+    assert (await api.client.get(output["url"])).status_code == 200
+    # A version that does not look again has given it another time.
+    redis: Any = api.stores.redis
+    await redis.zadd("fleet:expiring", {job_id: 0})
+    assert await clean_up(api) == []
+    assert await redis.zscore("fleet:expiring", job_id) > time.time() + 50 * YEAR_S
+    await api.client.delete(f"/api/v1/jobs/{job_id}")
+    assert await clean_up(api) == [job_id]
+
+
+async def test_a_job_that_a_dispatcher_is_forgetting_is_not_kept(api: Api) -> None:
+    job_id = await done(api)
+    await past_retention(api.stores, job_id)
+    redis: Any = api.stores.redis
+    await redis.zadd("fleet:expiring", {job_id: time.time() + YEAR_S})  # as if time had gone back
+    assert code(await api.client.put(f"/api/v1/jobs/{job_id}/keep")) == (404, "not_found")
+    await api.stores.runs.postpone(job_id, seconds=-60)
+    assert await clean_up(api) == [job_id]
 
 
 async def test_a_version_that_knows_of_no_kept_jobs_leaves_them_alone(api: Api) -> None:

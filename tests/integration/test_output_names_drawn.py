@@ -26,7 +26,16 @@ from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
 from comfy_fleet.ports.runs import Claim, RunStore, StoredOutput
 from tests.assets_kit import assets_on
 from tests.factories import a_claim, running_job
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, stored, submit
+from tests.integration.redis_kit import (
+    BROKEN,
+    add_nodes,
+    claim,
+    forget,
+    output,
+    past_retention,
+    stored,
+    submit,
+)
 
 
 def new_id() -> str:
@@ -366,7 +375,7 @@ async def test_a_committed_file_is_found_by_its_name_until_its_job_is_forgotten(
     assert await saved_id(stores, "local", first) == asset_id
     await stores.runs.finish(made, JobStatus.SUCCEEDED, error=None, duration_s=1)
     assert await saved_id(stores, "local", first) == asset_id
-    await stores.runs.forget(job.id)
+    await forget(stores, job.id)
     assert await saved_id(stores, "local", first) is None
     client: Any = stores.redis
     keys = {key.decode() for key in await client.keys("fleet:*")}
@@ -496,11 +505,12 @@ async def test_a_file_leaves_the_list_with_its_bytes_or_its_job(saver: Saver) ->
     assert await saver.listed() == ["00004", "00002", "00001"]
     await stores.jobs.hide("ann", [first.job.id, second.job.id])  # out of ComfyUI's history: files stay
     assert await saver.listed() == ["00004", "00002", "00001"]
+    await past_retention(stores, first.job.id)
     await saver.assets.forget_job(first.job.id)
     await stores.runs.forget(first.job.id)
     assert await saver.listed() == ["00004"]
     assert await saver.listed(type_="temp") == []
-    await stores.runs.forget(second.job.id)  # also without the other
+    await forget(stores, second.job.id)  # also without the other
     client: Any = stores.redis
     assert not await client.keys("fleet:saved:newest:*")
 
@@ -529,6 +539,7 @@ async def test_a_list_of_another_kind_stops_no_output(saver: Saver) -> None:
     made = await saver.job("x_00001_.png")
     assert await saver.listed() == ["00001"]
     await client.set("fleet:saved:newest:ann:output", "somebody's")
+    await past_retention(saver.stores, made.job.id)
     await saver.assets.forget_job(made.job.id)
     await saver.stores.runs.forget(made.job.id)
     assert await saver.stores.jobs.get(made.job.id) is None

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, OwnerEvent, Placement, PromptFields
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, news_of, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, news_of, submit
 
 
 async def posted(stores: Stores, owner: str = "local", **prompt: object) -> Job:
@@ -44,9 +44,9 @@ async def test_a_chosen_id_is_its_owners_and_means_the_newest_job(stores: Stores
     assert await stores.jobs.by_prompt("local", second.id) is None
     for job in (first, second):
         await stores.jobs.request_cancel(job.id)
-    await stores.runs.forget(first.id)
+    await forget(stores, first.id)
     assert await stores.jobs.by_prompt("local", "mine") == second.id
-    await stores.runs.forget(second.id)
+    await forget(stores, second.id)
     assert await stores.jobs.by_prompt("local", "mine") is None
     assert await stores.jobs.by_prompt("ada", "mine") == other.id
 
@@ -72,7 +72,7 @@ async def test_a_prompt_that_is_over_is_found_by_its_name_or_its_jobs_id(stores:
     assert await found("local", "mine") is None  # the name means the newer one now
     await order(stores, 1)
     assert (await found("local", "mine"), await found("local", job.id)) == (again.id, job.id)
-    await stores.runs.forget(again.id)
+    await forget(stores, again.id)
     assert await found("local", "mine") is await found("local", again.id) is None
 
 
@@ -148,7 +148,7 @@ async def test_what_may_be_read_of_extra_data_lasts_as_long_as_the_job(stores: S
     read = await stores.jobs.get(job.id)
     assert read is not None
     assert [one.extra_data for one in await stores.prompts.contents([read], 10**6)] == [extra]
-    await stores.runs.forget(job.id)
+    await forget(stores, job.id)
     assert not await stores.redis.keys(f"*{job.id}*")
     assert [one.extra_data for one in await stores.prompts.contents([await submit(stores)], 10**6)] == [{}]
 

@@ -22,7 +22,7 @@ from comfy_fleet.domain.jobs.job import (
 )
 from tests.factories import new_job, picture
 from tests.fleet import fleet_of, until
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, refused, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, refused, submit
 
 
 async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
@@ -140,7 +140,7 @@ async def test_ids_that_older_versions_have_left_in_rqs_list_go(stores: Stores) 
     await add_nodes(stores, "g1")
     ran, forgotten, waits = [await submit(stores) for _ in range(3)]
     await stores.jobs.request_cancel(forgotten.id)
-    await stores.runs.forget(forgotten.id)
+    await forget(stores, forgotten.id)
     await claim(stores)
     await client.rpush("rq:queue:fleet", ran.id, forgotten.id, *[f"gone{number}" for number in range(5000)])
     assert [await shown(stores) for _ in range(4)][-1] == [waits.id]

@@ -16,7 +16,7 @@ from comfy_fleet.domain.jobs.job import (
     Progress,
 )
 from comfy_fleet.ports.runs import Refused
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, stored, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, output, refused, stored, submit
 
 
 async def test_a_job_goes_from_submit_to_succeeded(stores: Stores) -> None:
@@ -254,7 +254,7 @@ async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     assert await stores.jobs.get(job.id) is None
     assert await stores.jobs.graph(twin)
     await stores.jobs.request_cancel(twin.id)
-    await stores.runs.forget(twin.id)
+    await forget(stores, twin.id)
     found: Any = await stores.redis.keys("*")
     # Another store forgets files.
     left = {

@@ -359,11 +359,7 @@ class RedisAssets:
         return await self._blobs.url(asset.path)
 
     async def forget_job(self, job_id: str) -> bool:
-        """Forget a job's outputs.
-
-        Returns:
-            False if another live job still needs one of them: call again later.
-        """
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.forget_job`."""
         ids = [_text(i) for i in await self._redis.hvals(self._keys.asset_outputs(job_id))]
         outcomes = [await self._drop(asset_id) for asset_id in ids]
         return "held" not in outcomes
@@ -434,7 +430,7 @@ class RedisAssets:
         """
         now = await self._clock()
         ends = await self._redis.zrangebyscore(self._keys.asset_expiry, "-inf", now, start=0, num=limit)
-        ended = sum([await self._drop(_text(i)) == "gone" for i in ends])
+        ended = sum([await self._drop(_text(i), ended=True) == "gone" for i in ends])
         await self._list_earlier_uploads()
         await self._note_strays(now)
         while await self._delete_unused(now, limit) == limit:
@@ -538,9 +534,11 @@ class RedisAssets:
             return now + expires_in_s, False
         return (now + self._retention_s, True) if self._retention_s else (None, False)
 
-    async def _drop(self, asset_id: str, owner: str | None = None) -> str:
+    async def _drop(self, asset_id: str, owner: str | None = None, *, ended: bool = False) -> str:
         """Forget a record: ``gone``, ``held`` or ``none``."""
-        (outcome,) = await self._begin("drop_asset", id=asset_id, owner=owner, now=await self._clock())
+        (outcome,) = await self._begin(
+            "drop_asset", id=asset_id, owner=owner, now=await self._clock(), ended=ended or None
+        )
         return outcome
 
 

@@ -540,15 +540,15 @@ class RedisRunStore:
         return len(rows)
 
     async def forgettable(self, limit: int) -> Sequence[str]:
-        """Return ids of jobs that are past their retention."""
+        """Return ids of jobs that are past their retention, or were removed; see the port."""
         return [raw.decode() for raw in await self._scripts.call("forgettable", limit=limit)]
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
-        """Postpone the removal of a job that can't be forgotten yet."""
+        """Postpone the removal of a job that can't be forgotten yet; see the port."""
         await self._scripts.call("postpone", job=job_id, seconds=seconds)
 
     async def forget(self, job_id: str) -> None:
-        """Remove every trace of a job from the store."""
+        """Remove every trace of a job from the store; see the port."""
         await self._scripts.call("forget", job=job_id)
 
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, object_info, running
+from tests.integration.redis_kit import past_retention
 from tests.key_files import write_keys
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
@@ -101,6 +102,7 @@ async def test_outputs_and_previews_of_ones_own_are_inputs(api: Api) -> None:
 async def test_an_output_stays_until_the_jobs_that_read_it_end(api: Api) -> None:
     first = await made(api, b"saved", "x_00001_.png")
     reader = await api.submit(loading("x_00001_.png [output]"))
+    await past_retention(api.stores, first)
     assert not await api.assets.forget_job(first)
     await api.finish(await api.claim(reader["id"]))
     assert await api.assets.forget_job(first)

@@ -3,6 +3,8 @@
 --       answer, and since it asked); all nil if it has heard none; step (that it measured a moment ago: what is measured twice was
 --       no delay); alone (bool: nobody else has told since it asked before).
 -- Returns {the fleet's time, or '' while it is not known, a step that is to be measured again or ''}.
+local OFF_S = 10  -- if nobody has told for so long, the fleet was off, or the server's clock was changed
+
 local raw, shift, seen = server_times()
 local step
 if args.was then
@@ -20,7 +22,7 @@ if step then
     -- Marks by which processes take turns would last for as long as the step.
     redis.call('DEL', queued_tended_key, flights_tended_key, lists_mended_key, model_sizes_asked_key)
   end
-elseif seen and held(raw, seen) then
+elseif seen and (raw < seen - 0.1 or raw > seen + OFF_S) then
   if not args.alone then return { '', '' } end
   if raw < seen then shift = shift + seen - raw end
 end

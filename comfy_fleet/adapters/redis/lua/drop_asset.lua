@@ -1,5 +1,5 @@
 -- Remove an asset's record; bytes without another record wait for the sweep from now on.
--- args: id, owner (any if there is none), now.  Returns {'schema', layout} | {'none'} | {'held'} | {'gone'}.
+-- args: id, owner (any if there is none), now, ended (bool: only an upload whose time is over).  Returns {'schema', layout} | {'none'} | {'held'} | {'gone'}.
 local other = other_schema()
 if other then return other end
 local id, owner = args.id, args.owner
@@ -23,6 +23,12 @@ end
 
 local r = asset_of(id)
 if not r or (owner and r.owner ~= owner) then return { 'none' } end
+-- A job's output goes with the job, whose end was decided before; what was listed as ended may have been given more time since.
+if not owner and r.job_id then
+  local f = fields(job_key(r.job_id), 'owner', 'removed', 'forgetting')
+  if f[1] and not f[2] and not f[3] then return { 'held' } end
+end
+if args.ended and (tonumber(redis.call('ZSCORE', asset_expiry_key, id) or '') or math.huge) > args.now then return { 'held' } end
 if needed() or (owner and r.job_id and live(r.job_id)) or (not owner and is_kept(id)) then return { 'held' } end
 redis.call('DEL', asset_key(id), asset_kept_key(id))
 if r.counted and redis.call('HINCRBY', stored_bytes_key, r.owner, string.format('%.0f', 0 - r.size_bytes)) <= 0 then

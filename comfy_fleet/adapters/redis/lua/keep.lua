@@ -4,11 +4,11 @@
 local other = other_schema()
 if other then return other end
 local id, key = args.job, job_key(args.job)
-local f = fields(key, 'owner', 'status', 'kept', 'expires_in', 'assets', 'expires', 'removed')
+local f = fields(key, 'owner', 'status', 'kept', 'expires_in', 'assets', 'expires', 'removed', 'forgetting')
 local at = now()
 local final = redis.call('ZSCORE', expiring_key, id)
-if f[1] ~= args.owner or f[7] then return { 'none' } end
-if not f[3] and final and (tonumber(f[6] or '') or 0) <= at then return { 'none' } end  -- its files may be gone already
+if f[1] ~= args.owner or f[7] or f[8] then return { 'none' } end
+if not f[3] and final and (tonumber(f[6] or '') or 0) <= at then return { 'none' } end  -- its files go any moment
 local ends
 if args.keep then
   if f[3] then return { 'ok' } end

@@ -43,12 +43,11 @@ local function fields(key, ...)
 end
 
 -- The fleet's time goes on without steps: it is the server's, plus what steps have taken from it. Each second processes tell how
--- much time has passed by their own clocks (clock.lua). If the server's goes back, or is far beyond what they told, the fleet's
--- stands still until one of them has measured the step.
+-- much time has passed by their own clocks (clock.lua). If the server's goes back, or is further than UNTOLD_S beyond what they
+-- told, the fleet's stands still until one of them tells: that time has passed, or that it was a step. It never goes back because
+-- nobody has told for a while, as on a machine that is too busy.
 local STEP_S = 2
-local UNTOLD_S = 10
-
-local function held(raw, seen) return raw < seen - 0.1 or raw > seen + UNTOLD_S end
+local UNTOLD_S = 3
 
 -- The server's time, what is added to it, and its time when a process told last, or nil.
 local function server_times()
@@ -58,7 +57,7 @@ end
 
 local function now()
   local raw, shift, seen = server_times()
-  return (seen and held(raw, seen) and seen or raw) + shift
+  return (seen and math.max(seen, math.min(raw, seen + UNTOLD_S)) or raw) + shift
 end
 
 local function num(x) return string.format('%.6f', x) end
