@@ -19,8 +19,8 @@ from comfy_fleet.domain.jobs.prompt_entries import ListedState
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.ports.runs import Claim
 from tests.factories import picture
-from tests.fleet import until
-from tests.integration.native.socket_kit import faced
+from tests.fleet import fleet_of, until
+from tests.integration.native.socket_kit import facing
 from tests.integration.redis_kit import BROKEN, add_nodes, news_of, submit
 from tests.integration.redis_kit import claim as taken
 from tests.older_version import OlderRuns, older
@@ -309,9 +309,9 @@ async def test_a_new_api_first_and_dispatchers_later(
 ) -> None:
     """A client's queue empties although an older dispatcher ends what runs; its prompt waits for a new."""
     monkeypatch.setattr(main, "MEND_S", 0.05)
-    async with faced(redis_port, "g1", dispatch=False) as world:
-        fleet, new = world.fleet, world.fleet.stores
-        old = older(new)
+    async with AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(fleet_of(redis_port, "g1", dispatch=False))
+        new, old = fleet.stores, older(fleet.stores)
         held = Held(new.redis, 1)
         held.gate = asyncio.Event()
         fleet.stores = replace(old, runs=held)
@@ -320,6 +320,7 @@ async def test_a_new_api_first_and_dispatchers_later(
         await until(lambda: len(dispatcher.dispatcher.flying) == 1, what="it runs")
         fleet.stores = new
         await check_schema(new)
+        world = await stack.enter_async_context(facing(fleet, redis_port))  # it would raise the layout itself
 
         client = await world.client()
         assert client.seen[0][1]["status"]["exec_info"]["queue_remaining"] == 1
@@ -345,16 +346,16 @@ async def test_a_new_api_first_and_dispatchers_later(
 @pytest.mark.parametrize("layout", [1, 2])
 async def test_dispatchers_first_and_a_new_api_later(redis_port: int, redis: Redis, layout: int) -> None:
     async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(faced(redis_port, "g1", dispatch=False))
-        fleet, new = world.fleet, world.fleet.stores
+        fleet = await stack.enter_async_context(fleet_of(redis_port, "g1", dispatch=False))
+        new = fleet.stores
         old = older(await stack.enter_async_context(open_stores(fleet.settings)), layout)
-        await new.redis.set("fleet:schema", layout)  # on a slow machine the API has raised it by now
         jobs = [await submit(old) for _ in range(3)]
         await check_schema(new)
         await fleet.dispatcher("new")
         assert [(await fleet.ended(job.id)).status for job in jobs] == ["succeeded"] * 3
         with pytest.raises(Outdated):
             await submit(old)
+        world = await stack.enter_async_context(facing(fleet, redis_port))
         client = await world.client()
         assert set((await client.http.get("/history")).json()) == {job.id for job in jobs}
         assert client.seen[0][1]["status"]["exec_info"]["queue_remaining"] == 0

@@ -132,7 +132,19 @@ async def faced(
     redis_port: int, *names: str, apis: int = 1, keys_file: Path | None = None, **options: Any
 ) -> AsyncIterator[Faced]:
     """Start a fleet of simulated nodes with several APIs, which share nothing but Redis and the files."""
-    async with fleet_of(redis_port, *names, **options) as fleet, AsyncExitStack() as stack:
+    async with (
+        fleet_of(redis_port, *names, **options) as fleet,
+        facing(fleet, redis_port, apis=apis, keys_file=keys_file) as world,
+    ):
+        yield world
+
+
+@asynccontextmanager
+async def facing(
+    fleet: Fleet, redis_port: int, *, apis: int = 1, keys_file: Path | None = None
+) -> AsyncIterator[Faced]:
+    """Start the APIs of a fleet that is there."""
+    async with AsyncExitStack() as stack:
         ask = await stack.enter_async_context(NodeClient(fleet.settings.direct_url))
         started = [
             await stack.enter_async_context(
