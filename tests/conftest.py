@@ -178,7 +178,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             mortal([*command, "--save", "", "--appendonly", "no"]), stdout=log, stderr=log
         )
     client = sync_redis.Redis(port=port)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             client.ping()

@@ -33,6 +33,9 @@ from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.factories import new_job
 
+PATIENCE_S = 60.0
+"""For what has to happen at all, on a machine that others load. Tests of a bound give their own."""
+
 
 class RegistryNodes:
     """What the agent would hear from the API, without an API."""
@@ -138,7 +141,7 @@ class Fleet:
         assert job is not None
         return job
 
-    async def ended(self, job_id: str, *, timeout_s: float = 45) -> Job:
+    async def ended(self, job_id: str, *, timeout_s: float = PATIENCE_S) -> Job:
         """Wait for a job's end."""
 
         async def over() -> bool:
@@ -148,7 +151,7 @@ class Fleet:
         return await self.job(job_id)
 
 
-async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = 45) -> None:
+async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = PATIENCE_S) -> None:
     """Poll until a condition, plain or async, holds."""
     try:
         async with asyncio.timeout(timeout_s):

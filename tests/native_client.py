@@ -62,7 +62,7 @@ class NativeClient:
         """Return the data of the frames of one type."""
         return [frame["data"] for frame in self.frames if frame.get("type") == kind]
 
-    async def until(self, ready: Callable[[], bool], timeout_s: float = 45) -> None:
+    async def until(self, ready: Callable[[], bool], timeout_s: float = 60) -> None:
         """Wait until something is true of the frames."""
         deadline = time.monotonic() + timeout_s
         while not ready():

@@ -448,8 +448,12 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
             else:
                 _, writer = await asyncio.open_connection(host, port)
         except OSError:
-            where = f"{socket}" if host is None else f"{host}:{port}"
-            return f"nothing answers at {where}: start `fleet haproxy run`"
+            if host is not None:
+                return f"nothing answers at {host}:{port}: start `fleet haproxy run`"
+            return (
+                f"nothing answers at {socket}: start `fleet haproxy run`, or set FLEET_BROKER_HOST "
+                "if it is on another machine"
+            )
         writer.close()
         return None
 

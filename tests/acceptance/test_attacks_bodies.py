@@ -40,7 +40,7 @@ from tests.acceptance.wire import (
     still_well,
 )
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,7 +20,7 @@ from tests.acceptance.wire import (
     still_well,
 )
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 # -- paths and methods -------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, console_of, ends, graph, post_json, refused, still_well
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 MANY = 15_000_000
 FILLINGS = {
     "zeros": b"[" + b"0," * (MANY // 2) + b"0]",

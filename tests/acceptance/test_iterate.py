@@ -64,7 +64,7 @@ async def job_of(fleet: Fleet, prompt_id: str) -> dict[str, Any]:
 
 
 async def whether(
-    fleet: Fleet, prompt_id: str, holds: Callable[[dict[str, Any]], bool], what: str, *, within_s: float = 20
+    fleet: Fleet, prompt_id: str, holds: Callable[[dict[str, Any]], bool], what: str, *, within_s: float = 60
 ) -> None:
     async def now() -> bool:
         return holds(await job_of(fleet, prompt_id))

@@ -70,7 +70,7 @@ def runs_a_job(up: Up, color: int) -> str:
     """Run a job; returns its node."""
     answer = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": picture(color)})
     assert answer.status_code == 201, answer.text
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while True:
         job = httpx.get(f"{up.url}/api/v1/jobs/{answer.json()['id']}").json()
         if job["status"] == "succeeded":
@@ -176,7 +176,7 @@ def _change(up: Up, proxies: dict[str, Proxy]) -> None:
     httpx.delete(f"{up.console}/api/v1/nodes/further").raise_for_status()
     bad = body | {"url": proxies["further"].url.replace("://", "://ops:wrong@")}
     assert httpx.post(f"{up.console}/api/v1/nodes", json=bad).status_code == 201
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while "refuses its user and password: 401" not in str(node(up, "further")["why"]):
         assert time.monotonic() < until, node(up, "further")
         time.sleep(0.1)

@@ -81,7 +81,7 @@ class Reader:
 
     def read(self, words: list[str], printed: Any) -> None:
         """Make a call until its answer is as far as the printed one, and compare both."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             answer = self.send(words).json()
             if answer.get("status") == printed.get("status") or "-d" in words:

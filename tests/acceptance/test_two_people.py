@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.acceptance.up import Up
 from tests.acceptance.wire import BOB, CLEO, DAN, graph, signed_in
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 SAME = "00000000-0000-4000-8000-000000000001"
 
 

@@ -175,7 +175,7 @@ def still_well(*fleets: Up) -> None:
         for name in ("api", "dispatch", "agent", "haproxy"):
             lines = [json.loads(line) for line in (up.data / "logs" / f"{name}.log").read_text().splitlines()]
             assert [line for line in lines if line["level"] == "error" or "traceback" in line] == []
-        deadline = time.monotonic() + 30  # what ended a moment ago is still being closed and removed
+        deadline = time.monotonic() + 60  # what ended a moment ago is still being closed and removed
         while left := [*(up.data / "files" / "tmp").rglob("*"), *_grown(up)]:
             assert time.monotonic() < deadline, left
             time.sleep(0.5)

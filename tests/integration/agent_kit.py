@@ -20,6 +20,7 @@ from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.factories import bare_checkout
+from tests.fleet import PATIENCE_S
 from tests.integration.api_kit import Api, running
 from tests.integration.haproxy_kit import client, eventually
 
@@ -107,7 +108,7 @@ class Host:
     async def report(self, name: str) -> dict[str, Any]:
         return dict(await self.api.stores.hosts.report(name) or {})
 
-    async def said(self, name: str, wanted: str, *, within_s: float = 20) -> None:
+    async def said(self, name: str, wanted: str, *, within_s: float = PATIENCE_S) -> None:
         """Wait until the agent's last word on a node is this."""
 
         async def there() -> bool:
@@ -115,7 +116,7 @@ class Host:
 
         await eventually(f"the agent says {wanted} of {name}", there, within_s=within_s)
 
-    async def is_up(self, name: str, wanted: str = "up", *, within_s: float = 20) -> None:
+    async def is_up(self, name: str, wanted: str = "up", *, within_s: float = PATIENCE_S) -> None:
         """Wait until HAProxy's verdict on a node is this."""
 
         async def there() -> bool:
@@ -140,7 +141,7 @@ async def host_of(
     ports = ("port", "console_port", "api_port", "agent_port")
     made = {**{name: free_port() for name in ports}, "stop_wait_s": 0.0, **settings}
     async with (
-        NodeClient(Settings(data=folder / "api").direct_url) as nodes,
+        NodeClient(Settings(data=folder).direct_url) as nodes,  # the broker's sockets are in the API's folder
         running(redis_port, folder, info=nodes if ask_nodes else None, **made) as api,
         client() as http,
     ):

@@ -177,7 +177,7 @@ async def carry(
                         pass
     finally:
         lease.release()
-        await asyncio.wait_for(reader, 5)
+        await asyncio.wait_for(reader, 60)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

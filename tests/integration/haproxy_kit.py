@@ -28,14 +28,14 @@ from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.fakes.nodes import FakeNodeRegistry
-from tests.fleet import followed, unsealed
+from tests.fleet import PATIENCE_S, followed, unsealed
 from tests.stream_server import StreamServer
 
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 async def eventually(
-    what: str, done: Callable[[], bool | Awaitable[bool]], *, within_s: float = 15.0
+    what: str, done: Callable[[], bool | Awaitable[bool]], *, within_s: float = PATIENCE_S
 ) -> None:
     """Poll until something holds."""
     try:

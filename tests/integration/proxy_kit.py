@@ -135,7 +135,7 @@ def _caddy(folder: Path, ports: Mapping[str, int], public: int, console: int) ->
 
 
 def _wait(process: "subprocess.Popen[bytes]", ports: list[int], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     for port in ports:
         while True:
             try:

@@ -38,7 +38,7 @@ class RedisServer:
         self.process.wait(20)
 
 
-def eventually(check: Callable[[], object], seconds: float = 30) -> None:
+def eventually(check: Callable[[], object], seconds: float = 60) -> None:
     """Wait until a check is true; a connection that fails counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:

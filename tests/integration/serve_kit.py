@@ -36,7 +36,7 @@ class Serve:
     async def status(self, job_id: str) -> str:
         return str((await self.http.get(f"/api/v2/jobs/{job_id}")).json()["status"])
 
-    def ended(self, timeout_s: float = 30) -> int:
+    def ended(self, timeout_s: float = 60) -> int:
         return self.process.wait(timeout_s)
 
 

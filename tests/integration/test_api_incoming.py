@@ -42,7 +42,7 @@ async def ask(
         said = b""
         # Closed while more comes in, the connection may also end with a reset.
         with contextlib.nullcontext() if orderly else contextlib.suppress(ConnectionResetError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while chunk := await reader.read(65536):
                     said += chunk
         return said, time.monotonic() - began

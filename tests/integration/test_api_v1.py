@@ -492,7 +492,7 @@ async def test_simulated_nodes_are_named_as_such(api: Api) -> None:
     await api.add_node("s1", info=False, simulated=True)
     job = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]
     claim = await api.claim(job, node="s1")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await api.client.get(f"/api/v2/jobs/{job}")).json()["simulated"]:
             await asyncio.sleep(0.01)
     await api.finish(claim)

@@ -447,7 +447,7 @@ async def test_an_upload_stays_as_long_as_the_jobs_that_used_it(
         graph["1"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {"id": ours.json()["id"]}}
         graph["3"] = {"class_type": "LoadImage", "inputs": {"image": "c"}}
         job = await api.submit(graph)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await api.assets.sweep():  # what no job used
                 await asyncio.sleep(0.01)
         assert (await api.client.get(f"/api/v2/assets/{unused.json()['id']}")).status_code == 404

@@ -442,7 +442,7 @@ async def test_a_defect_is_an_upstream_error_that_tells_no_secret(
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -166,7 +166,7 @@ def test_the_clients_address_is_known(place: Place, fleet: Up) -> None:
         text = (fleet.data / "logs" / "api.log").read_text()
         return [json.loads(line) for line in text.splitlines() if job in line and line.startswith("{")]
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (found := [one for one in lines() if one["msg"] == "job accepted"]):
         assert time.monotonic() < deadline
         time.sleep(0.05)

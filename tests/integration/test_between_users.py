@@ -216,7 +216,7 @@ async def test_a_websocket_by_the_same_client_id_tells_of_ones_own_jobs_alone(ap
             "/prompt", json={**prompt, "prompt_id": MINE[:-1] + "b"}, headers=bearer("bob")
         )
         assert own.status_code == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any('"queue_remaining": 1' in one or '"queue_remaining":1' in one for one in heard):
                 await asyncio.sleep(0.01)
         listening.cancel()

@@ -15,6 +15,7 @@ from comfy_fleet.adapters.comfyui.broker_headers import secret_digest
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.haproxy.config_render import files
+from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.jobs.run_messages import AskFailed, PostUnknown
 from comfy_fleet.domain.nodes.node import Node
@@ -149,7 +150,7 @@ async def send(where: int | Path, data: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(str(where))
     writer.write(data)
     try:
-        return await asyncio.wait_for(reader.read(), 15)
+        return await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
 
@@ -283,6 +284,17 @@ async def test_a_client_without_the_secret_knows_that_no_node_has_answered(broke
             assert await nodes.queue_state("g1", str(uuid4())) == AskFailed("queue", "unreachable")
             posted = await nodes.post_prompt("g1", graph={}, run=str(uuid4()), job=str(uuid4()))
             assert isinstance(posted, PostUnknown)
+
+
+async def test_without_the_brokers_socket_it_is_said_what_to_start_or_set(tmp_path: Path) -> None:
+    """As by an API on another machine than the broker's."""
+    async with NodeClient(Settings(data=tmp_path).direct_url) as nodes:
+        with pytest.raises(NodeError, match=r"start `fleet haproxy run`, or set FLEET_BROKER_HOST") as raised:
+            await nodes.system_stats("g1")
+        assert str(tmp_path) not in raised.value.message
+        posted = await nodes.post_prompt("g1", graph={}, run=str(uuid4()), job=str(uuid4()))
+        assert isinstance(posted, PostUnknown)
+        assert "FLEET_BROKER_HOST" in posted.reason
 
 
 async def test_a_whole_fleet_works_through_ports(redis: Redis, redis_port: int) -> None:

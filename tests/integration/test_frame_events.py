@@ -87,7 +87,7 @@ async def test_a_slow_reader_gets_the_newest_and_holds_little(stores: Stores) ->
     async with stores.events.frames(job.id) as slow, stores.events.channel(name) as quick:
         for index in range(24):
             await stores.runs.frames([(got, [frame(got, bytes([index]) * MIB)])])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await quick.get())[-1] != 23:
                 pass
         kept = MOST_WAITING_BYTES // MIB - 1  # each is a little larger
@@ -99,7 +99,7 @@ async def all_frames(fleet: Any, job_id: str, *, graph: dict[str, Any]) -> list[
     found: list[RawFrame] = []
     async with fleet.stores.events.frames(job_id) as frames:
         await fleet.stores.jobs.submit(new_job(graph, id=job_id), idempotency=None, depth_limit=9)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for one in frames:
                 found.append(one)
                 if one.text and json.loads(one.data)["data"].get("node", "") is None:
@@ -149,7 +149,7 @@ async def test_who_comes_late_gets_what_follows(redis_port: int, told_by: str) -
         job = await fleet.submit(GRAPH)
         await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(60),
             fleet.stores.events.channel(fleet.stores.redis.keyspace.frames(job.id)) as queue,
         ):
             if told_by == "a wake-up":

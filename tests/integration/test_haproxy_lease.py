@@ -38,7 +38,7 @@ async def fleet(tmp_path: Path, nodes: dict[str, TinyNode]) -> AsyncIterator[Bro
 
 async def echoes(socket: ClientConnection) -> bool:
     await socket.send("still here")
-    return await asyncio.wait_for(socket.recv(), 5) == "still here"
+    return await asyncio.wait_for(socket.recv(), 60) == "still here"
 
 
 async def test_a_websocket_is_the_only_slot_until_it_closes(

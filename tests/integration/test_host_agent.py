@@ -29,7 +29,7 @@ from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
 from tests.integration.redis_kit import claim, submit
 
-pytestmark = pytest.mark.timeout(120)  # several waits of 20 s may add up before one says why
+pytestmark = pytest.mark.timeout(180)  # several waits of 20 s may add up before one says why
 
 NODE = "h1-cpu0"
 
@@ -146,7 +146,7 @@ async def test_a_frozen_comfyui_is_killed_and_started_again(
             report = await host.report(NODE)
             return report.get("pid") not in (None, pid) and report["phase"] == "up"
 
-        await eventually("another process answers", again, within_s=20)
+        await eventually("another process answers", again)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
@@ -171,14 +171,14 @@ async def test_a_comfyui_whose_worker_died_is_killed_and_its_job_runs_elsewhere(
             async def told() -> bool:
                 return "runs its prompts died" in (await host.api.stores.hosts.words(f"{NODE}-0"))[1]
 
-            await eventually("the reason is told", told, within_s=20)  # its silence: after 600 s
+            await eventually("the reason is told", told)  # its silence: after 600 s
             await stores.nodes.uncordon(f"{NODE}-1")
 
             async def done() -> bool:
                 found = await stores.jobs.get(job.id)
                 return found is not None and found.status is JobStatus.SUCCEEDED
 
-            await eventually("the job succeeds", done, within_s=20)
+            await eventually("the job succeeds", done)
             await host.is_up(f"{NODE}-0")
             assert (await host.report(f"{NODE}-0"))["pid"] != pid
             await running_.end()

@@ -133,7 +133,7 @@ async def test_jobs_with_other_keys_are_not_merged(redis_port: int) -> None:
 async def test_a_job_waits_for_others_only_while_they_come(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1") as fleet:
         (first,) = await pictures(fleet, 1, window_s=1.0)
-        await fleet.ended(first.id, timeout_s=10)
+        await fleet.ended(first.id)
         alone = picture(50)
         late = await fleet.submit(alone, merge=key_of(alone, window_s=1.0))
         other = await fleet.submit(picture(60))  # the node takes another job meanwhile
@@ -183,9 +183,7 @@ async def test_canceling_one_drops_only_its_results(redis_port: int, which: int)
         await asyncio.sleep(0.2)
         await fleet.stores.jobs.request_cancel(jobs[which].id)
         if which:  # those that do not hold the node end at once
-            await until(
-                lambda: _is(fleet, jobs[which], JobStatus.CANCELED), what="it is canceled", timeout_s=5
-            )
+            await until(lambda: _is(fleet, jobs[which], JobStatus.CANCELED), what="it is canceled")
             assert (await fleet.job(jobs[0].id)).status is JobStatus.RUNNING
         done = await ended(fleet, jobs)
         wanted = [JobStatus.SUCCEEDED] * 3

@@ -203,6 +203,6 @@ async def test_a_job_carries_its_models(redis_port: int, redis: FleetRedis, tmp_
             found = await redis.get(keys.sched_set(key.decode())) if key else None
             return found and json.loads(found)
 
-        async with Timeout(20):
+        async with Timeout(60):
             while await files() != [["vae/mine.safetensors", 300]]:
                 await asyncio.sleep(0.05)

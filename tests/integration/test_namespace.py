@@ -85,14 +85,14 @@ async def test_events_and_wake_ups_reach_their_own_fleet_alone(pair: tuple[Store
     one, other = pair
     async with one.events.wakes() as mine, other.events.wakes() as theirs:
         await submit(one)
-        await asyncio.wait_for(mine.get(), 5)
+        await asyncio.wait_for(mine.get(), 60)
         await submit(other)
-        await asyncio.wait_for(theirs.get(), 5)
+        await asyncio.wait_for(theirs.get(), 60)
         assert mine.empty() and theirs.empty()
     async with other.events.channel(other.redis.keyspace.wake_nodes) as theirs:
         await add_nodes(one, "g1")
         await add_nodes(other, "g2")
-        await asyncio.wait_for(theirs.get(), 5)
+        await asyncio.wait_for(theirs.get(), 60)
         assert theirs.empty()  # its own change alone
 
 
@@ -238,7 +238,7 @@ def run(fleet: Up, prompt: str) -> str:
     return str(job["id"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_two_whole_fleets_on_one_redis(redis_port: int, tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{redis_port}/0"
     with sync_redis.Redis(port=redis_port) as client:

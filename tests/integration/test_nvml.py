@@ -294,7 +294,7 @@ def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> 
     assert ticks >= 2, "the event loop stood still"  # one that does may still be woken once
     assert watcher.ask("probe")[0].why is Nvml.SILENT
     watcher.set(CARD)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while watcher.ask("probe")[0].why is not Nvml.OK:
         assert time.monotonic() < deadline
     watcher.ask("close")

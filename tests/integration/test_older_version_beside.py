@@ -142,7 +142,7 @@ async def test_what_an_older_version_has_left_is_listed(stores: Stores) -> None:
     async with news_of(stores) as news:
         assert await stores.jobs.live_count("local") == 4  # the first question of a websocket
         last = await submit(stores)
-        event = await asyncio.wait_for(anext(news), 10)
+        event = await asyncio.wait_for(anext(news), 60)
         assert (event.job_id, event.live) == (last.id, 5)  # and no event for each job of before
         await stores.jobs.request_cancel(last.id)
     assert await seen(stores) == expected == await kept(stores)
@@ -184,7 +184,7 @@ async def test_what_an_older_version_ends_leaves_the_lists(stores: Stores) -> No
         assert await mended(stores) == 7
         events: dict[str, OwnerEvent] = {}
         for _ in range(7):
-            event = await asyncio.wait_for(anext(news), 10)
+            event = await asyncio.wait_for(anext(news), 60)
             assert event.job_id not in events
             events[event.job_id] = event
     assert {id_: event.status for id_, event in events.items()} == {
@@ -222,7 +222,7 @@ async def test_who_looks_first_tells_the_others_what_an_older_version_has_done(s
         await ended(older(stores), run)
         found = await stores.prompts.page(PromptFilter(owner="local", states=ALL))
         assert found.rows == ((job.id, ListedState.COMPLETED),)
-        event = await asyncio.wait_for(anext(news), 10)
+        event = await asyncio.wait_for(anext(news), 60)
         assert (event.job_id, event.status, event.live) == (job.id, "succeeded", 0)
     assert await stores.jobs.live_count("local") == 0
 

@@ -202,7 +202,7 @@ async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
             return False
         return True
 
-    await eventually("the next start may speak", silent, within_s=5)
+    await eventually("the next start may speak", silent)
     with pytest.raises(Conflict):
         await beat(hosts)
 

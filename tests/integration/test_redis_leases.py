@@ -26,7 +26,7 @@ async def heard(stores: Stores) -> AsyncIterator[asyncio.Queue[bytes]]:
 
 
 async def told(queue: "asyncio.Queue[bytes]", what: bytes) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await queue.get() != what:
             pass
 

@@ -52,7 +52,7 @@ def strict(tmp_path: Path) -> Iterator[int]:
         server = subprocess.Popen(mortal([*argv, "--aclfile", str(tmp_path / "acl")]), stdout=log, stderr=log)
     try:
         with watcher(port) as client:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while True:
                 try:
                     client.ping()

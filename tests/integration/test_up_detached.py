@@ -17,7 +17,7 @@ from tests.children import mortal
 from tests.conftest import free_port
 from tests.integration.up_kit import command, environment, fleet, processes_of, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 @contextmanager

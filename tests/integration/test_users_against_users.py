@@ -22,7 +22,7 @@ from tests.integration.test_between_users import KEYS, bearer
 from tests.integration.test_two_origins import table
 from tests.key_files import write_keys
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 IDS = re.compile(r"{(job_id|task_id|asset_id|id|hash|message_id)(?::\w+)?}")
 DEPTH, TENTH = 20, 2
 

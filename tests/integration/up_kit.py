@@ -33,7 +33,7 @@ def fleet(*argv: str, timeout_s: float = 60, **env: str) -> subprocess.Completed
     )
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
     deadline = time.monotonic() + timeout_s
     while True:
         if found := condition():

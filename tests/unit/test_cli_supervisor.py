@@ -30,7 +30,7 @@ def supervised(made: ChildSpec, logs: Path, heard: list[Mapping[str, Any]] | Non
     return Supervised(made, logs=logs, echo=lambda _, fields: lines.append(fields), backoff=QUICK)
 
 
-async def until(condition: Any, timeout_s: float = 20) -> None:
+async def until(condition: Any, timeout_s: float = 60) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)

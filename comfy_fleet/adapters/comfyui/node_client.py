@@ -27,6 +27,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
+from aiohttp.client_exceptions import UnixClientConnectorError
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
@@ -524,4 +525,9 @@ def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> N
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, UnixClientConnectorError):
+        return (
+            "nothing answers at the broker's socket: start `fleet haproxy run`, or set FLEET_BROKER_HOST "
+            "if it is on another machine"
+        )
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
