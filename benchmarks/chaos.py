@@ -30,8 +30,8 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.aftermath import Findings, jobs_of_runs, look, orphans, overlapping
-from benchmarks.chaos_clients import Account, list_all, overhear, submit_all, watch
-from benchmarks.chaos_report import Run, show_run, show_summary
+from benchmarks.chaos_clients import ACCEPTED, Account, list_all, overhear, submit_all, watch
+from benchmarks.chaos_report import Run, outside_of, show_run, show_summary
 from benchmarks.cuts import Streams, Way
 from benchmarks.faults import Faults, Target
 from benchmarks.outages import Outages
@@ -142,7 +142,8 @@ async def _run(jobs: int, seconds: float, seed: int, logs: Path | None, say: Cal
                 world = await _built(stage, ground, rng)
                 rate = min(jobs / seconds, LOAD * NODES / JOB_S)
                 await _work(world, account, found, jobs, rate, seconds, rng, say)
-                clean = found.clean
+                outside = outside_of(world.outages, account)
+                clean = found.clean and all(one.outcome == ACCEPTED for one in outside)
             finally:
                 if logs is not None and not clean:
                     shutil.copytree(stage.folder / "logs", logs / str(seed), dirs_exist_ok=True)
@@ -157,6 +158,7 @@ async def _run(jobs: int, seconds: float, seed: int, logs: Path | None, say: Cal
         account=account,
         found=found,
         faults=world.faults.done,
+        log=world.faults.log,
         outages=world.outages,
         warnings=warnings,
         took_s=time.monotonic() - began,
@@ -266,14 +268,22 @@ def _probes(fleet: Fleet, data_disk: SmallDisk | None) -> Mapping[str, Callable[
     async def disk() -> bool:
         return data_disk is None or data_disk.writable()
 
-    def haproxy(socket: Path) -> Callable[[], Awaitable[bool]]:
+    def haproxy(name: str, socket: Path) -> Callable[[], Awaitable[bool]]:
         asks = b"GET /health HTTP/1.0\r\n\r\n"
-        return lambda: _says(lambda: asyncio.open_unix_connection(socket), asks, b" 200 ")
+
+        async def well() -> bool:
+            # One whose master or controller was killed answers until it is ended.
+            controller = fleet.haproxy and fleet.haproxy.pid
+            if not controller or not fleet.haproxy_pids(controller)[name]:
+                return False
+            return await _says(lambda: asyncio.open_unix_connection(socket), asks, b" 200 ")
+
+        return well
 
     return {
         "redis": lambda: _says(_to_redis(fleet.settings.redis_url), b"SET %s 1\r\n" % PROBE_KEY, b"+OK"),
-        "edge": haproxy(places.edge_monitor),
-        "broker": haproxy(places.broker_monitor),
+        "edge": haproxy("HAProxy edge", places.edge_monitor),
+        "broker": haproxy("HAProxy broker", places.broker_monitor),
         "disk": disk,
     }
 

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aftermath import BROKEN, Findings
-from benchmarks.chaos_clients import ACCEPTED, LATER, SILENT, Account
+from benchmarks.chaos_clients import ACCEPTED, LATER, SILENT, Account, Attempt
 from benchmarks.operations import FINAL
 from benchmarks.outages import Outages
 from benchmarks.stats import Spread
 
 SHOWN = 10
+RECENT_S = 5.0
 LOST = ("refused", "missing", "unfinished", "unreadable", "unasked")
 TWICE = ("twice", "changed", "overlapping")
 
@@ -51,6 +52,16 @@ class Submits:
         return f"{self.accepted} of {self.count} accepted ({self.share:.2%}){rest}"
 
 
+def outside_of(outages: Outages, account: Account) -> list[Attempt]:
+    """Return the tries while no part was down."""
+    return [one for one in account.attempts if not outages.covers(one.start, one.end)]
+
+
+def inside_of(outages: Outages, account: Account) -> list[Attempt]:
+    """Return the tries of which some part was down at least for a moment."""
+    return [one for one in account.attempts if outages.covers(one.start, one.end)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run.
@@ -61,6 +72,7 @@ class Run:
         account: What clients and nodes told.
         found: What is wrong.
         faults: What happened.
+        log: The same in order, each with its time (monotonic seconds).
         outages: When Redis, the broker, the edge or the fleet's disk were down.
         warnings: Errors that processes logged.
         took_s: How long it took.
@@ -71,6 +83,7 @@ class Run:
     account: Account
     found: Findings
     faults: Counter[str]
+    log: Sequence[tuple[float, str]]
     outages: Outages
     warnings: Counter[str]
     took_s: float
@@ -86,10 +99,21 @@ class Run:
         return self._submits(True)
 
     def _submits(self, inside: bool) -> Submits:
-        covers = self.outages.covers
-        return Submits.of(
-            one.outcome for one in self.account.attempts if covers(one.start, one.end) is inside
-        )
+        attempts = inside_of(self.outages, self.account) if inside else outside_of(self.outages, self.account)
+        return Submits.of(one.outcome for one in attempts)
+
+    def unexpected(self) -> list[str]:
+        """Return what became of each try that failed while no part was down, and what had happened before."""
+        return [
+            f"{one.outcome} after {one.end - one.start:.2f} s; before its end: {self._before(one.end)}"
+            for one in outside_of(self.outages, self.account)
+            if one.outcome != ACCEPTED
+        ]
+
+    def _before(self, at: float) -> str:
+        events = [*self.log, *((one.end, f"{one.part} well") for one in self.outages.all)]
+        before = sorted(event for event in events if at - RECENT_S < event[0] <= at)
+        return ", ".join(f"{at - then:.2f} s {what}" for then, what in before) or "nothing"
 
     def count(self, kinds: Sequence[str]) -> int:
         """Return how many findings there are of some kinds."""
@@ -114,6 +138,7 @@ class Run:
             "outside": vars(self.outside) | {"share": self.outside.share},
             "inside": vars(self.inside),
             "outages_s": self.lasted(),
+            "unexpected": self.unexpected(),
             "errors": self.warnings,
             "took_s": self.took_s,
         }
@@ -151,6 +176,8 @@ def show_run(console: Console, run: Run) -> None:
     for line, count in run.warnings.most_common(SHOWN):
         console.print(f"[dim]{count} x {line}[/]", highlight=False)
     _show_submits(console, [run])
+    for line in run.unexpected()[:SHOWN]:
+        console.print(f"[red]outside[/] {line}", highlight=False)
     console.print(
         "[bold green]nothing was lost[/]" if found.clean else "[bold red]something is wrong[/]",
         highlight=False,

@@ -84,11 +84,13 @@ class Faults:
         target: What.
         rng: Chooses.
         done: What has happened, by kind and victim.
+        log: The same in order, each with its time (monotonic seconds).
     """
 
     target: Target
     rng: random.Random
     done: Counter[str] = field(default_factory=Counter)
+    log: list[tuple[float, str]] = field(default_factory=list)
     _first: list[str] = field(default_factory=list)
     _going: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -134,6 +136,7 @@ class Faults:
         outages = self.target.outages
         outages.begin(*parts)
         self.done[what] += 1
+        self.log.append((time.monotonic(), what))
 
         async def go_on() -> None:
             try:
