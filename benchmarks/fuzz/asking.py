@@ -70,6 +70,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
             body["webhook_url"] = ""
         if "pool" in body:
             body.pop("prefer_pool", None)  # they exclude each other
+        if "ttl_s" in body:
+            body.pop("deadline_s", None)  # its older name
+        body.pop("negative_prompt", None)  # the workflow behind /generate takes none
         case.body = {**body, **_meant(body), **(needed or {})}
 
 

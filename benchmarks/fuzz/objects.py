@@ -211,7 +211,7 @@ class Objects:
                 "params": {"prompt": "<general_tags>x</general_tags>"}
             },
             "POST /api/v1/workflows/qwen_image_edit_face/jobs": lambda: {
-                "params": {"image": self.get("asset_id")}
+                "params": {"image": self.get("asset_id"), "prompt": "x"}
             },
             "POST /api/v1/jobs/{job_id}/retry": lambda: {"new_seed": False},
             "PATCH /api/v1/workflows/{workflow}/manifest": lambda: {"parameters": {}},

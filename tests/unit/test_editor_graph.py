@@ -174,6 +174,7 @@ def test_what_is_no_graph_of_the_editors_is_refused(graph: Any, said: str) -> No
 def test_odd_parts_are_read_without_complaint() -> None:
     slots = [{"name": "a", "linkIds": {}}, {"name": "b", "linkIds": [{}, 1]}, 7]
     inner = {"id": 1, "type": "s", "inputs": [{"widget": 3, "link": 1}, 3], "widgets_values": [1]}
+    signature({"nodes": [], "definitions": True})
     signature(
         {
             "nodes": [

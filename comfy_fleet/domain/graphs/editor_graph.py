@@ -14,7 +14,7 @@ an object by name.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -101,12 +101,8 @@ def check_editor_graph(graph: object) -> EditorGraph:
     """
     if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
         raise _unusable("is not in the editor's format: it has no list of nodes")
-    definitions = graph.get("definitions") or {}
-    subgraphs = definitions.get("subgraphs") if isinstance(definitions, dict) else None
-    if not isinstance(subgraphs, list | None):
-        raise _unusable("has subgraphs that are no list")
     nodes = links = 0
-    for one in (graph, *(subgraphs or ())):
+    for one in (graph, *_subgraphs(graph)):
         if not isinstance(one, dict) or not isinstance(one.get("nodes"), list):
             raise _unusable("has a subgraph without a list of nodes")
         if one is not graph and not isinstance(one.get("id"), str):
@@ -254,8 +250,12 @@ def _named_values(values: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _subgraphs(graph: EditorGraph) -> Iterable[EditorGraph]:
-    return (graph.get("definitions") or {}).get("subgraphs") or ()
+def _subgraphs(graph: EditorGraph) -> Sequence[EditorGraph]:
+    definitions = graph.get("definitions")
+    subgraphs = definitions.get("subgraphs") if isinstance(definitions, dict) else None
+    if not isinstance(subgraphs, list | None):
+        raise _unusable("has subgraphs that are no list")
+    return subgraphs or ()
 
 
 def _list(value: object) -> list[Any]:
