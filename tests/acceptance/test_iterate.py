@@ -126,8 +126,20 @@ class Watch:
         if not thieves:
             assert again.node != first.node, "its own node has forgotten it"
             return first.node not in self._always_up(again.created_at, again.started_at)
-        assert all(self._only_one(job, newest) for job in thieves), "another node was free"
+        for job in thieves:
+            assert self._only_one(job, newest), f"another node was free: {self._told(job, newest)}"
         return True
+
+    def _told(self, thief: Job, jobs: Sequence[Job]) -> str:
+        """Say for each node what it did and when, in seconds from the moment when one got the wrong job."""
+        began = thief.started_at or 0.0
+        parts = [f"{thief.node} was taken; created {thief.created_at - began:+.2f}"]
+        for job in sorted(jobs, key=lambda job: (job.node or "", job.started_at or 0.0)):
+            if job.started_at and abs(job.started_at - began) < 20 * LONG_S:
+                ended = "runs" if job.completed_at is None else f"{job.completed_at - began:+.2f}"
+                parts.append(f"{job.node} {job.started_at - began:+.2f} {ended}")
+        always = sorted(self._always_up(thief.created_at, began))
+        return "; ".join([*parts, f"up all the time: {always}"])
 
     def _only_one(self, thief: Job, jobs: Sequence[Job]) -> bool:
         began = thief.started_at or 0.0

@@ -22,7 +22,7 @@ import pytest
 
 from comfy_fleet.adapters.system.redis_program import program
 from tests.children import mortal
-from tests.comfyui_server import interpreter
+from tests.comfyui_server import ComfyServer, interpreter, wait_until_it_answers
 from tests.conftest import free_port
 from tests.container_files import COMPOSE, DOCKER, FLEET, IMAGES, STACK, last, services, stages
 from tests.factories import bare_checkout
@@ -379,9 +379,11 @@ def test_the_nodes_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.comfyui
+@pytest.mark.timeout(700)  # what a start takes is the machine's business
 def test_a_real_comfyui_starts_by_the_entry_point(comfyui_home: Path, tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     python = os.environ.get("COMFYUI_PYTHON") or interpreter(comfyui_home)
+    port = free_port()
     environment = {
         **os.environ,
         "COMFYUI_HOME": str(comfyui_home),
@@ -390,7 +392,7 @@ def test_a_real_comfyui_starts_by_the_entry_point(comfyui_home: Path, tmp_path: 
         "COMFYUI_TEMP": str(tmp_path / "temp"),
         "COMFYUI_EXTRA_NODES": str(tmp_path / "nodes"),
         "COMFYUI_LISTEN": "127.0.0.1",
-        "COMFYUI_PORT": str(free_port()),
+        "COMFYUI_PORT": str(port),
         "COMFYUI_ARGS": "--cpu",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -401,10 +403,11 @@ def test_a_real_comfyui_starts_by_the_entry_point(comfyui_home: Path, tmp_path: 
             mortal([str(DOCKER / "comfyui" / "entrypoint")]), stdout=log, stderr=log, env=environment
         )
     try:
+        assert subprocess.run(["/bin/sh", "-c", script], env=environment, check=False).returncode == 1
+        wait_until_it_answers(ComfyServer(f"http://127.0.0.1:{port}", port, tmp_path), node)
         deadline = time.monotonic() + 90
         while subprocess.run(["/bin/sh", "-c", script], env=environment, check=False).returncode != 0:
-            assert node.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
+            assert node.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.5)
         assert (tmp_path / "data" / "user").is_dir()
     finally:
