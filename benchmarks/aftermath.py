@@ -31,7 +31,9 @@ WAITING = (
     "fleet:sched:jobs:*",
     "fleet:deadlines",
     "rq:queue:fleet",
+    "rq:queue:fleet.jobs",
     "rq:wip:fleet",
+    "rq:wip:fleet.jobs",
 )
 EXECUTIONS = ("rq:execution:*", "rq:executions:*")
 

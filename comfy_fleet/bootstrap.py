@@ -93,7 +93,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     listening = subscriber(settings.redis_url, namespace=settings.namespace)
     events = RedisEvents(listening)
     clock = ServerClock(redis)
-    jobs = RedisJobStore(redis, ageing_s=settings.ageing_s)
+    jobs = RedisJobStore(redis, ageing_s=settings.ageing_s, mirror=settings.rq_mirror)
     try:
         yield Stores(
             redis=redis,
@@ -101,7 +101,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             events=events,
             jobs=jobs,
             prompts=RedisPromptLists(redis, jobs),
-            runs=RedisRunStore(redis),
+            runs=RedisRunStore(redis, mirror=settings.rq_mirror),
             ready_leases=RedisReadyLeases(redis),
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),

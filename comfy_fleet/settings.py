@@ -384,6 +384,13 @@ class Settings(BaseSettings):
         "models that they have; 0: never. A pool may have its own value (`fleet pool set`).",
     )
 
+    rq_mirror: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether `rq info` and RQ's dashboards see the fleet's own jobs, in the queue "
+        "`NAMESPACE.jobs`: `on`, `off`, or `auto`, as long as there are no tenants. What is changed there "
+        "changes no job. Whoever can read RQ's keys in Redis sees every user's jobs there.",
+    )
+
     queue_depth: Count = Field(
         1000,
         ge=1,

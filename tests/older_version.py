@@ -41,6 +41,8 @@ class OlderScripts(Scripts):
         texts = TEXTS[self._layout]
         if script not in texts:
             return await super().call(script, *blobs, **args)
+        if script == "submit":
+            args |= {f"rq_{name}": args["rq"][name] for name in ("data", "description")}
         if script == "submit" and self._layout == 1:
             graph, secret, _, *values = blobs
             blobs = (graph, secret, *values)
@@ -50,6 +52,7 @@ class OlderScripts(Scripts):
         answer = await self._redis.run_script(texts[script], named, *blobs)
         if script == "claim" and answer[0] == b"ok":
             extra = [b""] if self._layout == 1 else []
+            answer = [*answer[:4], *answer[5:]]  # without what RQ would have called
             return [*answer, *extra, b"", b"0", [], b""]
         if script == "take_over":
             return [[*run, b""] for run in answer]
@@ -68,7 +71,7 @@ class OlderJobs(RedisJobStore):
         self._scripts = OlderScripts(redis, layout)
 
     async def depth(self) -> int:
-        return int(await self._redis.llen(self._keys.rq_queue))
+        return int(await self._redis.llen(self._keys.rq_inbox))
 
     async def position(self, job: Job) -> int | None:
         at = await self._redis.zrank(self._keys.queue(job.placement.key), job.id)

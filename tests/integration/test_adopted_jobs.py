@@ -194,13 +194,13 @@ async def test_an_id_without_a_job_is_adopted_by_nobody(stores: Stores) -> None:
 async def test_an_older_process_leaves_what_waits_in_a_newer_layout_alone(stores: Stores) -> None:
     await submit(older(stores, 2))
     job = await submit(stores)
-    listed = await stores.redis.lrange("rq:queue:fleet", 0, -1)
+    listed = await stores.redis.lrange("rq:queue:fleet.jobs", 0, -1)
     await stores.redis.set("fleet:schema", 99)
     await older(stores, 2).jobs.request_cancel(job.id)
     await stores.runs.tend()
     assert await counts(stores) == {Placement(): 1}
     assert await stores.jobs.depth() == 1
-    assert await stores.redis.lrange("rq:queue:fleet", 0, -1) == listed
+    assert await stores.redis.lrange("rq:queue:fleet.jobs", 0, -1) == listed
     assert len(await left_of_older(stores)) == 2
 
 

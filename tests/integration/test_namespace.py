@@ -148,12 +148,12 @@ async def test_rq_shows_each_fleet_as_a_queue(pair: tuple[Stores, Stores], redis
 
     def look() -> None:
         with sync_redis.Redis(port=redis_port) as connection:
-            for name, count, started, known in (("fleet", 2, 0, "d1"), ("blue", 2, 1, "blue.d1")):
+            for name, count, started, known in (("fleet.jobs", 2, 0, "d1"), ("blue.jobs", 2, 1, "blue.d1")):
                 queue = Queue(name, connection=connection, serializer=JSONSerializer)
                 assert (queue.count, queue.started_job_registry.count) == (count, started)
                 assert [found.name for found in Worker.all(queue=queue)] == [known]
-            assert {queue.name for queue in Queue.all(connection=connection)} == {"fleet", "blue"}
-            running = Queue("blue", connection=connection, serializer=JSONSerializer)
+            assert {queue.name for queue in Queue.all(connection=connection)} == {"fleet.jobs", "blue.jobs"}
+            running = Queue("blue.jobs", connection=connection, serializer=JSONSerializer)
             (job_id,) = running.started_job_registry.get_job_ids(cleanup=False)
             assert connection.hget(f"rq:job:{job_id}", "worker_name") == b"blue.d1"
 
@@ -253,7 +253,7 @@ def test_two_whole_fleets_on_one_redis(redis_port: int, tmp_path: Path) -> None:
             assert [row["id"] for row in fleet.json("job", "ls")["jobs"]] == [job]
         assert [len(fleet.json("node", "ls")["nodes"]) for fleet in (one, blue)] == [1, 2]
         with sync_redis.Redis(port=redis_port) as client:
-            assert {queue.name for queue in Queue.all(connection=client)} == {"fleet", "blue"}
+            assert {queue.name for queue in Queue.all(connection=client)} == {"fleet.jobs", "blue.jobs"}
             assert [found.name.split(".")[0] for found in Worker.all(queue=Queue("blue", connection=client))]
         for part in ("api", "dispatch", "haproxy", "agent"):  # by its folder alone
             told = command("health", part, "--data", str(folders[1]), FLEET_REDIS_URL=url)

@@ -15,14 +15,16 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from comfy_fleet.adapters.redis.job_records import HANDLER
+from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import whole
-from comfy_fleet.bootstrap import Stores
+from comfy_fleet.bootstrap import Stores, check_schema
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
 )
 from tests.factories import new_job, picture
 from tests.fleet import fleet_of, until
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, refused, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, submit
 
 
 async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
@@ -36,7 +38,7 @@ async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
 
     def look() -> None:
         with sync_redis.Redis(port=redis_port) as connection:
-            queue = Queue("fleet", connection=connection, serializer=JSONSerializer)
+            queue = Queue("fleet.jobs", connection=connection, serializer=JSONSerializer)
             assert Queue.all(connection=connection) == [queue]
             for _ in range(2):  # counting runs RQ's clean-up: it must not touch a run
                 assert queue.count == 1
@@ -73,20 +75,20 @@ async def shown(stores: Stores) -> list[str]:
     client: Any = stores.redis
     await client.delete("fleet:queued:tended")
     await stores.runs.tend()
-    return [raw.decode() for raw in await client.lrange("rq:queue:fleet", 0, -1)]
+    return [raw.decode() for raw in await client.lrange("rq:queue:fleet.jobs", 0, -1)]
 
 
 async def test_only_upkeep_writes_rqs_list_once_a_second_in_the_whole_fleet(stores: Stores) -> None:
     client: Any = stores.redis
     await add_nodes(stores, "g1")
     jobs = [await submit(stores) for _ in range(3)]
-    assert not await client.exists("rq:queue:fleet")
+    assert not await client.exists("rq:queue:fleet.jobs")
     assert await shown(stores) == [job.id for job in jobs]
     await claim(stores)
     await stores.jobs.request_cancel(jobs[1].id)
     await submit(stores)
     await stores.runs.tend()  # a moment ago somebody did
-    assert await client.lrange("rq:queue:fleet", 0, -1) == [job.id.encode() for job in jobs]
+    assert await client.lrange("rq:queue:fleet.jobs", 0, -1) == [job.id.encode() for job in jobs]
     assert 0 < await client.pttl("fleet:queued:tended") <= 1000
 
 
@@ -102,7 +104,7 @@ async def test_a_dispatcher_keeps_rqs_list(redis_port: int, redis: Redis) -> Non
 
         async def listed() -> list[str]:
             client: Any = fleet.stores.redis
-            return [raw.decode() for raw in await client.lrange("rq:queue:fleet", 0, -1)]
+            return [raw.decode() for raw in await client.lrange("rq:queue:fleet.jobs", 0, -1)]
 
         async def shows(wanted: list[str]) -> bool:
             return await listed() == wanted
@@ -113,43 +115,37 @@ async def test_a_dispatcher_keeps_rqs_list(redis_port: int, redis: Redis) -> Non
         await until(lambda: shows([]), what="RQ sees that nothing waits")
 
 
-async def test_rqs_list_has_the_first_thousand_and_what_others_have_pushed(stores: Stores) -> None:
+async def test_rqs_list_has_the_first_thousand_and_nothing_else(stores: Stores) -> None:
     client: Any = stores.redis
-
-    def push(front: bool = False) -> str:
-        with sync_redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as connection:
-            queue = Queue("fleet", connection=connection, serializer=JSONSerializer)
-            return str(queue.enqueue("os.getcwd", at_front=front).id)
-
-    others = [await asyncio.to_thread(push), await asyncio.to_thread(push, True)]
+    await client.rpush("rq:queue:fleet.jobs", "mine", *[f"gone{number}" for number in range(5000)])
     ids = [
         (await stores.jobs.submit(new_job(), idempotency=None, depth_limit=9999)).job.id for _ in range(1010)
     ]
-    assert await shown(stores) == [*ids[:1000], others[1], others[0]]
-    third = await asyncio.to_thread(push)
+    assert await shown(stores) == ids[:1000]
     for job_id in ids[:3]:
         await stores.jobs.request_cancel(job_id)
-    assert await shown(stores) == [*ids[3:1003], others[1], others[0], third]
+    await client.lpush("rq:queue:fleet.jobs", "mine")
+    assert await shown(stores) == ids[3:1003]
     for job_id in ids[3:]:
         await stores.jobs.request_cancel(job_id)
-    assert await shown(stores) == [others[1], others[0], third]
+    assert await shown(stores) == []
 
 
-async def test_ids_that_older_versions_have_left_in_rqs_list_go(stores: Stores) -> None:
+async def test_ids_that_older_versions_have_left_in_the_inbox_go_when_the_layout_is_raised(
+    stores: Stores,
+) -> None:
     client: Any = stores.redis
-    await add_nodes(stores, "g1")
-    ran, forgotten, waits = [await submit(stores) for _ in range(3)]
-    await stores.jobs.request_cancel(forgotten.id)
-    await forget(stores, forgotten.id)
-    await claim(stores)
-    await client.rpush("rq:queue:fleet", ran.id, forgotten.id, *[f"gone{number}" for number in range(5000)])
-    assert [await shown(stores) for _ in range(4)][-1] == [waits.id]
+    waits = await submit(stores)
+    await client.rpush("rq:queue:fleet", waits.id, "another's")
+    await client.set("fleet:schema", 3)
+    await check_schema(stores)
+    assert await client.lrange("rq:queue:fleet", 0, -1) == [b"another's"]
 
 
 @pytest.mark.parametrize("waits", [0, 2])
 async def test_something_else_in_the_place_of_rqs_list_is_dropped(stores: Stores, waits: int) -> None:
     ids = [(await submit(stores)).id for _ in range(waits)]
-    await stores.redis.set("rq:queue:fleet", "mine")
+    await stores.redis.set("rq:queue:fleet.jobs", "mine")
     assert await shown(stores) == ids
 
 
@@ -195,12 +191,75 @@ async def test_rq_hears_of_a_run_at_its_own_pace_and_leases_are_renewed_at_each_
         assert (await heard())[:2] == after[:2]
 
 
-async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> None:
+@pytest.mark.parametrize("way", ["cancel", "delete", "empty", "another function", "of another kind"])
+async def test_what_others_do_to_the_mirror_changes_no_job(stores: Stores, redis_port: int, way: str) -> None:
     await add_nodes(stores, "g1")
+    client: Any = stores.redis
     job = await submit(stores)
-    await stores.redis.hset(f"rq:job:{job.id}", "data", json.dumps(["os.system", None, ["true"], {}]))
-    assert (await refused(stores)).why == "broken"
+    await stores.runs.tend()
+
+    def change() -> None:
+        with sync_redis.Redis(port=redis_port) as connection:
+            queue = Queue("fleet.jobs", connection=connection, serializer=JSONSerializer)
+            assert queue.job_ids == [job.id]
+            seen = RqJob.fetch(job.id, connection=connection, serializer=JSONSerializer)
+            if way == "cancel":
+                seen.cancel()
+            elif way == "delete":
+                seen.delete()
+            elif way == "empty":
+                queue.empty()  # type: ignore[no-untyped-call]
+            elif way == "another function":
+                connection.hset(seen.key, "data", json.dumps(["os.system", None, ["true"], {}]))
+
+    await asyncio.to_thread(change)
+    if way == "of another kind":
+        for key in ("queues", "wip:fleet.jobs", "queue:fleet.jobs", f"executions:{job.id}", f"job:{job.id}"):
+            await client.delete(f"rq:{key}")
+            await client.set(f"rq:{key}", "mine")
+        other = await submit(stores)
+        await stores.runs.tend()
+        await stores.jobs.request_cancel(other.id)
+    run = await claim(stores)
+    assert run.job.id == job.id
+    await client.delete("rq:finished:fleet.jobs")
+    await client.set("rq:finished:fleet.jobs", "mine")
+    await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1)
     ended = await stores.jobs.get(job.id)
-    assert ended and ended.status is JobStatus.FAILED
-    assert ended.error and "handler" in ended.error.message
-    assert await stores.runs.lease_of("g1") is None
+    assert ended and ended.status is JobStatus.SUCCEEDED
+    await forget(stores, job.id)
+    assert await stores.jobs.get(job.id) is None
+
+
+@pytest.mark.parametrize(("mirror", "tenants"), [("auto", True), ("off", False)])
+async def test_the_mirror_is_off_where_tenants_are_or_on_request(
+    stores: Stores, redis: Redis, mirror: str, tenants: bool
+) -> None:
+    client: Any = stores.redis
+    shown_before = await submit(stores)
+    await add_nodes(stores, "g1")
+    await stores.runs.tend()
+    if tenants:
+        await client.hset("fleet:tenants", "shop", "{}")
+    jobs = RedisJobStore(stores.redis, ageing_s=60, mirror=mirror)
+    runs = RedisRunStore(stores.redis, mirror=mirror)
+    job = (await jobs.submit(new_job(), idempotency=None, depth_limit=9)).job
+    await client.delete("fleet:queued:tended")
+    await runs.tend()
+    assert not await client.exists("rq:queue:fleet.jobs")
+    for wanted in (shown_before, job):
+        run = await claim(stores)
+        assert run.job.id == wanted.id
+        await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    left = await client.keys("rq:*")
+    assert {key for key in left if job.id.encode() in key} == set()
+    assert await client.zrange("rq:finished:fleet.jobs", 0, -1) == [shown_before.id.encode()]
+
+
+async def test_the_mirror_may_be_wanted_beside_tenants(stores: Stores) -> None:
+    client: Any = stores.redis
+    await client.hset("fleet:tenants", "shop", "{}")
+    jobs = RedisJobStore(stores.redis, ageing_s=60, mirror="on")
+    job = (await jobs.submit(new_job(), idempotency=None, depth_limit=9)).job
+    await RedisRunStore(stores.redis, mirror="on").tend()
+    assert await client.lrange("rq:queue:fleet.jobs", 0, -1) == [job.id.encode()]

@@ -101,7 +101,7 @@ def test_keys_of_the_default_namespace_are_those_of_earlier_versions() -> None:
     assert names.job("1") == "fleet:job:1"
     assert names.node_runs("gpu-1") == "fleet:node:gpu-1:runs"
     assert names.wake_nodes == "fleet:wake:nodes"
-    assert names.rq_queue == "rq:queue:fleet"
+    assert names.rq_inbox == "rq:queue:fleet"
     assert names.rq_worker("host.1") == "rq:worker:host.1"
 
 

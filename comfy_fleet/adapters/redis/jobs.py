@@ -65,13 +65,17 @@ class RedisJobStore:
     Args:
         redis: A client that returns bytes.
         ageing_s: Waiting this long is worth one point of priority.
+        mirror: Whether RQ's tools see the fleet's own jobs, see ``FLEET_RQ_MIRROR``.
         schema: The layout that this process knows.
     """
 
-    def __init__(self, redis: FleetRedis, *, ageing_s: float, schema: int = SCHEMA) -> None:
+    def __init__(
+        self, redis: FleetRedis, *, ageing_s: float, mirror: str = "auto", schema: int = SCHEMA
+    ) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._keys = redis.keyspace
         self._ageing_s = ageing_s
+        self._mirror = mirror
         self._scripts = Scripts(redis, schema=schema)
         self.lists = OwnerLists(redis, schema=schema)
         """Each owner's lists of jobs."""
@@ -123,8 +127,11 @@ class RedisJobStore:
             fetches=self._awaited(new) or None,
             webhook=new.webhook is not None or None,
             quota=new.quota,
-            rq_data=job_records.reference(new.id),
-            rq_description=f"{what} for {new.owner}",
+            rq={
+                "mirror": self._mirror,
+                "data": job_records.reference(new.id),
+                "description": f"{what} for {new.owner}",
+            },
             idempotency=None
             if idempotency is None
             else {

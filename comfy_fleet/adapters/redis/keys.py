@@ -341,26 +341,35 @@ class Keyspace:
     webhook_wake = _One("wake:webhooks")  # a message is due
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
-    # -- RQ's own layout (2.12), kept true so that `rq info` and Job.fetch work.  RQ has one for all queues
+    # -- RQ's own layout (2.12), one for all of its queues.  Nothing of it is read to run a job.  <mirror> is
+    # the queue that shows the fleet's own jobs, <queue> the inbox of RQ's clients
     rq_job = _Each("rq:job:ID")
     rq_results = _Each("rq:results:ID")
     rq_execution = _Each("rq:execution:ID:RUN")
     rq_executions = _Each("rq:executions:ID")
     rq_queues = _One("rq:queues")
-    rq_queue = _One("rq:queue:<queue>")
-    rq_started = _One("rq:wip:<queue>")
-    rq_finished = _One("rq:finished:<queue>")
-    rq_failed = _One("rq:failed:<queue>")
-    rq_canceled = _One("rq:canceled:<queue>")
+    rq_queue = _One("rq:queue:<mirror>")
+    rq_started = _One("rq:wip:<mirror>")
+    rq_finished = _One("rq:finished:<mirror>")
+    rq_failed = _One("rq:failed:<mirror>")
+    rq_canceled = _One("rq:canceled:<mirror>")
+    rq_inbox = _One("rq:queue:<queue>")
+    rq_inbox_started = _One("rq:wip:<queue>")
+    rq_inbox_finished = _One("rq:finished:<queue>")
+    rq_inbox_failed = _One("rq:failed:<queue>")
+    rq_inbox_canceled = _One("rq:canceled:<queue>")
     rq_all_workers = _One("rq:workers")
     rq_workers = _One("rq:workers:<queue>")
+    rq_mirror_workers = _One("rq:workers:<mirror>")
     rq_worker = _Each("rq:worker:<worker>NAME")
     rq_commands = _Each("rq:pubsub:<worker>NAME")  # channel: what RQ's tools send to a worker
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE) -> None:
         self.namespace = namespace
         self.rq_name = namespace
-        """The name of RQ's queue."""
+        """The name of RQ's queue that is an inbox."""
+        self.rq_mirror_name = f"{namespace}.jobs"
+        """The name of RQ's queue that shows the fleet's own jobs."""
         self.worker_prefix = "" if namespace == DEFAULT_NAMESPACE else f"{namespace}."
         """Prefix of dispatchers' names in RQ, which knows the workers of all queues only by name."""
 
@@ -368,7 +377,8 @@ class Keyspace:
         """Return a name or pattern of the table in its full form."""
         if not pattern.startswith("rq:"):
             return f"{self.namespace}:{pattern}"
-        return pattern.replace("<queue>", self.rq_name).replace("<worker>", self.worker_prefix)
+        pattern = pattern.replace("<mirror>", self.rq_mirror_name).replace("<queue>", self.rq_name)
+        return pattern.replace("<worker>", self.worker_prefix)
 
     def lua(self, body: str) -> str:
         """Return a script in which each ``NAME_key`` and ``NAME_key(...)`` is written out.
@@ -376,7 +386,7 @@ class Keyspace:
         Neither variables, of which a script may have 200, nor functions are made for them: Redis would make
         those anew at each call.
         """
-        names = f"local RQ_NAME, WORKER_PREFIX = '{self.rq_name}', '{self.worker_prefix}'"
+        names = f"local RQ_NAME, WORKER_PREFIX = '{self.rq_mirror_name}', '{self.worker_prefix}'"
         return f"{names}\n{self._written(body)}"
 
     def _written(self, text: str) -> str:

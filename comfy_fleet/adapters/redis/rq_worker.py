@@ -56,7 +56,7 @@ class RqWorker:
         fields = {
             "birth": self._birth,
             "last_heartbeat": _stamp(),
-            "queues": self._keys.rq_name,
+            "queues": f"{self._keys.rq_name},{self._keys.rq_mirror_name}",
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "ip_address": "",
@@ -72,6 +72,7 @@ class RqWorker:
             pipe.expire(self._key, TTL_S)
             pipe.sadd(self._keys.rq_all_workers, self._key)
             pipe.sadd(self._keys.rq_workers, self._key)
+            pipe.sadd(self._keys.rq_mirror_workers, self._key)
             await pipe.execute()
         if not self._swept:
             await self._sweep()
@@ -83,6 +84,7 @@ class RqWorker:
             if not await self._redis.exists(key):
                 await self._redis.srem(self._keys.rq_all_workers, key)
                 await self._redis.srem(self._keys.rq_workers, key)
+                await self._redis.srem(self._keys.rq_mirror_workers, key)
 
     async def listen(self) -> None:
         """Obey RQ's commands until canceled."""
@@ -100,6 +102,7 @@ class RqWorker:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.srem(self._keys.rq_all_workers, self._key)
             pipe.srem(self._keys.rq_workers, self._key)
+            pipe.srem(self._keys.rq_mirror_workers, self._key)
             pipe.hset(self._key, "death", _stamp())
             pipe.expire(self._key, TTL_S)
             await pipe.execute()

@@ -58,12 +58,14 @@ class RedisRunStore:
 
     Args:
         redis: A client that returns bytes.
+        mirror: Whether RQ's tools see the fleet's own jobs, see ``FLEET_RQ_MIRROR``.
         schema: The layout that this process knows.
     """
 
-    def __init__(self, redis: FleetRedis, *, schema: int = SCHEMA) -> None:
+    def __init__(self, redis: FleetRedis, *, mirror: str = "auto", schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._keys = redis.keyspace
+        self._mirror = mirror
         self._scripts = Scripts(redis, schema=schema)
         self._complaints = job_records.Complaints()
         self.telemetry: Telemetry | None = None
@@ -121,7 +123,7 @@ class RedisRunStore:
     async def tend(self, *, every_s: float = TEND_S) -> None:
         """Put waiting jobs right, and bring RQ's view of them up to date."""
         with contextlib.suppress(Outdated, StoreRefuses):
-            await tend(self._scripts, every_s=every_s)
+            await tend(self._scripts, every_s=every_s, mirror=self._mirror)
             async for rows in tend_flights(self._scripts, every_s=every_s):
                 self._followers(rows)
 
@@ -182,21 +184,21 @@ class RedisRunStore:
             return Refused(why=why, left_s=float(answer[1] or 0), node=answer[2].decode())
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
-        claim = await self._claimed(*answer[1:5], *answer[6:8], node=node, run=run, token=token)
+        claim = await self._claimed(*answer[1:4], *answer[5:7], node=node, run=run, token=token)
         others = [
             await self._claimed(job, *rest, node=node, run=other.decode(), token=f"{token}-{part}")
-            for part, (job, other, *rest) in enumerate(answer[10], start=1)
+            for part, (job, other, *rest) in enumerate(answer[9], start=1)
         ]
         if claim is None:
             for other in filter(None, others):  # it would have had the node
                 await self.requeue(other, counts=False, reason=UNMERGED)
             return Refused(why="broken")
-        merged = MergeMode(answer[11].decode()) if others else None
+        merged = MergeMode(answer[10].decode()) if others else None
         return replace(
             claim,
-            jobs_behind=int(answer[5]),
-            rule=answer[8].decode(),
-            load_s=float(answer[9]),
+            jobs_behind=int(answer[4]),
+            rule=answer[7].decode(),
+            load_s=float(answer[8]),
             merged=merged,
             others=tuple(replace(other, merged=merged) for other in others if other is not None),
         )
@@ -206,7 +208,6 @@ class RedisRunStore:
         job_id: bytes,
         record: list[bytes],
         graph: bytes | None,
-        data: bytes | None,
         listeners: int,
         extra: bytes,
         *,
@@ -224,24 +225,7 @@ class RedisRunStore:
             await self._abandon(job_id.decode(), run, token, problem)
             return None
         claim = Claim(job=job, graph=graph, run=run, node=node, token=token, attempt=job.attempt)
-        if data == job_records.reference(job.id).encode():
-            return replace(claim, heard=bool(listeners), extra_data=extra_data)
-        # Somebody has written another function into RQ's record: it is never imported or run.
-        error = JobError(
-            code="internal_error",
-            message=f"the job's RQ record names another handler than {job_records.HANDLER}",
-        )
-        status = await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
-        self._tell(
-            EndedJob(
-                job_id=job.id,
-                status=status,
-                workflow=job.workflow,
-                total_s=(job.started_at or job.created_at) - job.created_at,
-                error=error,
-            )
-        )
-        return None
+        return replace(claim, heard=bool(listeners), extra_data=extra_data)
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
         """Renew run leases."""

@@ -20,7 +20,7 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 3
+SCHEMA = 4
 """The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
 field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 

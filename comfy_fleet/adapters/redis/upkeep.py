@@ -18,8 +18,8 @@ HURRY_S = 1.0
 """The same if something was."""
 
 
-async def tend(scripts: Scripts, *, every_s: float) -> None:
-    """Take a turn, unless another process has done so within ``every_s``.
+async def tend(scripts: Scripts, *, every_s: float, mirror: str) -> None:
+    """Take a turn, unless another process has done so within ``every_s``; ``mirror`` is `FLEET_RQ_MIRROR`.
 
     Raises:
         Outdated: A newer version works on this Redis.
@@ -29,7 +29,11 @@ async def tend(scripts: Scripts, *, every_s: float) -> None:
     while True:
         asked = time.monotonic()
         _, found = await scripts.begin(
-            "tend_queue", every_ms=round(every_s * 1000), goes_on=goes_on, most=LOOKED_AT_ONCE
+            "tend_queue",
+            every_ms=round(every_s * 1000),
+            goes_on=goes_on,
+            most=LOOKED_AT_ONCE,
+            mirror=mirror,
         )
         took_s = time.monotonic() - asked
         spent_s, goes_on = spent_s + took_s, True

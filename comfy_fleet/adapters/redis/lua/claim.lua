@@ -57,7 +57,7 @@ local function note_merged(id, of, part)
   end
 end
 -- A job runs on this node from now on.  part: its place among those of one prompt, from 0; false: it is alone.
--- Returns {record, graph, RQ data, who listens, extra data or ''}.
+-- Returns {record, graph, who listens, extra data or ''}.
 local function begin_run(id, run, token, part)
   local key = job_key(id)
   redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
@@ -68,14 +68,14 @@ local function begin_run(id, run, token, part)
   redis.call('HSET', run_key(run), 'job', id, 'node', node, 'token', token, 'dispatcher', args.dispatcher,
     'line', args.line or '', 'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
   if part then note_merged(id, run, part) end
-  local data = rq_start(id, run, args.dispatcher, at)
+  rq_start(id, run, args.dispatcher, at)
   publish_status(id, 'running', run, node)
   local more = fields(key, 'flight', 'webhook', 'bounds')
   if more[3] then bounds_begin(more[3], run) end
   if more[1] then flight_status(more[1], 'running', node, at) end
   if first and more[2] then webhook_tell(id, 'started', at) end
   local extra = redis.pcall('GET', job_extra_key(id))
-  return { redis.call('HGETALL', key), graph_of(id), data, listeners(id), type(extra) == 'string' and extra or '' }
+  return { redis.call('HGETALL', key), graph_of(id), listeners(id), type(extra) == 'string' and extra or '' }
 end
 
 local started = begin_run(best, run, args.token, parts > 1 and 0)
@@ -96,5 +96,5 @@ local behind = 0
 for _, waits in ipairs(sched_call('HMGET', sched_count_key, unpack(args.placements))) do
   behind = behind + (tonumber(waits or '') or 0)
 end
-return { 'ok', best, started[1], started[2], started[3], behind, started[4], started[5], choice.rule, num(choice.load_s), companions,
+return { 'ok', best, started[1], started[2], behind, started[3], started[4], choice.rule, num(choice.load_s), companions,
   parts > 1 and string.match(f[2], '^%a+') or '' }

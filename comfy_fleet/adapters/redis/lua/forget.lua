@@ -1,6 +1,6 @@
 -- Remove every trace of a job of forgettable.lua; of no other one.  args: job.  Returns 1 if it was there.
 local id = args.job
-local f = fields(job_key(id), 'status', 'owner', 'graph', 'prompt_hash', 'removed', 'forgetting')
+local f = fields(job_key(id), 'status', 'owner', 'graph', 'prompt_hash', 'removed', 'forgetting', 'rq')
 if f[1] and not f[5] and not f[6] then return 0 end
 redis.call('ZREM', expiring_key, id)
 if not f[1] then
@@ -20,5 +20,5 @@ if f[4] and redis.call('GET', prompt_key(owner, f[4])) == id then redis.call('DE
 drop_saved(id, owner)
 unkeep(id, owner, now())
 redis.call('DEL', job_key(id), job_outputs_key(id), job_names_key(id), job_ui_key(id), job_extra_key(id), job_secret_key(id), job_preview_key(id))
-rq_forget(id)
+if not f[7] then rq_forget(id) end
 return 1

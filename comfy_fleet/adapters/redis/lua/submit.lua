@@ -1,6 +1,6 @@
 -- Write a job and enqueue it, end it with the result of an equal one, or let it follow one that waits or runs; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
---       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
+--       blanks), rq {mirror (see rq_wanted), data, description}, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
 --       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
 --       able (some nodes that can run it), weight (its owner's share), tenant ('': the default one), tenant_weight, merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
@@ -100,6 +100,7 @@ if args.merge and not earlier and not open and merge_add(args.merge.key, id, ran
   record[#record + 1] = num(at + math.min(args.merge.window_s, (args.deadline_s or math.huge) / 2))
 end
 redis.call(unpack(record))
+if rq_wanted(args.rq.mirror) then rq_submit(id, args.rq.data, args.rq.description, at) else redis.call('HSETNX', key, 'rq', '') end
 if args.model_set then
   redis.call('SET', sched_set_key(args.model_set.key), args.model_set.files, 'EX',
     math.max(2592000, math.ceil(2 * args.expires_in_s)))
@@ -114,7 +115,6 @@ redis.call('ZADD', jobs_key, num(at), id)
 redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
 if args.webhook then redis.call('ZADD', webhook_jobs_key, num(at), id) end
 if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
-rq_submit(id, args.rq_data, args.rq_description, at)
 if other_seed then
   -- What it would compute is what the other one would: so are the keys of its result.
   local f = fields(job_key(other_seed.leader or other_seed.id), 'params', 'results')

@@ -1,7 +1,7 @@
 -- Put waiting jobs right: what was lost of their indexes, and what earlier versions beside this one do to them; and bring RQ's view
 -- of them up to date.  One process of the fleet does so at a time.
 -- args: every_ms (between two turns), goes_on (bool: the caller has the turn), most (jobs to look at; one that is put right
---       counts as ten).
+--       counts as ten), mirror (see rq_wanted).
 -- Returns {'schema', layout} | {'ok', 0: that is all for now, 1: there are more jobs, 2: the same, and something was wrong}.
 local other = other_schema()
 if other then return other end
@@ -125,7 +125,7 @@ for i, C in ipairs(sched_call('HKEYS', sched_count_key)) do
   if redis.call('EXISTS', sched_owners_key(C), sched_owners_key(sched_group(C))) == 0 then sched_call('HDEL', sched_count_key, C) end
 end
 if not args.goes_on then
-  rq_show()
+  rq_show(args.mirror)
   bounds_tend()
 end
 return { 'ok', wrong > 0 and 2 or over and 0 or 1 }

@@ -1,4 +1,7 @@
--- RQ's own layout, kept true for `rq info`, RQ's dashboard and Job.fetch: all that writes its keys.
+-- The mirror: the fleet's own jobs in RQ's layout, for `rq info`, RQ's dashboard and Job.fetch.  It is only written: what others change
+-- in it changes nothing.  Whether a job is shown there, its record says: by the field `rq`, which is missing then; it is '' for a job
+-- that is not shown, and the id in RQ of one that came from there (rq_inbox.lua).  Others may put anything into these keys: what can't be
+-- written there is left out.
 
 -- A time as RQ writes it: 2026-01-31T12:00:00.000000Z
 local function iso(t)
@@ -27,95 +30,102 @@ local RQ_END = { succeeded = { 'finished', rq_finished_key, 1 }, failed = { 'fai
 
 local function rq_record(id) return cleared(rq_job_key(id), 'hash') end
 
+-- Whether the mirror shows new jobs.  wanted: 'on', 'off', or 'auto': until there are tenants, whose jobs others must not see.
+local function rq_wanted(wanted)
+  return wanted == 'on' or (wanted == 'auto' and redis.call('HLEN', tenants_key) == 0)
+end
+
+-- Whether the mirror shows a job.
+local function rq_mirrored(id)
+  return not fields(job_key(id), 'rq')[1]
+end
+
 -- Most jobs that RQ's list shows.
 local RQ_SHOWN = 1000
 
--- Show the jobs that wait first in RQ's list, which nobody reads for work; jobs that are not ours stay behind them.
-local function rq_show()
-  local list = sched_call('ZRANGE', queued_key, 0, RQ_SHOWN - 1)
-  local shown = redis.call('LRANGE', cleared(rq_queue_key, 'list'), 0, 2 * RQ_SHOWN - 1)
-  local ours, same = {}, true
-  for i, id in ipairs(list) do
-    ours[id] = true
-    same = same and shown[i] == id
+-- Show the jobs that wait first in RQ's list, which nobody reads for work.
+local function rq_show(wanted)
+  local list = rq_wanted(wanted) and sched_call('ZRANGE', queued_key, 0, RQ_SHOWN - 1) or {}
+  local had = redis.pcall('LLEN', cleared(rq_queue_key, 'list'))
+  local same = had == #list
+  if same then
+    for i, id in ipairs(redis.pcall('LRANGE', rq_queue_key, 0, -1)) do same = same and list[i] == id end
   end
-  if same and #list == #shown then return end
-  for _, id in ipairs(shown) do
-    if not ours[id] and redis.call('EXISTS', job_key(id)) == 0 and redis.call('EXISTS', rq_job_key(id)) == 1 then
-      list[#list + 1] = id
-      same = same and shown[#list] == id
-    end
-  end
-  if same and #list == #shown then return end
-  redis.call('LTRIM', rq_queue_key, #shown, -1)
-  for last = #list, 1, -RQ_SHOWN do
-    local some = {}
-    for i = last, math.max(1, last - RQ_SHOWN + 1), -1 do some[#some + 1] = list[i] end
-    redis.call('LPUSH', rq_queue_key, unpack(some))
-  end
+  if same then return end
+  redis.pcall('DEL', rq_queue_key)
+  if list[1] then redis.pcall('RPUSH', rq_queue_key, unpack(list)) end
 end
 
 -- data: what RQ would call, as JSON.
 local function rq_submit(id, data, description, at)
-  redis.call('HSET', rq_job_key(id), 'created_at', iso(at), 'enqueued_at', iso(at), 'status', 'queued',
+  redis.pcall('HSET', rq_job_key(id), 'created_at', iso(at), 'enqueued_at', iso(at), 'status', 'queued',
     'data', data, 'description', description, 'origin', RQ_NAME, 'timeout', -1, 'started_at', '', 'ended_at', '',
     'last_heartbeat', '', 'worker_name', '', 'success_callback_name', '', 'failure_callback_name', '')
-  redis.call('SADD', rq_queues_key, rq_queue_key)
+  redis.pcall('SADD', rq_queues_key, rq_queue_key)
 end
 
--- Returns what the job's record says that RQ would call.
 local function rq_start(id, run, who, at)
+  if not rq_mirrored(id) then return end
   local key, worker = rq_record(id), WORKER_PREFIX .. who
-  redis.call('HSET', key, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', worker)
-  redis.call('PERSIST', key)
-  redis.call('ZADD', rq_started_key, RQ_FAR, id .. ':' .. run)
-  redis.call('HSET', rq_execution_key(id, run), 'id', run, 'created_at', num(at), 'last_heartbeat', num(at),
+  redis.pcall('HSET', key, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', worker)
+  redis.pcall('PERSIST', key)
+  redis.pcall('ZADD', rq_started_key, RQ_FAR, id .. ':' .. run)
+  redis.pcall('HSET', rq_execution_key(id, run), 'id', run, 'created_at', num(at), 'last_heartbeat', num(at),
     'worker_name', worker)
-  redis.call('ZADD', rq_executions_key(id), RQ_FAR, run)
-  return redis.call('HGET', key, 'data')
+  redis.pcall('ZADD', rq_executions_key(id), RQ_FAR, run)
 end
 
 -- last: when RQ was last told of this run's life, if ever.  Returns whether it was told now.
 local function rq_beat(id, run, last, at)
   if last and at - (tonumber(last) or 0) < RQ_BEAT_S then return false end
-  redis.call('HSET', rq_execution_key(id, run), 'last_heartbeat', num(at))
-  redis.call('HSET', rq_record(id), 'last_heartbeat', iso(at))
+  if rq_mirrored(id) then
+    redis.pcall('HSET', rq_execution_key(id, run), 'last_heartbeat', num(at))
+    redis.pcall('HSET', rq_record(id), 'last_heartbeat', iso(at))
+  end
   return true
 end
 
-local function rq_take_over(id, who) redis.call('HSET', rq_record(id), 'worker_name', WORKER_PREFIX .. who) end
+local function rq_take_over(id, who)
+  if rq_mirrored(id) then redis.pcall('HSET', rq_record(id), 'worker_name', WORKER_PREFIX .. who) end
+end
 
 local function rq_drop_run(id, run)
-  redis.call('ZREM', rq_started_key, id .. ':' .. run)
-  redis.call('DEL', rq_execution_key(id, run))
-  redis.call('ZREM', rq_executions_key(id), run)
+  if not rq_mirrored(id) then return end
+  redis.pcall('ZREM', rq_started_key, id .. ':' .. run)
+  redis.pcall('ZREM', rq_inbox_started_key, id .. ':' .. run)  -- of a version before layout 4
+  redis.pcall('DEL', rq_execution_key(id, run))
+  redis.pcall('ZREM', rq_executions_key(id), run)
 end
 
 local function rq_give_back(id, at)
-  redis.call('HSET', rq_record(id), 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')
+  if not rq_mirrored(id) then return end
+  redis.pcall('HSET', rq_record(id), 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')
 end
 
 -- result: the return value or the exception's text as RQ keeps it, or ''.
 local function rq_end(id, status, result, at, expires)
+  if not rq_mirrored(id) then return end
   local state, registry, kind = unpack(RQ_END[status])
-  redis.call('HSET', rq_record(id), 'status', state, 'ended_at', iso(at), 'last_heartbeat', iso(at))
-  redis.call('ZADD', registry, num(expires), id)
-  redis.call('DEL', rq_executions_key(id))
+  redis.pcall('HSET', rq_record(id), 'status', state, 'ended_at', iso(at), 'last_heartbeat', iso(at), 'origin', RQ_NAME)
+  redis.pcall('ZADD', registry, num(expires), id)
+  redis.pcall('DEL', rq_executions_key(id))
   local entry = { 'XADD', cleared(rq_results_key(id), 'stream'), 'MAXLEN', 10, '*', 'type', kind }
   if result ~= '' then
     entry[#entry + 1] = status == 'succeeded' and 'return_value' or 'exc_string'
     entry[#entry + 1] = result
   end
-  redis.call(unpack(entry))
+  redis.pcall(unpack(entry))
 end
 
 -- A job that is over stays longer, or less long.
 local function rq_stays(id, status, expires)
   local ended = RQ_END[status]
-  if ended then redis.call('ZADD', ended[2], 'XX', num(expires), id) end
+  if ended and rq_mirrored(id) then redis.pcall('ZADD', ended[2], 'XX', num(expires), id) end
 end
 
 local function rq_forget(id)
-  redis.call('DEL', rq_job_key(id), rq_results_key(id))
-  for _, ended in pairs(RQ_END) do redis.call('ZREM', ended[2], id) end
+  redis.pcall('DEL', rq_job_key(id), rq_results_key(id))
+  for _, registry in ipairs({ rq_finished_key, rq_failed_key, rq_canceled_key, rq_inbox_finished_key, rq_inbox_failed_key, rq_inbox_canceled_key }) do
+    redis.pcall('ZREM', registry, id)  -- before layout 4, there was one queue in RQ
+  end
 end
