@@ -87,6 +87,7 @@ class JobStore(Protocol):
             QueueFull: ``depth_limit`` jobs wait already, and the owner's are a tenth of that, or twice as
                 many wait; the key stays unused.
             IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
+            MissingAsset: An asset that it reads was removed, because it was held too long before.
         """
 
     async def made_by(self, idempotency: Idempotency) -> str | None:

@@ -336,6 +336,8 @@ class Dispatcher:
         try:
             await self._runs.check_schema()
         except Outdated as error:
+            if self._retired.is_set():  # a wake-up and a look of its own came at once
+                return
             self._retired.set()
             self._seekers.stop()
             logger.error(

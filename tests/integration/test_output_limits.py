@@ -211,7 +211,7 @@ def named(*names: str, temp: str = "") -> Any:
         ("huge.bin", {}, "max_output_bytes"),
         ("endless.bin", {"output_bytes": 5_000_000}, "max_output_bytes"),
         ("endless.bin", {"job_bytes": 5_000_000}, "max_job_bytes"),
-        ("slow.bin", {"output_s": 0.3}, "output_timeout_s"),
+        ("slow.bin", {"output_s": 4.0}, "output_timeout_s"),
     ],
 )
 async def test_a_file_without_an_end_is_given_up_and_leaves_nothing(

@@ -9,13 +9,15 @@ from uuid import uuid4
 import pytest
 
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.errors import Conflict, LeaseLost, NotFound
+from comfy_fleet.domain.errors import Conflict, LeaseLost, MissingAsset, NotFound
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
     Placement,
     Progress,
 )
+from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.ports.runs import Refused
+from tests.factories import new_job
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, forget, output, refused, stored, submit
 
 
@@ -232,9 +234,21 @@ async def test_secrets_live_apart_and_die_with_the_job(stores: Stores) -> None:
     assert await stores.runs.secret(got) is None
 
 
+async def test_no_job_is_accepted_whose_file_is_gone(stores: Stores) -> None:
+    """A process may be stopped between holding a file and writing the job, for longer than the hold lasts."""
+    before = set(await stores.redis.keys("*"))
+    new = new_job(assets=frozenset({"a1"}))
+    once = Idempotency(scope="local", key="k", fingerprint="f")
+    with pytest.raises(MissingAsset, match="asset a1 does not exist any more"):
+        await stores.jobs.submit(new, idempotency=once, depth_limit=9)
+    assert await stores.jobs.get(new.id) is None
+    assert set(await stores.redis.keys("*")) - before <= {b"fleet:schema"}
+
+
 async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     before = set(await stores.redis.keys("*"))
+    await stores.redis.hset("fleet:asset:a1", "owner", "local")
     job = await submit(stores, expires_in_s=0.01, assets=frozenset({"a1"}), deadline_s=1e9)
     twin = await submit(stores)  # the same graph: it must stay
     assert await stores.redis.smembers("fleet:asset:a1:jobs") == {job.id.encode()}

@@ -38,7 +38,7 @@ async def sent(stores: Stores, staged: StagedInput, name: str = "g1") -> bool:
 
 async def test_a_run_finds_what_was_sent_before_it_began(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     assert there.new
     assert await sent(stores, there)
@@ -58,7 +58,7 @@ async def test_a_run_finds_what_was_sent_before_it_began(stores: Stores) -> None
 
 async def test_a_run_never_reads_a_file_that_is_still_being_sent(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     run = await claim(stores)
     found = (await stores.runs.stage(run, [asset], keep_s=60))[asset]
@@ -73,7 +73,7 @@ async def test_what_nobody_uses_is_deleted_even_if_its_dispatcher_was_killed(
     stores: Stores, done: bool
 ) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     if done:
         await sent(stores, there)
@@ -85,7 +85,7 @@ async def test_what_nobody_uses_is_deleted_even_if_its_dispatcher_was_killed(
 
 async def test_a_file_that_comes_after_its_place_was_given_up_is_deleted_again(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     await let_time_pass(stores)
     folder, inner = there.folders.split("/")
@@ -117,7 +117,7 @@ async def test_another_choice_gives_up_what_was_sent_for_the_one_before(stores: 
 
 async def test_what_is_being_sent_gets_a_moment_to_come_before_it_is_deleted(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     await ahead(stores, None)
     assert await orders(stores) == set()
@@ -132,7 +132,7 @@ async def test_what_is_being_sent_gets_a_moment_to_come_before_it_is_deleted(sto
 
 async def test_a_job_that_waits_no_more_gets_nothing(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     await sent(stores, there)
     await stores.jobs.request_cancel(job.id)
@@ -144,7 +144,7 @@ async def test_only_a_node_that_takes_jobs_and_is_cleaned_gets_files(stores: Sto
     await node(stores)
     await node(stores, "other", cleans=False)
     await add_nodes(stores, "plain")
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     for name in ("other", "plain", "nobody"):
         assert await ahead(stores, job, asset, name=name) == {}
     (there,) = (await ahead(stores, job, asset)).values()
@@ -175,7 +175,7 @@ async def test_no_more_than_so_many_bytes_are_there_ahead(stores: Stores) -> Non
 
 async def test_a_removed_node_s_files_may_go(stores: Stores) -> None:
     await node(stores)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     (there,) = (await ahead(stores, job, asset)).values()
     await stores.nodes.remove("g1")
     assert [key async for key in stores.redis.scan_iter("fleet:staged:*")] == []
@@ -200,7 +200,7 @@ async def test_nodes_are_not_all_sent_the_files_of_one_job(stores: Stores) -> No
 async def test_a_job_is_free_for_others_once_its_files_are_given_up(stores: Stores) -> None:
     for name in ("g1", "node2"):
         await node(stores, name)
-    job, asset = await reads(stores, "a1"), await record(stores, "a1")
+    asset, job = await record(stores, "a1"), await reads(stores, "a1")
     await ahead(stores, job, asset)
     assert (await peek(stores, "node2")).next is None
     await ahead(stores, None)

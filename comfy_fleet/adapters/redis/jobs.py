@@ -18,7 +18,15 @@ from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.quotas import limit_error
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
-from comfy_fleet.domain.errors import BadInput, Conflict, JobLive, NotFound, QueueFull, key_reused
+from comfy_fleet.domain.errors import (
+    BadInput,
+    Conflict,
+    JobLive,
+    MissingAsset,
+    NotFound,
+    QueueFull,
+    key_reused,
+)
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
@@ -148,6 +156,9 @@ class RedisJobStore:
                 retry_after_s=1,
                 details={"depth": int(answer[1]), "limit": depth_limit},
             )
+        if outcome == b"gone":
+            asset_id = answer[1].decode()
+            raise MissingAsset(f"asset {asset_id} does not exist any more", details={"id": asset_id})
         if outcome == b"limit":
             raise limit_error(answer[1:])
         if outcome == b"ok":

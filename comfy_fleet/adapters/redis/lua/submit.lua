@@ -8,7 +8,7 @@
 --       timeout_s (longest run), silence_s (of it without progress), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
 --       webhook (bool: the record has one), quota (see quotas.lua).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
--- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
+-- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'gone', asset} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
 local ALWAYS = 10  -- a full queue still takes an owner's jobs up to this part of it, so that nobody keeps all others out
 local MOST_NUMBERS = 250  -- of the owner's jobs that are compared with a number
 local STEP_S = 0.001  -- from one rank to the next
@@ -27,6 +27,9 @@ if idem then
 end
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return { 'again' } end
+for asset in string.gmatch(args.assets, '%S+') do  -- a process that was stopped for long no longer holds it
+  if redis.call('EXISTS', asset_key(asset)) == 0 then return { 'gone', asset } end
+end
 local at = now()
 local earlier = args.wanted and earlier_result(args.owner, args.wanted, at)
 -- Who follows must be able to run where the leader does, and for as long.
