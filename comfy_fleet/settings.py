@@ -4,6 +4,7 @@
 """
 
 import difflib
+import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput, ConfigError
@@ -120,6 +122,22 @@ def packaged(folder: str) -> Path:
     """Return ``haproxy`` or ``workflows``, from the wheel or from the checkout."""
     inside = FILES / folder
     return inside if inside.is_dir() else SOURCE / folder
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """The variables ``FLEET_*``. Every setting is one text, so none needs the library's look at its type."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the variable's text, or None."""
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the texts by the settings' names."""
+        prefix = self.config["env_prefix"].lower()
+        given = {name.lower(): text for name, text in os.environ.items()}
+        return {
+            name: given[prefix + name] for name in self.settings_cls.model_fields if prefix + name in given
+        }
 
 
 class Settings(BaseSettings):
@@ -983,8 +1001,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Look only where settings may be: to look into files that there are not takes as long again."""
-        return init_settings, env_settings
+        """Look only where settings may be, and for those that are there: each command waits for it."""
+        return init_settings, _Environment(settings_cls)
 
     @property
     def weights(self) -> Mapping[str, float]:
