@@ -18,8 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 from tests.browser.page import PATIENCE_S, DevToolsError, Page, PageError
 from tests.children import mortal
 
-START_S = 60.0
-CALL_S = 60.0  # for an answer of the browser itself
+START_S = 150.0
+CALL_S = 150.0  # for an answer of the browser itself
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --hide-scrollbars"

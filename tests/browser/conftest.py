@@ -13,7 +13,7 @@ from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.browser.chromium import Chromium, chromium, program
 from tests.comfyui_server import ComfyServer, started_comfyui, wait_until_it_answers
 
-KNOWN_S = 90.0  # for a fleet to know what its nodes have
+KNOWN_S = 150.0  # for a fleet to know what its nodes have
 
 
 class Servers:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import Chromium
-from tests.browser.page import CONTROL, Page
+from tests.browser.page import CONTROL, PATIENCE_S, Page
 
 RECORDER = (Path(__file__).parent / "recorder.js").read_text()
 READY = """
@@ -213,7 +213,7 @@ class Editor:
         """Return the prompts that have ended, as the editor lists them."""
         return set(self.store("queue.historyTasks.map((task) => task.promptId ?? task.jobId)"))
 
-    def idle(self, *, patience_s: float = 60) -> None:
+    def idle(self, *, patience_s: float = PATIENCE_S) -> None:
         """Wait until nothing runs or waits."""
         self.page.wait(
             lambda: self.counts()[:2] == (0, 0), what="no job runs or waits", patience_s=patience_s
@@ -230,7 +230,7 @@ class Editor:
         """Return the color in the middle of the picture that a node shows; -1 if it shows none."""
         return int(self.page.evaluate(_COLOR % node))
 
-    def wait_for_color(self, node: int, color: int, *, patience_s: float = 60) -> None:
+    def wait_for_color(self, node: int, color: int, *, patience_s: float = PATIENCE_S) -> None:
         """Wait until a node shows a picture of one color."""
         self.page.wait(
             lambda: self.color(node) == color, what=f"node {node} shows {color:#x}", patience_s=patience_s
@@ -245,7 +245,9 @@ class Editor:
         """Return the pictures that a node has been told of, in order."""
         return [one for one in self.shown()["executed"] if str(one["node"]) == str(node)]
 
-    def wait_for_pictures(self, count: int, *, node: int, patience_s: float = 60) -> list[dict[str, Any]]:
+    def wait_for_pictures(
+        self, count: int, *, node: int, patience_s: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """Wait until as many pictures have come, and see that each can be shown."""
         script = f"window.__shown.executed.filter((one) => String(one.node) === '{node}').length >= {count}"
         self.page.until(script, what=f"{count} pictures have come", patience_s=patience_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 60.0  # for something to show up in a page; a busy machine takes its time
+PATIENCE_S = 150.0  # for something to show up in a page; a busy machine takes its time
 ALT, CONTROL, META, SHIFT = 1, 2, 4, 8  # DevTools' bits
 _KEYS = {
     "Enter": (13, "\r"),

@@ -11,7 +11,7 @@ from tests.browser.conftest import Servers
 from tests.browser.editor import editor
 from tests.browser.graphs import EditorGraph
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 
 MARKED = """(async () => {
   const app = window.app, root = app.rootGraph ?? app.graph;

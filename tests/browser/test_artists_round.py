@@ -16,9 +16,9 @@ from tests.browser.editor import Editor, editor
 from tests.browser.page import Page
 from tests.browser.people import ANN, EVE, client_of, fleet_of_people, signing_in
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 TEAL, AMBER = 0x208080, 0xE0A020
-JOB_S = 60.0
+JOB_S = 150.0
 
 
 @pytest.fixture(scope="module")

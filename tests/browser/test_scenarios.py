@@ -11,7 +11,7 @@ from tests.browser.chromium import Chromium
 from tests.browser.conftest import Place, leave_idle
 from tests.browser.editor import MINIMAP_CLOSER, Editor, editor
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 COLORS = count(0x204060)  # a new one each time: a picture of an earlier run can't be taken for this one's
 SAVER = 3  # the node that saves, in a graph of three
 
