@@ -17,7 +17,7 @@ from tests.children import mortal
 from tests.conftest import free_port
 from tests.key_files import write_keys
 
-START_S = 60.0
+START_S = 120.0
 STOP_S = 90.0
 """For the end of a ``fleet up``: it gives its processes up to 10 s a stage before it kills them."""
 
@@ -56,6 +56,8 @@ def start_fleet(
         str(port),
         "--data",
         str(data),
+        "--ready-timeout",
+        "300",  # what ends the wait is below
         *arguments,
     ]
     wanted = {**os.environ, "FLEET_CONSOLE_PORT": str(console_port), **(env or {})}

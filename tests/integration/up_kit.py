@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "100", **more}
 
 
-def fleet(*argv: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+def fleet(*argv: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*argv), capture_output=True, text=True, timeout=timeout_s, check=False, env=environment(**env)
     )
@@ -68,7 +68,9 @@ class Up:
         self.log = data.with_name(f"{data.name}-{time.monotonic_ns()}.log")
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                mortal(command("up", "--port", str(port), "--data", str(data), *argv)),
+                mortal(
+                    command("up", "--port", str(port), "--data", str(data), "--ready-timeout", "300", *argv)
+                ),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment(**env),
@@ -80,7 +82,7 @@ class Up:
             assert self.process.poll() is None, self.log.read_text()
             return "The fleet is ready" in self.log.read_text()
 
-        until(ready, "the fleet is ready", 60)
+        until(ready, "the fleet is ready", 120)
 
     def cli(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return fleet(*argv, FLEET_API_URL=self.console)
@@ -103,7 +105,7 @@ class Up:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(40)
+        return self.process.wait(90)
 
 
 @contextmanager
