@@ -620,7 +620,25 @@ class Settings(BaseSettings):
         "number. Requests on further ones get 429, and beyond twice as many they are closed at once. Those "
         "of FLEET_TRUSTED_PROXIES are not counted.",
     )
-    max_streams: Count = Field(64, ge=1, description="Most open event streams of one caller.")
+    max_streams: Count = Field(
+        64,
+        ge=1,
+        description="Most open event streams of one caller at each API process, and most of their submits "
+        "that wait for their job's end.",
+    )
+    max_waits: Count = Field(
+        1024,
+        ge=0,
+        description="Most submits of all callers that wait for their job's end, at each API process; further "
+        "ones are answered at once.",
+    )
+    max_wait_s: float = Field(
+        120.0,
+        ge=0,
+        le=540,
+        description="Longest time in seconds that a submit waits for its job's end, whatever it asks for; 0: "
+        "none waits. At most 540: the edge gives up an answer after 600.",
+    )
     max_sockets: Count = Field(
         2048, ge=1, description="Most open websockets of one caller, at each API process."
     )

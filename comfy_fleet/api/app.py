@@ -259,7 +259,8 @@ class Front:
         finally:
             ticket.leave()
             route = self._routes.get(scope.get("endpoint"))
-            seconds = None if route is not None and route.streams else time.perf_counter() - began
+            lasts = scope.get("lasting", False) or (route is not None and route.streams)
+            seconds = None if lasts else time.perf_counter() - began
             self.figures.count(route.name if route is not None else "none", status, seconds)
 
 

@@ -147,6 +147,7 @@ class ApiDeps:
         missing: What people asked for and no node had.
         editor_settings: People's settings in the editor.
         streams: Open event streams by caller.
+        waits: Submits that wait for their job's end, by caller.
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
         large_bodies: Turns of those that stay in memory until all of them has come.
@@ -210,6 +211,7 @@ class ApiDeps:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
     sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
     large_bodies: FairTurns = field(default_factory=lambda: FairTurns(4, each=1, line=8, wait_s=30.0))

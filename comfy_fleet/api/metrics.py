@@ -27,7 +27,7 @@ class Metrics:
         )
         self.seconds = Histogram(
             "fleet_http_request_seconds",
-            "Time to the end of the answer, event streams left out.",
+            "Time to the end of the answer, event streams and submits that wait left out.",
             ["handler"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
             registry=self.registry,
@@ -38,6 +38,9 @@ class Metrics:
         self.nodes = Gauge("fleet_nodes", "Nodes by verdict.", ["verdict"], registry=self.registry)
         self.busy = Gauge("fleet_nodes_busy", "Nodes that run a job.", registry=self.registry)
         self.streams = Gauge("fleet_event_streams", "Open event streams.", registry=self.registry)
+        self.waits = Gauge(
+            "fleet_waiting_submits", "Submits that wait for their job's end.", registry=self.registry
+        )
         self.sockets = Gauge("fleet_websockets", "Open websockets.", registry=self.registry)
 
     def count(self, handler: str, status: int, seconds: float | None) -> None:
@@ -58,6 +61,7 @@ async def show(request: Request) -> Response:
         metrics.nodes.labels("drained" if state.node.cordoned else state.verdict).inc()
     metrics.busy.set(sum(s.run is not None for s in states))
     metrics.streams.set(sum(d.streams.values()))
+    metrics.waits.set(d.waits.total())
     metrics.sockets.set(sum(d.sockets.values()))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

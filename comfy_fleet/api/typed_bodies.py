@@ -114,6 +114,8 @@ class Replay:
         status: int,
         submit: Callable[[], Awaitable[Submitted]],
         describe: Callable[[Job], Awaitable[Mapping[str, Any]]],
+        *,
+        then: Callable[[Response, Job], Response] | None = None,
     ) -> Response:
         """Return the earlier answer, or make one and store it.
 
@@ -121,18 +123,30 @@ class Replay:
             status: Status of a success.
             submit: Makes the job, or returns the one that this key has made.
             describe: Returns the answer for a job.
+            then: Makes of this answer the one that is sent, a repeated one included.
 
         Raises:
             IdempotencyKeyReuse: The key came with another body.
         """
         if self._key is not None and (kept := await self._recall(self._key)) is not None:
-            return _json(kept, status, replayed=True)
+            earlier = _json(kept, status, replayed=True)
+            job = await self._told_of(kept) if then is not None else None
+            return earlier if then is None or job is None else then(earlier, job)
         done = await self._submitted(submit)
         made = orjson.dumps(await describe(done.job))
         if self._key is not None:
             with suppress(StoreDown):  # the job's record has the key: the same answer can be made again
                 await self._replays.end(self._scope, self._key, answer=(self._fingerprint, made))
-        return _json(made, status, replayed=done.replayed)
+        answer = _json(made, status, replayed=done.replayed)
+        return answer if then is None else then(answer, done.job)
+
+    async def _told_of(self, kept: bytes) -> Job | None:
+        """Return the job that an earlier answer tells of, as it is now; None if it can't be had."""
+        told = orjson.loads(kept)
+        with suppress(StoreDown):
+            job = await self._jobs.get(told.get("task_id") or told["id"])
+            return None if job is None or job.removed else job
+        return None
 
     async def _submitted(self, submit: Callable[[], Awaitable[Submitted]]) -> Submitted:
         try:

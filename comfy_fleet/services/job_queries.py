@@ -1,17 +1,20 @@
 """Reading jobs: who may see which, and how long they will take."""
 
+import asyncio
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from typing import TypeGuard
 
-from comfy_fleet.domain.errors import NotFound
-from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.errors import NotFound, StoreDown
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus
 from comfy_fleet.ports.jobs import Events, JobStore
 from comfy_fleet.services.estimator import MOMENT_S, Estimator
 from comfy_fleet.timeouts import Timeout
 
 MOST_PROMPT_ID = 128
+_LOOK_AGAIN_S, _NOT_READ_S = 15.0, 0.5
+_ENDS = frozenset(status.value for status in JobStatus if status.terminal)
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -87,11 +90,34 @@ async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estima
     if not await estimator.soon(job, now):
         return job
     with contextlib.suppress(TimeoutError):
-        async with Timeout(MOMENT_S), events.subscribe(job.id) as stream:
-            found = await jobs.get(job.id)  # it may have ended before we listened
-            if found is None or found.status.terminal:
-                return found or job
-            async for event in stream:
-                if event.type == "status" and JobStatus(event.data["status"]).terminal:
-                    break
+        async with Timeout(MOMENT_S):
+            return await until_ended(job.id, jobs=jobs, events=events) or job
     return await jobs.get(job.id) or job
+
+
+async def until_ended(job_id: str, *, jobs: JobStore, events: Events) -> Job | None:
+    """Wait for a job's end, however long that takes, and return it; None if it is gone.
+
+    Events may be lost while the store is away, so the record is read now and then, too.
+    """
+    async with events.subscribe(job_id) as stream:
+        heard = asyncio.ensure_future(_end_heard(stream))
+        try:
+            while True:
+                with contextlib.suppress(StoreDown):
+                    found = await jobs.get(job_id)
+                    if found is None or found.status.terminal:
+                        return found
+                if heard.done():  # the record can't be read yet
+                    await asyncio.sleep(_NOT_READ_S)
+                else:
+                    await asyncio.wait({heard}, timeout=_LOOK_AGAIN_S)
+        finally:
+            heard.cancel()
+            await asyncio.gather(heard, return_exceptions=True)
+
+
+async def _end_heard(stream: AsyncIterator[JobEvent]) -> None:
+    async for event in stream:
+        if event.type == "status" and event.data.get("status") in _ENDS:
+            return

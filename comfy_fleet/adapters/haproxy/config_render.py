@@ -41,9 +41,14 @@ _EDITOR_FILE_BYTES = 128 * 1024 * 1024
 _EDITOR_REQUESTS = 256
 """Requests for editors' files that may be on their way to the broker, which has leases to serve, too."""
 
-_CORS_HEADERS = "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Range, traceparent"
+_CORS_HEADERS = (
+    "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Prefer, Range, traceparent"
+)
 """What pages of other origins may send."""
-_CORS_SHOWN = "Content-Disposition, Content-Range, ETag, Location, Retry-After, X-Request-Id"
+_CORS_SHOWN = (
+    "Content-Disposition, Content-Range, ETag, Location, Preference-Applied, Retry-After, X-Fleet-Job, "
+    "X-Request-Id"
+)
 """What they may read of an answer, beside its type and length."""
 
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
@@ -361,6 +366,7 @@ def _edge(
         "max_body_bytes": limit,
         "small_body_bytes": _SMALL_BODY_BYTES,
         "api_requests": _REQUESTS * settings.max_requests,
+        "waiting_requests": _REQUESTS * settings.max_requests + settings.max_waits,
         "rate_limit": settings.rate_limit,
         "connection_limit": settings.connection_limit,
         "errors": [

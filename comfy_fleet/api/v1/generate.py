@@ -20,6 +20,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1 import task_words
 from comfy_fleet.api.v1.task_words import TaskWords
+from comfy_fleet.api.waiting import SubmitWait
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
@@ -53,22 +54,25 @@ class GenerateBody(JobOptionsBody):
 
 async def generate(request: Request) -> Response:
     """Submit a prompt; answers 202 with `task_id` and `status_url` at once."""
-    return await _submit(request, "queued", links(request).status)
+    return await _submit(request, "queued", links(request).status, task_words.COMPLETED)
 
 
 async def submit_task(request: Request) -> Response:
     """The same as generate, for clients that wait for `done`: the answer's `status` is `submitted`."""
-    return await _submit(request, "submitted", links(request).short_status)
+    return await _submit(request, "submitted", links(request).short_status, task_words.DONE)
 
 
-async def _submit(request: Request, accepted: str, status_url: Callable[[str], str]) -> Response:
+async def _submit(
+    request: Request, accepted: str, status_url: Callable[[str], str], words: TaskWords
+) -> Response:
     """Make a job from the body.
 
     Args:
         accepted: The word for an accepted job.
         status_url: Returns the URL for its status.
+        words: Those of the answer about a job that has ended.
     """
-    d, who = deps(request), owner(request)
+    d, who, waiting = deps(request), owner(request), SubmitWait.of(request)
     body = await read(request, GenerateBody)
     if not body.prompt.strip():
         raise HttpError(400, "invalid_request", "prompt must not be empty", details={"field": "prompt"})
@@ -93,7 +97,10 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
             "status_url": status_url(job.id),
         }
 
-    return await replay.answer(202, submit, describe)
+    async def finished(job: Job) -> dict[str, Any]:
+        return await _described(request, job, words)
+
+    return await replay.answer(202, submit, describe, then=waiting.then(usual=describe, finished=finished))
 
 
 class TaskQuery(BaseModel):
@@ -126,22 +133,23 @@ async def short_status_of(request: Request) -> Response:
 
 
 async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
+    return json_response(await _described(request, await jobs.poll_job(request, task_id), words))
+
+
+async def _described(request: Request, job: Job, words: TaskWords) -> dict[str, Any]:
     d = deps(request)
-    job = await jobs.poll_job(request, task_id)
-    return json_response(
-        {
-            "task_id": job.id,
-            "status": words.of(job.status),
-            "job_status": job.status.value,
-            **_images(request, job),
-            "error": {"code": job.error.code, "message": job.error.message} if job.error else None,
-            "queue_position": await d.jobs.position(job),
-            "progress": job.progress.value if job.progress else None,
-            "estimated_wait_time_sec": await d.estimator.whole_seconds(job),
-            "node": job.node,
-            "simulated": d.simulated(job.node),
-        }
-    )
+    return {
+        "task_id": job.id,
+        "status": words.of(job.status),
+        "job_status": job.status.value,
+        **_images(request, job),
+        "error": {"code": job.error.code, "message": job.error.message} if job.error else None,
+        "queue_position": await d.jobs.position(job),
+        "progress": job.progress.value if job.progress else None,
+        "estimated_wait_time_sec": await d.estimator.whole_seconds(job),
+        "node": job.node,
+        "simulated": d.simulated(job.node),
+    }
 
 
 def _fingerprinted(body: GenerateBody) -> dict[str, Any]:

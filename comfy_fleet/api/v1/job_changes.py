@@ -20,6 +20,7 @@ from comfy_fleet.api.job_options import (
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
 from comfy_fleet.api.v1.jobs import shown
+from comfy_fleet.api.waiting import SubmitWait
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.webhooks.webhook import MOST_URL, Webhook
 from comfy_fleet.ports.jobs import Submitted
@@ -88,7 +89,7 @@ async def retry_job(request: Request) -> Response:
 
     Its workflow's version is the same, too.
     """
-    d, who = deps(request), owner(request)
+    d, who, waiting = deps(request), owner(request), SubmitWait.of(request)
     body = await read_optional(request, RetryBody)
     replay = Replay(request, who, body.model_dump())
 
@@ -105,7 +106,8 @@ async def retry_job(request: Request) -> Response:
         )
         return await d.retrying.retry(job, how)
 
-    return await replay.answer(201, submit, partial(shown, request))
+    show = partial(shown, request)
+    return await replay.answer(201, submit, show, then=waiting.then(usual=show, finished=show))
 
 
 async def keep_job(request: Request) -> Response:

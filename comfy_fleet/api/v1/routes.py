@@ -22,6 +22,7 @@ from comfy_fleet.api.v1 import (
     workflows,
 )
 from comfy_fleet.api.v1 import jobs as v1_jobs
+from comfy_fleet.api.waiting import PREFER, WaitQuery
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -39,9 +40,10 @@ TABLE = (
         handler=generate.generate,
         summary="Make a picture",
         tag="generate",
-        parameters=(_IDEMPOTENCY_KEY,),
+        query=WaitQuery,
+        parameters=(_IDEMPOTENCY_KEY, PREFER),
         body=generate.GenerateBody,
-        answers={202: answers.AcceptedTaskAnswer},
+        answers={202: answers.AcceptedTaskAnswer, 200: answers.TaskStatusAnswer},
         errors=(404, 409),
     ),
     Endpoint(
@@ -71,9 +73,10 @@ TABLE = (
         handler=generate.submit_task,
         summary="Make a picture",
         tag="generate",
-        parameters=(_IDEMPOTENCY_KEY,),
+        query=WaitQuery,
+        parameters=(_IDEMPOTENCY_KEY, PREFER),
         body=generate.GenerateBody,
-        answers={202: answers.SubmittedTaskAnswer},
+        answers={202: answers.SubmittedTaskAnswer, 200: answers.ShortTaskAnswer},
         errors=(404, 409),
     ),
     Endpoint(
@@ -122,9 +125,10 @@ TABLE = (
         handler=workflows.run_workflow,
         summary="Run a stored workflow",
         tag="workflows",
-        parameters=(_IDEMPOTENCY_KEY,),
+        query=WaitQuery,
+        parameters=(_IDEMPOTENCY_KEY, PREFER),
         body=workflows.NewJobBody,
-        answers={201: answers.JobDetailAnswer},
+        answers={201: answers.JobDetailAnswer, 200: answers.JobDetailAnswer},
         errors=(409,),
     ),
     Endpoint(
@@ -213,10 +217,11 @@ TABLE = (
         handler=job_changes.retry_job,
         summary="Submit a job again",
         tag="jobs",
-        parameters=(_IDEMPOTENCY_KEY,),
+        query=WaitQuery,
+        parameters=(_IDEMPOTENCY_KEY, PREFER),
         body=job_changes.RetryBody,
         body_required=False,
-        answers={201: answers.JobDetailAnswer},
+        answers={201: answers.JobDetailAnswer, 200: answers.JobDetailAnswer},
         errors=(409,),
     ),
     Endpoint(

@@ -15,6 +15,7 @@ from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1.jobs import shown
+from comfy_fleet.api.waiting import SubmitWait
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.graphs.graph_problems import Problem
@@ -67,6 +68,7 @@ async def get_workflow(request: Request) -> Response:
 async def run_workflow(request: Request) -> Response:
     """Submit a job; `Idempotency-Key` makes it safe to send again."""
     d, who, name = deps(request), owner(request), request.path_params["workflow"]
+    waiting = SubmitWait.of(request)
     body = await read(request, NewJobBody)
     replay = Replay(request, who, body.identity())
 
@@ -78,7 +80,8 @@ async def run_workflow(request: Request) -> Response:
             job_options.options(request, body, replay.idempotency),
         )
 
-    return await replay.answer(201, submit, partial(shown, request))
+    show = partial(shown, request)
+    return await replay.answer(201, submit, show, then=waiting.then(usual=show, finished=show))
 
 
 class CheckQuery(BaseModel):

@@ -1,5 +1,6 @@
 """Comfy API v2: jobs. Graphs in, states and outputs out."""
 
+from functools import partial
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.waiting import SubmitWait
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, StoreDown, key_reused
 from comfy_fleet.ports.jobs import Idempotency
 
@@ -19,10 +21,10 @@ _RESERVED = ("inputs",)
 
 async def create_job(request: Request) -> Response:
     """Check a graph, write the job, and answer once it is durable."""
-    key = idempotency_key(request)
+    key, waiting = idempotency_key(request), SubmitWait.of(request)
     once = Idempotency(scope=f"v2:{owner(request)}", key=key) if key is not None else None
     try:
-        return await _create(request, once)
+        return await _create(request, once, waiting)
     except StoreDown:
         raise
     except FleetError:
@@ -32,7 +34,7 @@ async def create_job(request: Request) -> Response:
         raise
 
 
-async def _create(request: Request, once: Idempotency | None) -> Response:
+async def _create(request: Request, once: Idempotency | None, waiting: SubmitWait) -> Response:
     d, who = deps(request), owner(request)
     body = await read_object(request, graph_limits(d.settings))
     if found := [name for name in _RESERVED if body.get(name) is not None]:
@@ -55,9 +57,12 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
         ),
     )
     position = done.position or await d.jobs.position(done.job)
-    return json_response(
+    answer = json_response(
         serialize.job(done.job, links(request), queue_position=position, simulated=False), 201
     )
+    show = partial(jobs.shown, request)
+    then = waiting.then(usual=show, finished=show)
+    return answer if then is None else then(answer, done.job)
 
 
 async def list_jobs(request: Request) -> Response:

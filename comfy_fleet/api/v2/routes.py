@@ -19,6 +19,7 @@ from comfy_fleet.api.answers import (
 from comfy_fleet.api.deps import links, owner
 from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint, ServedRoute
 from comfy_fleet.api.v2 import assets, bodies, jobs
+from comfy_fleet.api.waiting import PREFER, WaitQuery
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -36,9 +37,10 @@ TABLE = (
         handler=jobs.create_job,
         summary="Submit a graph",
         tag="jobs",
-        parameters=(IDEMPOTENCY_KEY,),
+        query=WaitQuery,
+        parameters=(IDEMPOTENCY_KEY, PREFER),
         body=bodies.GraphJobBody,
-        answers={201: JobAnswer},
+        answers={201: JobAnswer, 200: JobAnswer},
     ),
     Endpoint(
         method="GET",
