@@ -409,6 +409,22 @@ class Settings(BaseSettings):
         "changes no job. Whoever can read RQ's keys in Redis sees every user's jobs there.",
     )
 
+    rq_inbox: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether jobs are taken that RQ's clients enqueue in RQ's queue of the namespace's name. "
+        "`auto`: for `FLEET_RQ_USER`, or, where no keys are needed, for `local`; `off`: never.",
+    )
+    rq_user: str = Field(
+        "",
+        description="Whose the jobs are that RQ's clients enqueue: a user of the fleet, with the limits of "
+        "the role submit and of their tenant.",
+    )
+    rq_callbacks: str = Field(
+        "",
+        description="RQ's queue, served by your own workers, on which callbacks are enqueued of jobs that "
+        "RQ's clients enqueue. If empty, jobs with callbacks are refused.",
+    )
+
     queue_depth: Count = Field(
         1000,
         ge=1,
@@ -751,6 +767,17 @@ class Settings(BaseSettings):
             return check_namespace(value)
         except BadInput as error:
             raise ValueError(error.message) from error
+
+    @field_validator("rq_callbacks")
+    @classmethod
+    def _check_rq_callbacks(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse a queue that the fleet's own dispatchers look after."""
+        namespace = str(info.data.get("namespace", ""))
+        if value in (namespace, f"{namespace}.jobs"):
+            raise ValueError(f"{value!r} is the fleet's own: name a queue that your own workers serve")
+        if value and not re.fullmatch(r"[A-Za-z0-9_.:-]{1,100}", value):
+            raise ValueError(f"{value[:80]!r} must be 1 to 100 of A-Z a-z 0-9 _ . : -")
+        return value
 
     @field_validator("public_url", "console_url")
     @classmethod
@@ -1103,6 +1130,15 @@ class Settings(BaseSettings):
     def direct_socket(self) -> Path:
         """The socket of the broker's pinned frontend."""
         return self.run_dir.absolute() / "direct.sock"
+
+    @property
+    def base_url(self) -> str:
+        """Base of the fleet's URLs in what is not an answer: the public one, or as this machine sees it."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # noqa: S104  (asked, not bound)
+        host = everywhere.get(self.host, self.host)
+        return f"{'https' if self.tls else 'http'}://{_in_url(host)}:{self.port}"
 
     @property
     def lease_url(self) -> str:

@@ -17,13 +17,16 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs import job_times
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Metadata
 from comfy_fleet.domain.jobs.trace_context import read_traceparent
-from comfy_fleet.domain.limits import least
+from comfy_fleet.domain.limits import ScopedLimits, least
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.principal import Principal
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE, TIER_NAMES
 from comfy_fleet.domain.webhooks.webhook import ENDS, EVENTS, MOST_URL, Webhook, checked_events, checked_url
 from comfy_fleet.ports.jobs import Idempotency
+from comfy_fleet.services.result_cache import CacheControl
 from comfy_fleet.services.submitter import JobOptions
+from comfy_fleet.settings import Settings
 
 T = TypeVar("T")
 
@@ -246,8 +249,48 @@ def options(
         HttpError: 422 if a pool's name is invalid, fields contradict each other, or a time is past; 403 for a
             priority that only operators may ask for.
     """
-    d = deps(request)
-    most = most_priority(request)
+    return options_for(
+        body,
+        most_priority=most_priority(request),
+        now=deps(request).clock(),
+        idempotency=idempotency,
+        extra_data=extra_data,
+        traceparent=traceparent_in(request),
+        cache_control=cache_control_in(request),
+        webhook=webhook_in(request, body.webhook_url, body.webhook_events),
+        quotas=principal(request).quotas,
+    )
+
+
+def options_for(
+    body: JobOptionsBody,
+    *,
+    most_priority: int,
+    now: float,
+    idempotency: Idempotency | None = None,
+    extra_data: Mapping[str, Any] | None = None,
+    traceparent: str | None = None,
+    cache_control: CacheControl | None = None,
+    webhook: Webhook | None = None,
+    quotas: tuple[ScopedLimits, ...] = (),
+) -> JobOptions:
+    """Return the options in a body of somebody with these limits.
+
+    Args:
+        body: The options as sent.
+        most_priority: The highest priority that they may ask for.
+        now: Unix seconds.
+        idempotency: The request's key.
+        extra_data: What the node gets in addition to the graph.
+        traceparent: The trace that the job belongs to.
+        cache_control: What is said about results of earlier jobs.
+        webhook: Who is told what becomes of it.
+        quotas: Their limits.
+
+    Raises:
+        HttpError: As :func:`options`.
+    """
+    most = most_priority
     priority = min(0, most) if body.priority is None else body.priority
     if priority > most:
         raise HttpError(
@@ -259,7 +302,7 @@ def options(
         )
     if body.finish_by is not None:
         try:
-            job_times.check_ahead(body.finish_by, now=d.clock())
+            job_times.check_ahead(body.finish_by, now=now)
         except BadInput as error:
             raise _invalid("finish_by", error.message) from None
     return JobOptions(
@@ -272,10 +315,10 @@ def options(
         where=_placement(body),
         idempotency=idempotency,
         extra_data=extra_data or {},
-        traceparent=traceparent_in(request),
-        cache_control=cache_control_in(request),
-        webhook=webhook_in(request, body.webhook_url, body.webhook_events),
-        quotas=principal(request).quotas,
+        traceparent=traceparent,
+        cache_control=cache_control or CacheControl(),
+        webhook=webhook,
+        quotas=quotas,
     )
 
 
@@ -285,19 +328,35 @@ def webhook_in(request: Request, url: str | None, events: tuple[str, ...] | None
     Raises:
         HttpError: 422 if it names events, and no URL.
     """
+    settings = deps(request).settings
+    return webhook_of(url, events, settings, lambda: Links.public(request, settings).base)
+
+
+def webhook_of(
+    url: str | None, events: tuple[str, ...] | None, settings: Settings, base: Callable[[], str]
+) -> Webhook | None:
+    """Return the webhook with this URL and events; ``base`` returns the base of its messages' URLs.
+
+    Raises:
+        HttpError: As :func:`webhook_in`.
+    """
     if url is None:
         if events is not None:
             raise _invalid("webhook_events", "webhook_events needs webhook_url: where should they be told?")
         return None
-    allowed = deps(request).settings.webhook_allowed
-    url = _checked(lambda value: checked_url(value, allowed), url)
-    return Webhook(url=url, events=events or ENDS, base=Links.public(request, deps(request).settings).base)
+    url = _checked(lambda value: checked_url(value, settings.webhook_allowed), url)
+    return Webhook(url=url, events=events or ENDS, base=base())
 
 
 def most_priority(request: Request) -> int:
     """Return the highest priority that the caller's jobs may have; without keys there is no limit."""
-    d, who = deps(request), principal(request)
-    most = MAX_PRIORITY if d.keys.open or who.operator else d.settings.max_priority
+    d = deps(request)
+    return priority_bound(principal(request), d.settings, needs_keys=not d.keys.open)
+
+
+def priority_bound(who: Principal, settings: Settings, *, needs_keys: bool) -> int:
+    """Return the highest priority that a principal's jobs may have."""
+    most = MAX_PRIORITY if not needs_keys or who.operator else settings.max_priority
     narrowed = least(who.quotas, "priority")
     return most if narrowed is None else min(most, narrowed[0])
 

@@ -23,6 +23,7 @@ from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
+from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.server_memory import server_memory
@@ -41,6 +42,7 @@ from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import LOCAL, Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.job_views import JobViews
+from comfy_fleet.api.rq_intake import RqIntake
 from comfy_fleet.api.server import Companion, server
 from comfy_fleet.api.v1.health import node_probe
 from comfy_fleet.bootstrap import (
@@ -255,6 +257,15 @@ def build(
         signed_urls=signed_urls,
         clock=time.time,
     )
+    intake = RqIntake(
+        RedisRqInbox(stores.redis),
+        submitter=submitter,
+        jobs=stores.jobs,
+        keys=keys,
+        settings=settings,
+        signed_urls=signed_urls,
+        clock=time.time,
+    )
     webhooks = RedisWebhooks(stores.redis, stores.events)
     webhook_secrets = WebhookSecrets(webhooks, sealer, draw=secrets.token_bytes, clock=time.time)
     deliverer = WebhookDeliverer(
@@ -341,7 +352,7 @@ def build(
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),
-        notes=lambda: _notes(stores, editors if settings.editor else None),
+        notes=lambda: _notes(stores, editors if settings.editor else None, intake),
         registry=registry,
         background=(
             inventories.run,
@@ -351,6 +362,7 @@ def build(
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
             deliverer.run,
+            intake.run,
             stores.clock.keep,
             *_news(settings, stores, webhooks),
             StoreMemoryWatch(lambda: server_memory(stores.redis)).run,
@@ -483,7 +495,7 @@ async def _tell_unknown_shares(settings: Settings, keys: Keys) -> None:
     await asyncio.Event().wait()
 
 
-async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:
+async def _notes(stores: Stores, editors: EditorNodes | None, intake: RqIntake) -> list[str]:
     """Return what an operator should know even if jobs can run."""
     old = await outdated_dispatchers(stores.redis)
     lacking = await stores.replicas.lacking()
@@ -492,6 +504,7 @@ async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:
         *([lacking] if lacking else []),
         *_strays(await stores.nodes.states()),
         *(await editors.notes() if editors else []),
+        *await intake.notes(),
     ]
 
 

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.ahead import RedisAhead
 from comfy_fleet.adapters.redis.life_line import RedisLifeLine
+from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -144,8 +145,13 @@ async def run(
         ready.set_function(lambda: len(dispatcher.snapshot().ready))
         await check_schema(stores)
         order.hurry = dispatcher.hurry
-        cancel = stores.jobs.telling(telemetry).request_cancel
-        worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=order.given.set, cancel=cancel)
+        inbox, jobs = RedisRqInbox(stores.redis), stores.jobs.telling(telemetry)
+
+        async def stop(rq_id: str) -> None:
+            if job_id := await inbox.stop(rq_id):
+                await jobs.request_cancel(job_id)
+
+        worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=stop)
         background = [
             asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),

@@ -136,6 +136,8 @@ class JobOptions:
         cache_control: What it says about results of earlier jobs.
         webhook: Who is told what becomes of it.
         quotas: The limits of who asks.
+        job_id: The UUID that it gets; empty: it is drawn. If there is such a job already, that is the answer.
+        rq_id: Its id in RQ, if one of RQ's clients has enqueued it.
     """
 
     priority: int = 0
@@ -154,6 +156,8 @@ class JobOptions:
     cache_control: CacheControl = field(default_factory=CacheControl)
     webhook: Webhook | None = None
     quotas: tuple[ScopedLimits, ...] = ()
+    job_id: str = ""
+    rq_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +462,7 @@ class Submitter:
             )
         tenant = self._tenant_of(owner)
         new = NewJob(
-            id=self._new_id(),
+            id=options.job_id or self._new_id(),
             owner=owner,
             graph=data,
             graph_hash=f"blake3:{blake3(data).hexdigest()}",
@@ -504,6 +508,7 @@ class Submitter:
             webhook=options.webhook,
             quota=script_quota(options.quotas),
             bounds=running_bounds(options.quotas),
+            rq_id=options.rq_id,
         )
         return await self._write(new, options.idempotency)
 

@@ -161,7 +161,7 @@ async def running(
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
-    made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
+    made = Settings(data=folder, **{"redis_url": f"redis://127.0.0.1:{redis_port}/0", **settings})
     played = FakeNodeApi()
     # asyncio turns off Nagle only where the protocol is named; uvloop, which serves elsewhere, always.
     sock = socket.socket(proto=socket.IPPROTO_TCP)

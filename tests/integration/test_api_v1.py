@@ -534,7 +534,7 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
 
         async def cancel(_: str) -> None: ...
 
-        worker = RqWorker(api.stores.redis, api.stores.events, "d1", stop=lambda: None, cancel=cancel)
+        worker = RqWorker(api.stores.redis, api.stores.events, "d1", stop=cancel)
         await worker.beat(busy=0, done=0)
         assert await missing() == []
         await api.stores.nodes.cordon("g1", reason="fans")

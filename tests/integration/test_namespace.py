@@ -53,7 +53,7 @@ def worker(stores: Stores, name: str) -> RqWorker:
     async def cancel(_: str) -> None:
         pass
 
-    return RqWorker(stores.redis, stores.events, name, stop=lambda: None, cancel=cancel)
+    return RqWorker(stores.redis, stores.events, name, stop=cancel)
 
 
 async def test_each_sees_its_own_jobs_nodes_pools_and_dispatchers(pair: tuple[Stores, Stores]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import redis as sync_redis
+from rq.command import send_stop_job_command
+from rq.serializers import JSONSerializer
 
 from comfy_fleet.adapters.redis.scripts import texts
 from comfy_fleet.adapters.system.redis_program import program
@@ -25,10 +27,14 @@ from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import picture
 from tests.fleet import fleet_of, until
+from tests.integration.api_kit import running
+from tests.integration.rq_kit import Client, fleet_job, started
 from tests.stream_server import StreamServer
 from tests.tls_proxy import HOST, Authority
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "redis.md"
+RQ_PAGE = PAGE.with_name("rq.md")
+RQ_ACL = re.search(r"^user rq-client on .*$", RQ_PAGE.read_text(), re.MULTILINE)
 PASSWORD = "a/password@of:this%test"
 ACL = re.search(r"^user fleet on .*$", PAGE.read_text(), re.MULTILINE)
 
@@ -44,6 +50,8 @@ def strict(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "acl").write_text(
         "user default off\nuser watcher on >watcher ~* &* +@all\n"
         + rights().replace("PASSWORD", PASSWORD)
+        + "\n"
+        + (RQ_ACL[0].replace("PASSWORD", "shop") if RQ_ACL else "")
         + "\n"
     )
     port = free_port()
@@ -96,6 +104,38 @@ async def test_a_fleet_works_as_that_user_and_is_refused_nothing(strict: int) ->
         await until(lambda: fleet.dispatchers[0].dispatcher.snapshot().idle, what="it is idle")
         with watcher(strict) as client:
             refused = [(one["reason"], one["object"], one["context"]) for one in client.acl_log()]
+            assert refused == []
+
+
+async def test_a_client_of_rqs_works_with_rqs_keys_alone(strict: int, tmp_path: Path) -> None:
+    async with running(strict, tmp_path, redis_url=url_of(strict)) as api:
+        await api.add_node()
+        client = Client(strict, username="rq-client", password="shop")
+        job = await client.run(meta={"order": 1})
+        claim = await started(api, client, job.id)
+        await client.call(lambda: send_stop_job_command(client.connection, job.id, JSONSerializer))
+        await api.finish(claim)
+        await client.becomes(job.id, "finished")
+        other = await client.run()
+        await fleet_job(api, other.id)
+        await client.call(lambda: client.job(other.id).cancel())
+        await client.call(lambda: client.job(other.id).delete())
+        await client.call(client.queue.empty)
+        assert await client.call(client.queue.finished_job_registry.get_job_ids) == [job.id]
+        for command in (
+            ("GET", "fleet:schema"),
+            ("HGETALL", f"fleet:job:{claim.job.id}"),
+            ("SET", "fleet:schema", "9"),
+            ("EVAL", "return redis.call('DEL', 'fleet:schema')", "0"),
+            ("PUBLISH", "fleet:wake", "free"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+            ("ACL", "LIST"),
+        ):
+            with pytest.raises(sync_redis.ResponseError, match=r"(?i)permission|NOPERM|key|channel"):
+                await asyncio.to_thread(client.connection.execute_command, *command)
+        with watcher(strict) as seen:
+            refused = [one for one in seen.acl_log() if one["username"] == "fleet"]
             assert refused == []
 
 

@@ -53,7 +53,7 @@ async def test_dispatchers_that_were_killed_leave_no_names_for_good(stores: Stor
         pass
 
     def worker(name: str) -> RqWorker:
-        return RqWorker(stores.redis, stores.events, name, stop=lambda: None, cancel=cancel)
+        return RqWorker(stores.redis, stores.events, name, stop=cancel)
 
     for number in range(5):
         await worker(f"killed{number}").beat(busy=0, done=0)

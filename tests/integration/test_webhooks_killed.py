@@ -3,9 +3,7 @@
 import asyncio
 import os
 import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
@@ -14,49 +12,22 @@ import pytest
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.nodes.node import Node
-from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import picture
 from tests.fleet import until
+from tests.integration.api_process import api_process
 from tests.integration.webhook_kit import receiver
 
 JOBS = int(os.environ.get("FLEET_TEST_WEBHOOK_JOBS", "30"))
 """More in a long run."""
 
 
-@asynccontextmanager
-async def api(
+def api(
     redis_port: int, folder: Path
-) -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[bytes]]]:
-    """Run ``fleet api``, whose pauses between tries are short; it is killed at the end at the latest."""
-    port = free_port()
-    settings = {
-        "FLEET_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
-        "FLEET_DATA": str(folder),
-        "FLEET_API_PORT": str(port),
-        "FLEET_LOG_FORMAT": "json",
-        "FLEET_WEBHOOK_ALLOW": "127.0.0.1",
-        "FLEET_WEBHOOK_BACKOFF_S": "0.2,0.4" + ",1" * 18,
-    }
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            mortal([sys.executable, "-m", "comfy_fleet", "api"]), env={**os.environ, **settings}, stderr=log
-        )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-
-            async def up() -> bool:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                try:
-                    return (await client.get("/health")).status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            await until(up, what="the API serves", timeout_s=60)
-            yield client, process
-    finally:
-        process.kill()
-        process.wait()
+) -> AbstractAsyncContextManager[tuple[httpx.AsyncClient, subprocess.Popen[bytes]]]:
+    """Run ``fleet api``, whose pauses between tries are short."""
+    backoff = "0.2,0.4" + ",1" * 18
+    return api_process(redis_port, folder, FLEET_WEBHOOK_ALLOW="127.0.0.1", FLEET_WEBHOOK_BACKOFF_S=backoff)
 
 
 @pytest.mark.timeout(240)

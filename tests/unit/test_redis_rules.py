@@ -112,7 +112,8 @@ def test_no_key_of_one_namespace_is_another_ones() -> None:
     shared = patterns("fleet") & patterns("fleet-2")  # apart by ids that are UUIDs, or RQ's own lists of all
     assert shared == {
         *("rq:job:ID", "rq:results:ID", "rq:execution:ID:RUN", "rq:executions:ID"),
-        *("rq:queues", "rq:workers"),
+        *("rq:job:ID:dependents", "rq:job::ID:dependencies"),
+        *("rq:queues", "rq:workers", "rq:queue:QUEUE", "rq:deferred:QUEUE"),  # the latter two of any names
     }
 
 

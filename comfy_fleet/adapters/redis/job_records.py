@@ -97,6 +97,8 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["excerpt"] = clean(new.excerpt)
     if new.retry_of:
         fields["retry_of"] = new.retry_of
+    if new.rq_id:
+        fields["rq"] = new.rq_id
     if new.editor and new.patience_s:
         fields["patience"] = f"{new.patience_s:g}"
     if new.tier != SINGLE:

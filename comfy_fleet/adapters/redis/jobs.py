@@ -137,6 +137,7 @@ class RedisJobStore:
             quota=new.quota,
             rq={
                 "mirror": self._mirror,
+                **({"id": new.rq_id} if new.rq_id else {}),
                 "data": job_records.reference(new.id),
                 "description": f"{what} for {new.owner}",
             },

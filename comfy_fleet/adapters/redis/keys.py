@@ -212,6 +212,15 @@ class Keyspace:
     gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
     cleanup = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
 
+    # -- jobs that RQ's own clients have enqueued (docs/adr/0061).  RQID is an id in RQ, chosen by a client
+    # hash: state (taken: it is checked; live: there is a job), job (its ID), created (as RQ writes it),
+    #       running (its RUN that RQ was told of), progress (the same), beat, stopped (by RQ's command)
+    inbox_job = _Each("inbox:job:RQID")
+    inbox_taken = _One("inbox:taken")  # zset: RQID that is being checked -> when it was taken
+    inbox_live = _One("inbox:live")  # zset: RQID of a live job -> when it was looked at
+    inbox_changed = _One("inbox:changed")  # set: RQID whose job has changed
+    inbox_turn = _One("inbox:turn")  # string: which process looks after these, for 3 s
+
     # -- who edits graphs
     editor = _Each("editor:KEY")  # hash, for a day: node (of its last run), cold (seconds of the last run for
     #                               which nothing was cached), saving (how many fewer the last took, or cold)
@@ -358,6 +367,11 @@ class Keyspace:
     rq_inbox_finished = _One("rq:finished:<queue>")
     rq_inbox_failed = _One("rq:failed:<queue>")
     rq_inbox_canceled = _One("rq:canceled:<queue>")
+    rq_inbox_scheduled = _One("rq:scheduled:<queue>")
+    rq_other_queue = _Each("rq:queue:QUEUE")
+    rq_other_deferred = _Each("rq:deferred:QUEUE")
+    rq_dependents = _Each("rq:job:ID:dependents")
+    rq_dependencies = _Each("rq:job::ID:dependencies")
     rq_all_workers = _One("rq:workers")
     rq_workers = _One("rq:workers:<queue>")
     rq_mirror_workers = _One("rq:workers:<mirror>")

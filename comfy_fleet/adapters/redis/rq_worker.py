@@ -27,8 +27,7 @@ class RqWorker:
     """RQ's worker record of one dispatcher.
 
     Args:
-        stop: Called for RQ's ``shutdown`` command.
-        cancel: Called with a job id for RQ's ``stop-job`` command.
+        stop: Called with an id in RQ for RQ's ``stop-job`` command.
     """
 
     def __init__(
@@ -37,8 +36,7 @@ class RqWorker:
         events: RedisEvents,
         name: str,
         *,
-        stop: Callable[[], None],
-        cancel: Callable[[str], Awaitable[object]],
+        stop: Callable[[str], Awaitable[object]],
     ) -> None:
         self._redis: Any = redis
         self._events = events
@@ -46,7 +44,6 @@ class RqWorker:
         self._keys = redis.keyspace
         self._key = redis.keyspace.rq_worker(name)
         self._stop = stop
-        self._cancel = cancel
         self._birth = _stamp()
         self._swept = False
         self._version = version("rq")  # reads a file, so not at every beat
@@ -87,15 +84,13 @@ class RqWorker:
                 await self._redis.srem(self._keys.rq_mirror_workers, key)
 
     async def listen(self) -> None:
-        """Obey RQ's commands until canceled."""
+        """Obey RQ's command to stop a job until canceled; others are for RQ's own workers."""
         async with self._events.channel(self._keys.rq_commands(self._name)) as queue:
             while True:
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     command = orjson.loads(await queue.get())
-                    if command["command"] == "shutdown":
-                        self._stop()
-                    elif command["command"] == "stop-job":
-                        await self._cancel(command["job_id"])
+                    if command["command"] == "stop-job" and isinstance(command["job_id"], str):
+                        await self._stop(command["job_id"])
 
     async def leave(self) -> None:
         """Remove the record."""

@@ -41,6 +41,7 @@ _PRELUDE = (
     "schedule_standing",
     "bounds",
     "rq",
+    "inbox",
     "lists",
     "quotas",
     "queues",

@@ -324,6 +324,7 @@ class NewJob:
         webhook: Who is told what becomes of it.
         quota: What is checked as it is written; None: nothing.
         bounds: How many jobs may run at once, by who is counted, if it is to start.
+        rq_id: Its id in RQ, if one of RQ's clients has enqueued it; else empty.
         moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
     """
 
@@ -370,6 +371,7 @@ class NewJob:
     webhook: Webhook | None = None
     quota: Mapping[str, Any] | None = None
     bounds: Mapping[str, int] = field(default_factory=dict)
+    rq_id: str = ""
     moderation: str = ""
 
 

@@ -1,6 +1,6 @@
 -- Write a job and enqueue it, end it with the result of an equal one, or let it follow one that waits or runs; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
---       blanks), rq {mirror (see rq_wanted), data, description}, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
+--       blanks), rq {mirror (see rq_wanted), data, description, id (in RQ, of a job that was enqueued there)}, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
 --       prompt_hash (of the id that its client chose), number, front (bool), model_set {key, files (as JSON)},
 --       able (some nodes that can run it), weight (its owner's share), tenant ('': the default one), tenant_weight, merge {key, window_s (for which it waits for others)},
 --       wanted (nil: its own result) {key, versions, max_age_s,
@@ -103,7 +103,8 @@ if args.merge and not earlier and not open and merge_add(args.merge.key, id, ran
   record[#record + 1] = num(at + math.min(args.merge.window_s, (args.deadline_s or math.huge) / 2))
 end
 redis.call(unpack(record))
-if rq_wanted(args.rq.mirror) then rq_submit(id, args.rq.data, args.rq.description, at) else redis.call('HSETNX', key, 'rq', '') end
+if rq_wanted(args.rq.mirror) and not args.rq.id then rq_submit(id, args.rq.data, args.rq.description, at) else redis.call('HSETNX', key, 'rq', '') end
+if args.rq.id then inbox_accept(args.rq.id, id) end
 if args.model_set then
   redis.call('SET', sched_set_key(args.model_set.key), args.model_set.files, 'EX',
     math.max(2592000, math.ceil(2 * args.expires_in_s)))

@@ -1,6 +1,6 @@
 -- The mirror: the fleet's own jobs in RQ's layout, for `rq info`, RQ's dashboard and Job.fetch.  It is only written: what others change
 -- in it changes nothing.  Whether a job is shown there, its record says: by the field `rq`, which is missing then; it is '' for a job
--- that is not shown, and the id in RQ of one that came from there (rq_inbox.lua).  Others may put anything into these keys: what can't be
+-- that is not shown, and the id in RQ of one that came from there (inbox.lua).  Others may put anything into these keys: what can't be
 -- written there is left out.
 
 -- A time as RQ writes it: 2026-01-31T12:00:00.000000Z
@@ -35,9 +35,11 @@ local function rq_wanted(wanted)
   return wanted == 'on' or (wanted == 'auto' and redis.call('HLEN', tenants_key) == 0)
 end
 
--- Whether the mirror shows a job.
+-- Whether the mirror shows a job.  One of RQ's clients is told of its changes later (inbox_look.lua).
 local function rq_mirrored(id)
-  return not fields(job_key(id), 'rq')[1]
+  local known = fields(job_key(id), 'rq')[1]
+  if known and known ~= '' then redis.call('SADD', inbox_changed_key, known) end
+  return not known
 end
 
 -- Most jobs that RQ's list shows.
