@@ -36,6 +36,7 @@ from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import LONGEST_PATIENCE_S, PATIENCE_S, Pool, PoolDefaults
 from comfy_fleet.domain.outbound import AllowedHosts, parse_allowed, parse_target
+from comfy_fleet.domain.people import check_person
 from comfy_fleet.domain.roles import Role, parse_group_roles
 from comfy_fleet.domain.schedule.owner_weights import parse_weights
 from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, parse_schedule
@@ -765,6 +766,15 @@ class Settings(BaseSettings):
         """Refuse what is not safe in keys, or somebody else's."""
         try:
             return check_namespace(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
+
+    @field_validator("rq_user")
+    @classmethod
+    def _check_rq_user(cls, value: str) -> str:
+        """Refuse what can't be a user's name."""
+        try:
+            return check_person("user", value) if value else value
         except BadInput as error:
             raise ValueError(error.message) from error
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S, IDLE_S, HELD_S = 0.25, 0.5, 1.0
 """Pauses between two looks: while there is something, while there is nothing, while an entry must wait."""
+MORE_S, BROKEN_S = 0.05, 5.0
+"""The same while there are more new entries, which must not take all of a process's time; after a fault."""
 STOPPED = "stopped by RQ's command"
 
 
@@ -106,15 +108,16 @@ class RqIntake:
         while True:
             try:
                 pause_s = await self._turn()
-            except StoreDown as error:
+            except FleetError as error:
                 logger.debug("inbox not looked at", extra={"error": error.message})
                 pause_s = HELD_S
+            except Exception:
+                logger.exception("inbox not looked at")
+                pause_s = BROKEN_S
             await asyncio.sleep(pause_s)
 
     async def _turn(self) -> float:
         """Do what there is to do now; return for how long to pause."""
-        if self._settings.rq_inbox == "off":
-            return IDLE_S
         if not self._keys.open:
             await self._keys.ring.ready()
         who = self._who()
@@ -135,7 +138,7 @@ class RqIntake:
                     break
         for change in await self._inbox.changes():
             await self._follow(change)
-        return HELD_S if self._held else 0.0 if taken.more else LOOK_S
+        return HELD_S if self._held else MORE_S if taken.more else LOOK_S
 
     async def submit(self, who: Principal, entry: RqEntry) -> bool:
         """Make an entry's job, or tell RQ why not; return False if it must wait, and others with it."""

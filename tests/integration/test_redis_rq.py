@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis as sync_redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from rq import Queue
@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from comfy_fleet.adapters.redis.job_records import HANDLER
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.rq_worker import RqWorker, live_dispatchers
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import whole
 from comfy_fleet.bootstrap import Stores, check_schema
@@ -149,6 +150,7 @@ async def test_something_else_in_the_place_of_rqs_list_is_dropped(stores: Stores
     assert await shown(stores) == ids
 
 
+@settings(deadline=None)  # on a busy machine, one call may take long
 @given(st.integers(0, 4_000_000_000))
 def test_every_second_is_written_as_rq_writes_it(redis_port: int, at: int) -> None:
     with sync_redis.Redis(port=redis_port) as connection:
@@ -229,6 +231,20 @@ async def test_what_others_do_to_the_mirror_changes_no_job(stores: Stores, redis
     assert ended and ended.status is JobStatus.SUCCEEDED
     await forget(stores, job.id)
     assert await stores.jobs.get(job.id) is None
+
+
+async def test_what_others_put_in_the_place_of_a_dispatchers_record_is_replaced(stores: Stores) -> None:
+    async def stop(rq_id: str) -> None:
+        raise AssertionError(rq_id)
+
+    client: Any = stores.redis
+    worker = RqWorker(stores.redis, stores.events, "d1", stop=stop)
+    await worker.beat(busy=0, done=0)
+    for key in ("rq:workers", "rq:workers:fleet", "rq:workers:fleet.jobs", "rq:worker:d1"):
+        await client.set(key, "mine")
+        assert await live_dispatchers(stores.redis) in ([], ["d1"])
+        await worker.beat(busy=0, done=0)
+        assert await live_dispatchers(stores.redis) == ["d1"]
 
 
 @pytest.mark.parametrize(("mirror", "tenants"), [("auto", True), ("off", False)])

@@ -25,6 +25,7 @@ from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import submit
 from tests.integration.rq_kit import CARD, RUN, Client, ends, fleet_job, started, status_of
+from tests.key_files import write_keys
 
 
 @pytest.fixture
@@ -319,6 +320,47 @@ async def test_entries_wait_and_say_so_until_somebody_is_named(
     async with running(redis_port, tmp_path, rq_inbox="off") as api:
         (note,) = [one for one in await api.deps.notes() if "RQ" in one]
         assert "FLEET_RQ_INBOX is off" in note
+
+
+async def test_jobs_that_were_taken_are_followed_although_the_inbox_is_off_now(
+    redis_port: int, redis: Redis, tmp_path: Path, client: Client
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        await api.add_node()
+        job = await client.run()
+        await fleet_job(api, job.id)
+    async with running(redis_port, tmp_path, rq_inbox="off") as api:
+        other = await client.run()
+        await api.finish(await started(api, client, job.id))
+        await client.becomes(job.id, "finished")
+        assert await client.call(lambda: client.queue.job_ids) == [other.id]
+        assert not await redis.exists(f"fleet:inbox:job:{other.id}")
+
+
+async def test_a_named_user_has_the_jobs_with_their_limits(
+    redis_port: int, redis: Redis, tmp_path: Path, client: Client
+) -> None:
+    keys = write_keys(tmp_path / "keys", "shop a-key-of-the-shop-1\n")
+    async with running(
+        redis_port, tmp_path, keys_file=keys, rq_user="shop", limits="submit: queued=1"
+    ) as api:
+        await api.add_node()
+        first = await client.run()
+        claim_id = await fleet_job(api, first.id)
+        made = await api.stores.jobs.get(claim_id)
+        assert made and made.owner == "shop"
+        second = await client.run()
+        third = await client.run({**CARD, "priority": 5000})
+
+        async def told() -> bool:
+            return any("RQ's entries wait" in one for one in await api.deps.notes())
+
+        await until(told, what="it is told that entries wait", timeout_s=45)
+        assert await client.status(second.id) == "queued"
+        await api.stores.jobs.request_cancel(claim_id)
+        assert (await api.stores.jobs.get(await fleet_job(api, second.id))) is not None
+        await api.stores.jobs.request_cancel(await fleet_job(api, second.id))
+        assert "priority 5000 is more than 1000" in await client.why(third.id)
 
 
 async def test_a_scheduled_job_is_taken_when_it_is_due(api: Api, client: Client) -> None:

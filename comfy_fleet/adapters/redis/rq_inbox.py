@@ -48,7 +48,7 @@ class RedisRqInbox:
             "inbox_take",
             holder=self._holder,
             hold_ms=round(HOLD_S * 1000),
-            ids=[str(uuid4()) for _ in range(AT_ONCE)] if new else [],
+            ids=[str(uuid4()) for _ in range(AT_ONCE)] if new else None,
             most_data=most_data,
         )
         if answer[0] in (b"other", b"idle"):

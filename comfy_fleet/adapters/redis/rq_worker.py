@@ -5,14 +5,14 @@ import contextlib
 import os
 import platform
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.scripts import SCHEMA
 
@@ -64,6 +64,16 @@ class RqWorker:
             "inflight": busy,
             "schema": SCHEMA,
         }
+        try:
+            await self._write(fields)
+        except WrongType:
+            await self._clear()
+            await self._write(fields)
+        if not self._swept:
+            await self._sweep()
+            self._swept = True
+
+    async def _write(self, fields: Mapping[str, Any]) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._key, mapping=fields)
             pipe.expire(self._key, TTL_S)
@@ -71,9 +81,13 @@ class RqWorker:
             pipe.sadd(self._keys.rq_workers, self._key)
             pipe.sadd(self._keys.rq_mirror_workers, self._key)
             await pipe.execute()
-        if not self._swept:
-            await self._sweep()
-            self._swept = True
+
+    async def _clear(self) -> None:
+        """Remove what others have put in the place of these keys: RQ's clients may write them."""
+        sets = (self._keys.rq_all_workers, self._keys.rq_workers, self._keys.rq_mirror_workers)
+        for key, kind in ((self._key, b"hash"), *((one, b"set") for one in sets)):
+            if await self._redis.type(key) != kind:
+                await self._redis.delete(key)
 
     async def _sweep(self) -> None:
         """Remove the names of workers that died without removing them; their records have expired."""
@@ -106,7 +120,11 @@ class RqWorker:
 async def live_dispatchers(redis: FleetRedis) -> list[str]:
     """Return the names of dispatchers with a recent heartbeat."""
     client: Any = redis
-    keys = sorted(key.decode() for key in await client.smembers(redis.keyspace.rq_workers))
+    try:
+        members = await client.smembers(redis.keyspace.rq_workers)
+    except WrongType:  # by one of RQ's clients; the next heartbeat mends it
+        return []
+    keys = sorted(key.decode(errors="replace") for key in members)
     alive = await asyncio.gather(*(client.exists(key) for key in keys))
     return [
         key.removeprefix(redis.keyspace.rq_worker(""))

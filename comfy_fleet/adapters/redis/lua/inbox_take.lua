@@ -1,5 +1,6 @@
 -- Take entries out of the inbox: from now on they are in our own records, whatever becomes of RQ's list.
--- args: holder (the caller), hold_ms (for how long it has the turn), ids (for the jobs of new entries, one each), most_data (bytes).
+-- args: holder (the caller), hold_ms (for how long it has the turn), ids (for the jobs of new entries, one each; nil: none are taken now),
+--       most_data (bytes).
 -- Returns {'schema', layout} | {'other'}: another process has the turn | {'idle'}: there is nothing to do
 --         | {'ok', new entries, dropped {id, why}, entries {id, job, too long a field or '' or 'gone', INBOX_FIELDS}}.
 local MOST_BYTES = 4194304  -- of one answer
@@ -9,12 +10,16 @@ local other = other_schema()
 if other then return other end
 local turn = redis.pcall('GET', inbox_turn_key)
 if turn and turn ~= args.holder and type(turn) == 'string' then return { 'other' } end
-if redis.call('EXISTS', rq_inbox_key, rq_inbox_scheduled_key, inbox_taken_key, inbox_live_key, inbox_changed_key) == 0 then return { 'idle' } end
+if redis.call('EXISTS', inbox_taken_key, inbox_live_key, inbox_changed_key) == 0
+  and not (args.ids and redis.call('EXISTS', rq_inbox_key, rq_inbox_scheduled_key) > 0) then
+  return { 'idle' }
+end
 redis.call('SET', inbox_turn_key, args.holder, 'PX', args.hold_ms)
 local at = now()
 
 -- What RQ's clients have scheduled, and is due.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', cleared(rq_inbox_scheduled_key, 'zset'), '-inf', num(at), 'LIMIT', 0, 50)) do
+local due = args.ids and redis.call('ZRANGEBYSCORE', cleared(rq_inbox_scheduled_key, 'zset'), '-inf', num(at), 'LIMIT', 0, 50) or {}
+for _, id in ipairs(due) do
   redis.call('ZREM', rq_inbox_scheduled_key, id)
   if inbox_id(id) and inbox_recorded(id) then
     redis.call('HSET', rq_job_key(id), 'status', 'queued', 'enqueued_at', iso(at))
@@ -23,8 +28,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', cleared(rq_inbox_scheduled_key, 
 end
 
 local listed, bytes, from = {}, 0, 0
-cleared(rq_inbox_key, 'list')
-while #listed < INBOX_SHOWN + 100 and bytes < MOST_LISTED do
+if args.ids then cleared(rq_inbox_key, 'list') end
+while args.ids and #listed < INBOX_SHOWN + 100 and bytes < MOST_LISTED do
   local some = redis.call('LRANGE', rq_inbox_key, from, from + 24)
   if #some == 0 then break end
   from = from + #some
