@@ -583,8 +583,14 @@ class Settings(BaseSettings):
     max_picture_pixels: Count = Field(
         64 * 1024 * 1024,
         gt=0,
-        description="Most pixels of a picture that ComfyUI's interface converts, for previews, single "
-        "channels and masks; its file may have four bytes for each. Others are shown as they are.",
+        description="Most pixels of a picture that is converted: to another format or size, to previews, "
+        "single channels and masks; its file may have four bytes for each. Others are shown as they are.",
+    )
+    picture_cache_bytes: Count = Field(
+        512 * 1024 * 1024,
+        ge=0,
+        description="Most bytes of converted pictures that are kept in FLEET_DATA, for a day at most, to be "
+        "given again; 0: none.",
     )
     max_pnginfo_bytes: Count = Field(
         1024 * 1024,

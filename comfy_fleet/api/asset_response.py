@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -63,24 +64,63 @@ async def respond(
         HttpError: 404 if the bytes are gone.
     """
     etag = etag_of(asset)
-    headers = {
+    name = asset.file_path.rpartition("/")[2] or "file"
+    headers = {**headers_of(etag, name, asset.content_type), **(shown_as or {})}
+    if request.method != "POST" and is_known(request, etag):
+        return Response(status_code=304, headers=headers)
+    if (url := await assets.url(asset)) is not None:
+        return RedirectResponse(url, 302, {"Cache-Control": "no-store"})
+    part = part_of(request, asset.size_bytes, etag)
+    if isinstance(part, Response):
+        return part
+    headers |= part.headers
+    if request.method == "HEAD":
+        return Response(status_code=part.status, headers=headers)
+    start, size = part.start, part.end - part.start
+    try:
+        chunks = await assets.open(asset, start, size)
+    except FileNotFoundError:
+        raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
+    if size <= _AT_ONCE:
+        data = b"".join([chunk async for chunk in chunks])
+        return Response(data, part.status, headers)
+    return StreamingResponse(chunks, part.status, headers=headers)
+
+
+def headers_of(etag: str, name: str, content_type: str) -> dict[str, str]:
+    """Return the headers of a file, by which no browser runs it.
+
+    Args:
+        etag: Equal for equal bytes, as a header has it.
+        name: The file's name.
+        content_type: Its type.
+    """
+    return {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         **SAFE_HEADERS,
-        "Content-Disposition": _disposition(asset),
-        "Content-Type": _media_type(asset.content_type),
-        **(shown_as or {}),
+        "Content-Disposition": _disposition(name, content_type),
+        "Content-Type": _media_type(content_type),
     }
-    if is_known(request, etag):
-        return Response(status_code=304, headers=headers)
-    if (url := await assets.url(asset)) is not None:
-        return RedirectResponse(url, 302, {"Cache-Control": "no-store"})
-    size = asset.size_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentPart:
+    """The part of a content that a request gets: from ``start`` to before ``end``, with these headers."""
+
+    start: int
+    end: int
+    status: int
+    headers: dict[str, str]
+
+
+def part_of(request: Request, size: int, etag: str) -> ContentPart | Response:
+    """Return which part of a content of ``size`` bytes a request wants; 416 if there is none of it."""
     wanted = request.headers.get("range") if request.method == "GET" else None
     if wanted is not None and request.headers.get("if-range", etag) != etag:
         wanted = None
-    start, end, status = 0, size, 200
+    start, end, status, headers = 0, size, 200, {}
     if wanted is not None and (match := _RANGE.fullmatch(wanted.strip())) and any(match.groups()):
         first, last = match.groups()
         if first:
@@ -102,16 +142,7 @@ async def respond(
         else:
             start, end = 0, size
     headers["Content-Length"] = str(end - start)
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    try:
-        chunks = await assets.open(asset, start, end - start)
-    except FileNotFoundError:
-        raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
-    if end - start <= _AT_ONCE:
-        data = b"".join([chunk async for chunk in chunks])
-        return Response(data, status, headers)
-    return StreamingResponse(chunks, status, headers=headers)
+    return ContentPart(start=start, end=end, status=status, headers=headers)
 
 
 def etag_of(asset: Asset) -> str:
@@ -138,7 +169,6 @@ def _media_type(kind: str) -> str:
     return f"{kind}; charset=utf-8" if kind.startswith("text/") and "charset=" not in kind.lower() else kind
 
 
-def _disposition(asset: Asset) -> str:
-    kind = "inline" if _INLINE.fullmatch(asset.content_type) else "attachment"
-    name = asset.file_path.rpartition("/")[2] or "file"
+def _disposition(name: str, content_type: str) -> str:
+    kind = "inline" if _INLINE.fullmatch(content_type) else "attachment"
     return f"{kind}; filename*=UTF-8''{quote(name, safe='')}"

@@ -13,6 +13,7 @@ from uuid import uuid4
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from comfy_fleet.adapters.blobs.made_pictures import MadePicturesFolder
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.haproxy.certificates import certificate_ends
 from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
@@ -231,7 +232,8 @@ def build(
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions, keys.ring.holds)
-    pictures = PictureWork(assets, most_pixels=settings.max_picture_pixels)
+    made_pictures = MadePicturesFolder(settings.data / "pictures", most_bytes=settings.picture_cache_bytes)
+    pictures = PictureWork(assets, made_pictures, most_pixels=settings.max_picture_pixels)
     checks = DraftChecks(
         submitter=submitter,
         jobs=stores.jobs,
@@ -367,6 +369,7 @@ def build(
             *_news(settings, stores, webhooks),
             StoreMemoryWatch(lambda: server_memory(stores.redis)).run,
             lambda: _sweep(assets),
+            made_pictures.sweep,
             lambda: _mend(stores.jobs.lists),
         ),
     )

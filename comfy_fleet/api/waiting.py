@@ -13,15 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from comfy_fleet.api import jobs
+from comfy_fleet.api import jobs, waited_picture
 from comfy_fleet.api.deps import deps, let_others_in, links, owner, principal
-from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.errors import HttpError, fleet_error
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.output_response import FormQuery
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.errors import FleetError, StoreDown
 from comfy_fleet.domain.jobs.job import Job
@@ -46,15 +47,16 @@ _PREFERENCE = re.compile(r'(?:"(?:[^"\\]|\\.)*"?|[^",])+')  # a comma in quotes 
 Describe = Callable[[Job], Awaitable[Mapping[str, Any]]]
 
 
-class WaitQuery(BaseModel):
-    """How a submit is answered."""
+class WaitQuery(FormQuery):
+    """How a submit is answered; the form is that of a picture, which ``Accept: image/*`` asks for."""
 
     wait: int | None = Field(
         None,
         ge=0,
         le=_LONGEST_S,
         description="Seconds to wait for the job's end: 200 with the finished job, or the usual answer when "
-        "the time is over. At most the operator's `FLEET_MAX_WAIT_S` count.",
+        "the time is over. At most the operator's `FLEET_MAX_WAIT_S` count. With `Accept: image/*`, or with "
+        "`format`, the first picture's bytes are the answer instead of the finished job.",
     )
     cancel_on_disconnect: bool = Field(
         False,
@@ -70,6 +72,7 @@ class SubmitWait:
         request: The submit.
         seconds: For how long; 0: not at all.
         cancels: Whether the job is canceled if the client hangs up.
+        picture: Whether the first picture is to be the answer, and not the job.
         applied: The preferences that count, as ``Preference-Applied`` has them.
         later: The same of an answer that comes before the job's end.
     """
@@ -77,6 +80,7 @@ class SubmitWait:
     request: Request
     seconds: float
     cancels: bool
+    picture: bool = False
     applied: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
@@ -107,6 +111,7 @@ class SubmitWait:
             request=request,
             seconds=counts,
             cancels=query.cancel_on_disconnect,
+            picture=query.format is not None or waited_picture.is_wanted(request),
             applied=applied,
             later=later,
         )
@@ -203,7 +208,16 @@ class WaitedAnswer(Response):
             return self._told(now, applied)
 
     async def _ended(self, job: Job) -> Response:
-        return json_response(await self._finished(job), 200, self._kept_headers())
+        if not self._waiting.picture:
+            return json_response(await self._finished(job), 200, self._kept_headers())
+        try:
+            found = await waited_picture.answer(self._waiting.request, job)
+        except FleetError as error:
+            if isinstance(error, StoreDown):
+                raise
+            found = fleet_error(error)
+        found.headers.update(self._kept_headers())
+        return found
 
     def _kept_headers(self) -> dict[str, str]:
         replayed = self._first.headers.get("Idempotency-Replayed")

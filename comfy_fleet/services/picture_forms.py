@@ -70,7 +70,7 @@ def formed(data: bytes, form: PictureForm, *, most_pixels: int) -> bytes:
     Raises:
         NoSuchForm: It is no picture, a broken one, or has more pixels than this.
     """
-    with _refusing(), _opened(data, most_pixels) as picture:
+    with refusing(), opened(data, most_pixels) as picture:
         if form.preview:
             return _preview(picture, form)
         return _opaque(picture) if form.channel == "rgb" else _transparency(picture)
@@ -91,7 +91,7 @@ def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> byte
     suffix = name[name.rfind(".") :].lower()
     if suffix not in _MASKED_FORMATS:
         raise NoSuchForm("the name of a picture with a mask must end in .png or .webp")
-    with _refusing(), _opened(original, most_pixels) as below, _opened(mask, most_pixels) as above:
+    with refusing(), opened(original, most_pixels) as below, opened(mask, most_pixels) as above:
         if below.size != above.size:
             sizes = [f"{picture.width}x{picture.height}" for picture in (above, below)]
             raise NoSuchForm(f"the mask has {sizes[0]} pixels, the original {sizes[1]}")
@@ -100,7 +100,7 @@ def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> byte
             texts.add_text(key, value)
         joined = below.convert("RGBA")
         joined.putalpha(above.convert("RGBA").getchannel("A"))
-        return _saved(joined, _MASKED_FORMATS[suffix], compress_level=4, pnginfo=texts)
+        return saved(joined, _MASKED_FORMATS[suffix], compress_level=4, pnginfo=texts)
 
 
 def thumbnail(data: bytes, *, side: int, most_bytes: int, most_pixels: int) -> bytes:
@@ -115,19 +115,19 @@ def thumbnail(data: bytes, *, side: int, most_bytes: int, most_pixels: int) -> b
     Raises:
         NoSuchForm: It is no picture, a broken one, or has more pixels than this.
     """
-    with _refusing(), _opened(data, most_pixels) as picture:
+    with refusing(), opened(data, most_pixels) as picture:
         shown = picture.convert("RGBA") if picture.mode in ("P", "LA", "PA") else picture
         small = shown if shown.mode in ("RGB", "RGBA") else shown.convert("RGB")
         small.thumbnail((side, side))
         for quality in _QUALITIES:
-            made = _saved(small, "webp", quality=quality)
+            made = saved(small, "webp", quality=quality)
             if len(made) <= most_bytes:
                 return made
         raise NoSuchForm(f"the picture takes more than {most_bytes} bytes")
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Turn what decoders raise, which is nearly anything, into a refusal."""
     try:
         yield
@@ -138,7 +138,8 @@ def _refusing() -> Iterator[None]:
         raise NoSuchForm(f"the file can't be read as a picture: {words}") from error
 
 
-def _opened(data: bytes, most_pixels: int) -> Image.Image:
+def opened(data: bytes, most_pixels: int) -> Image.Image:
+    """Return a picture, of which only the head was read; raises NoSuchForm if it has too many pixels."""
     picture = Image.open(BytesIO(data), formats=_FORMATS)
     if picture.width * picture.height > most_pixels:
         picture.close()
@@ -151,20 +152,20 @@ def _opened(data: bytes, most_pixels: int) -> Image.Image:
 
 def _preview(picture: Image.Image, form: PictureForm) -> bytes:
     shown = _as_rgb(picture) if form.preview == "jpeg" or form.channel == "rgb" else picture
-    return _saved(shown, form.preview, quality=form.quality)
+    return saved(shown, form.preview, quality=form.quality)
 
 
 def _opaque(picture: Image.Image) -> bytes:
     if picture.mode == "RGBA":
-        return _saved(Image.merge("RGB", picture.split()[:3]), "PNG")
-    return _saved(_as_rgb(picture), "PNG")
+        return saved(Image.merge("RGB", picture.split()[:3]), "PNG")
+    return saved(_as_rgb(picture), "PNG")
 
 
 def _transparency(picture: Image.Image) -> bytes:
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
     shown = Image.new("RGBA", picture.size)
     shown.putalpha(alpha)
-    return _saved(shown, "PNG")
+    return saved(shown, "PNG")
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -173,7 +174,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """Return a picture as a file of a format."""
     buffer = BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -12,7 +12,9 @@ from typing import Any
 from comfy_fleet.domain.errors import Busy
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.ports.assets import AssetStore, Received
-from comfy_fleet.services import picture_forms
+from comfy_fleet.ports.pictures import MadePictures
+from comfy_fleet.services import output_forms, picture_forms
+from comfy_fleet.services.output_forms import OutputForm
 from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm
 from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import FairTurns, LineFull, NoTurn
@@ -29,11 +31,13 @@ class PictureWork:
 
     Args:
         assets: Where they are.
+        made: Keeps what was made.
         most_pixels: Most pixels of one; a file may have four bytes for each.
     """
 
-    def __init__(self, assets: AssetStore, *, most_pixels: int) -> None:
+    def __init__(self, assets: AssetStore, made: MadePictures, *, most_pixels: int) -> None:
         self._assets = assets
+        self._made = made
         self._most_pixels = most_pixels
         self.most_bytes = 4 * most_pixels
         self._turns = FairTurns(AT_ONCE, each=AT_ONCE_EACH, line=LINE_EACH, wait_s=WAIT_S)
@@ -53,6 +57,27 @@ class PictureWork:
         async def work() -> bytes:
             data = await _whole(await self._assets.open(asset))
             return await asyncio.to_thread(picture_forms.formed, data, form, most_pixels=self._most_pixels)
+
+        return await self._done(asset.owner, work)
+
+    async def rendered(self, asset: Asset, form: OutputForm) -> bytes:
+        """Return an asset's picture in a form; one that was made before is not made again.
+
+        Raises:
+            As :meth:`formed`.
+        """
+        self._check_size(asset)
+        name = f"{asset.hash.removeprefix('blake3:')}-{form.tag}"
+        if (kept := await self._made.get(name)) is not None:
+            return kept
+
+        async def work() -> bytes:
+            if (kept := await self._made.get(name)) is not None:  # made while this waited for its turn
+                return kept
+            data = await _whole(await self._assets.open(asset))
+            made = await asyncio.to_thread(output_forms.rendered, data, form, most_pixels=self._most_pixels)
+            await self._made.put(name, made)
+            return made
 
         return await self._done(asset.owner, work)
 

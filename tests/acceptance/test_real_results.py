@@ -1,12 +1,14 @@
 """Equal jobs on a real ComfyUI: a shared result beside one that ComfyUI has in its own cache."""
 
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import orjson
 import pytest
+from PIL import Image
 
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import ends
@@ -99,3 +101,28 @@ async def _last_of_two(client: Client, graph: dict[str, Any]) -> str:
     prompt = await client.post(graph)
     await client.ended(prompt)
     return prompt
+
+
+def test_a_submit_that_waits_is_answered_with_the_picture(up: Up) -> None:
+    url = f"{up.url}/api/v1/workflows/noise/jobs"
+    headers = {"Prefer": "wait=100", "Accept": "image/webp"}
+    answer = httpx.post(url, json={"params": {"seed": 77}}, headers=headers, timeout=120)
+    assert answer.status_code == 200, answer.text
+    made = Image.open(BytesIO(answer.content))
+    assert (made.format, made.size) == ("WEBP", (64, 64))
+    job = httpx.get(answer.headers["location"], timeout=30).json()
+    assert (job["id"], job["status"]) == (answer.headers["x-fleet-job"], "succeeded")
+    again = httpx.post(url, json={"params": {"seed": 77}}, headers={"Prefer": "wait=100"}, timeout=120)
+    assert (again.status_code, again.json()["cached"]) == (200, True)
+
+
+def test_a_graph_is_kept_in_a_picture_of_another_form_or_not(up: Up) -> None:
+    job = ends(up, submit(up, 78))
+    url = next(one["url"] for one in job["outputs"] if not one["temporary"])
+    asked = {"format": "webp", "width": "32", "metadata": "keep"}
+    kept = Image.open(BytesIO(httpx.get(url, params=asked, timeout=60).content))
+    assert kept.size == (32, 32)
+    assert orjson.loads(kept.getexif()[0x0110].removeprefix("prompt:"))["1"]["class_type"] == "EmptyImage"
+    for query in ({"metadata": "strip"}, {"format": "jpeg"}):
+        stripped = httpx.get(url, params=query, timeout=60)
+        assert stripped.status_code == 200 and b"EmptyImage" not in stripped.content

@@ -112,6 +112,7 @@ class Api:
         subfolder: str = "",
         temporary: bool = False,
         content_type: str = "image/png",
+        kind: OutputKind = OutputKind.IMAGE,
     ) -> Output:
         """Commit an output; ``saved``: the node has saved it as a file."""
 
@@ -132,7 +133,7 @@ class Api:
             key="images",
             index=0,
             name=name,
-            kind=OutputKind.IMAGE,
+            kind=kind,
             content_type=content_type,
             size_bytes=asset.size_bytes,
             hash=asset.hash,

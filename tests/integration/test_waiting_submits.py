@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from PIL import Image
 from redis.asyncio import Redis
 
 from benchmarks.relay import Relay
-from comfy_fleet.domain.jobs.job import JobError, JobStatus
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, OutputKind
 from tests.factories import GRAPH, picture
 from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import until
@@ -201,6 +203,106 @@ async def test_the_same_key_again_waits_for_the_same_job(api: Api) -> None:
     plain = await api.client.post(CARD, json=PARAMS, headers={"Idempotency-Key": "order-1"})
     assert (plain.status_code, plain.json()["status"]) == (201, "queued")  # as it was answered first
     assert len(await _jobs(api)) == 1
+
+
+def _png(color: str = "red") -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 20), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def _made(api: Api, number: int, *outputs: tuple[bytes, dict[str, Any]]) -> str:
+    """Let the newest of so many jobs succeed with these outputs."""
+    job_id = (await _jobs(api, number))[0]
+    claim = await api.claim(job_id)
+    for data, more in outputs:
+        await api.output(claim, data, **more)
+    await api.finish(claim)
+    return job_id
+
+
+async def test_with_accept_the_first_picture_is_the_answer(api: Api) -> None:
+    shown: dict[str, Any] = {"temporary": True, "name": "shown.png", "node": "5"}
+    for number, (path, body, accept, query, kind, size) in enumerate(
+        (
+            (V2, {"workflow": picture(1)}, "image/*", "", "PNG", (40, 20)),
+            (V2, {"workflow": picture(2)}, "image/png;q=0.5, image/webp, */*;q=0.1", "", "WEBP", (40, 20)),
+            (CARD, PARAMS, "image/*;q=0.8, application/json;q=0.5", "&width=10", "PNG", (10, 5)),
+            ("/api/v1/generate", {"prompt": "a fox"}, "*/*", "&format=jpeg", "JPEG", (40, 20)),
+        ),
+        1,
+    ):
+        headers = {"Accept": accept, "Prefer": "wait=30", "Cache-Control": "no-cache"}
+        waiting = _submit(api, f"{path}?x=1{query}", body, headers=headers)
+        await _waits(api, 1)
+        data = _png()
+        job_id = await _made(api, number, (_png("blue"), shown), (b"text", TEXT), (data, {}))
+        answer = await waiting
+        assert answer.status_code == 200, answer.text
+        found = Image.open(BytesIO(answer.content))
+        assert (found.format, found.size) == (kind, size)
+        assert found.convert("RGB").getpixel((5, 2))[0] > 200  # type: ignore[index]  # RGB: not the blue one
+        assert (answer.content == data) == (kind == "PNG" and not query)
+        assert answer.headers["content-type"] == f"image/{kind.lower()}"
+        assert answer.headers["location"] == f"{api.url}/api/v2/jobs/{job_id}"
+        assert answer.headers["x-fleet-job"] == job_id
+        assert answer.headers["preference-applied"] == "wait=30"
+        outputs = (await api.client.get(answer.headers["location"])).json()["outputs"]
+        asset = answer.headers["x-fleet-asset"]
+        assert [one["name"] for one in outputs if one["id"] == asset] == ["out_00001_.png"]
+        whole = await api.client.get(answer.headers["content-location"])
+        assert whole.content == data
+
+
+TEXT: dict[str, Any] = {"node": "6", "content_type": "text/plain", "name": "a.txt", "kind": OutputKind.TEXT}
+
+
+async def test_json_is_the_answer_where_it_is_as_welcome(api: Api) -> None:
+    for number, accept in enumerate(("*/*", "application/json", "image/png;q=0.2, application/json"), 1):
+        waiting = _submit(
+            api, params={"wait": 30}, body={"workflow": picture(number)}, headers={"Accept": accept}
+        )
+        await _waits(api, 1)
+        await _made(api, number, (_png(), {}))
+        assert (await waiting).json()["status"] == "succeeded"
+
+
+async def test_why_there_is_no_picture_is_told(api: Api) -> None:
+    wants: dict[str, Any] = {"params": {"wait": 30}, "headers": {"Accept": "image/*"}}
+    waiting = _submit(api, body={"workflow": picture(1)}, **wants)
+    await _waits(api, 1)
+    job_id = await _made(api, 1, (b"text", TEXT))
+    answer = await waiting
+    assert code(answer) == (406, "no_picture")
+    details = {"job_id": job_id, "status": "succeeded", "content_types": ["text/plain"]}
+    assert answer.json()["error"]["details"] == details
+    assert answer.headers["x-fleet-job"] == job_id
+    for number, (word, status) in enumerate(
+        (("node_execution_error", 422), ("run_timeout", 504), ("node_lost", 502)), 2
+    ):
+        waiting = _submit(api, body={"workflow": picture(number)}, **wants)
+        await _waits(api, 1)
+        claim = await api.claim((await _jobs(api, number))[0])
+        await api.stores.runs.left(claim, [])
+        error = JobError(code=word, message="it broke", node_id="3", class_type="KSampler")
+        await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=1)
+        answer = await waiting
+        assert code(answer) == (status, word)
+        assert answer.json()["error"]["details"]["node_id"] == "3"
+    waiting = _submit(api, body={"workflow": picture(9)}, **wants)
+    await _waits(api, 1)
+    await api.client.post(f"/api/v1/jobs/{(await _jobs(api, 5))[0]}/cancel")
+    assert code(await waiting) == (409, "canceled")
+    broken = _submit(api, body={"workflow": picture(10)}, **wants | {"headers": {"Accept": "image/webp"}})
+    await _waits(api, 1)
+    await _made(api, 6, (b"no picture", {}))
+    assert (await broken).content == b"no picture"  # the file as it is
+    over = await api.client.post(
+        V2, json={"workflow": picture(11)}, params={"wait": 1}, headers=wants["headers"]
+    )
+    assert (over.status_code, over.json()["status"]) == (201, "queued")
+    wrong = await api.client.post(V2, json={"workflow": picture(12)}, params={"wait": 1, "format": "gif"})
+    assert code(wrong) == (422, "invalid_request")
 
 
 async def _hang_up(waiting: Awaitable[httpx.Response]) -> None:

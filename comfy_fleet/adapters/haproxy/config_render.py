@@ -46,8 +46,8 @@ _CORS_HEADERS = (
 )
 """What pages of other origins may send."""
 _CORS_SHOWN = (
-    "Content-Disposition, Content-Range, ETag, Location, Preference-Applied, Retry-After, X-Fleet-Job, "
-    "X-Request-Id"
+    "Content-Disposition, Content-Location, Content-Range, ETag, Location, Preference-Applied, Retry-After, "
+    "X-Fleet-Asset, X-Fleet-Job, X-Request-Id"
 )
 """What they may read of an answer, beside its type and length."""
 

@@ -6,7 +6,7 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import asset_response, serialize
+from comfy_fleet.api import output_response, serialize
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
@@ -124,14 +124,14 @@ async def get_asset(request: Request) -> Response:
 
 
 async def get_asset_content(request: Request) -> Response:
-    """The bytes; one range at a time."""
+    """The bytes, one range at a time; a picture also in another format or size."""
     asset = await _readable(request)
     expires_at: float | None = request.scope.get("signed")
     shown_as = {}
     if expires_at is not None:
         left_s = max(0, int(expires_at - deps(request).clock()))
         shown_as = {"Cache-Control": f"private, max-age={min(3600, left_s)}"}
-    return await asset_response.respond(request, asset, deps(request).assets, shown_as=shown_as)
+    return await output_response.respond(request, asset, shown_as=shown_as)
 
 
 async def delete_asset(request: Request) -> Response:

@@ -18,6 +18,7 @@ from comfy_fleet.api.answers import (
 )
 from comfy_fleet.api.deps import links, owner
 from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint, ServedRoute
+from comfy_fleet.api.output_response import FormQuery
 from comfy_fleet.api.v2 import assets, bodies, jobs
 from comfy_fleet.api.waiting import PREFER, WaitQuery
 
@@ -133,6 +134,7 @@ TABLE = (
         handler=assets.get_asset_content,
         summary="Download a file",
         tag="assets",
+        query=FormQuery,
         answers={200: None, 206: None, 304: None},
         kind=BINARY,
         errors=(416,),
