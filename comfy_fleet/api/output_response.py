@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api import asset_response
 from comfy_fleet.api.accepts import Accepts
-from comfy_fleet.api.deps import deps, let_others_in
+from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.jobs.asset import Asset
@@ -123,7 +123,9 @@ async def formed(request: Request, asset: Asset, form: OutputForm, *, shown_as: 
         return Response(status_code=304, headers=headers)
     let_others_in(request)
     try:
-        data = await deps(request).pictures.rendered(asset, form)
+        # Whoever has a signed URL keeps nobody with a key waiting.
+        by = f"{asset.owner}, signed" if "signed" in request.scope else owner(request)
+        data = await deps(request).pictures.rendered(asset, form, by=by)
     except FileNotFoundError:
         raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
     part = asset_response.part_of(request, len(data), etag)

@@ -60,8 +60,13 @@ class PictureWork:
 
         return await self._done(asset.owner, work)
 
-    async def rendered(self, asset: Asset, form: OutputForm) -> bytes:
+    async def rendered(self, asset: Asset, form: OutputForm, *, by: str) -> bytes:
         """Return an asset's picture in a form; one that was made before is not made again.
+
+        Args:
+            asset: The asset.
+            form: The form.
+            by: Who asks: takes turns with others.
 
         Raises:
             As :meth:`formed`.
@@ -79,7 +84,7 @@ class PictureWork:
             await self._made.put(name, made)
             return made
 
-        return await self._done(asset.owner, work)
+        return await self._done(by, work)
 
     async def masked(self, original: Asset, mask: Received, name: str) -> bytes:
         """Return a picture with the transparency of another one; ``name`` decides the format.
