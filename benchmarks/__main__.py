@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import machine, report
 from benchmarks.figures import (
     affinity,
+    batches,
     cache,
     changes,
     clock_steps,
@@ -62,6 +63,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "scaling": scaling.measure,
     "cpu": cpu.measure,
     "submits": submits.measure,
+    "batches": batches.measure,
     "overload": overload.measure,
     "lists": lists.measure,
     "redis-times": redis_times.measure,

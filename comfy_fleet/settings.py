@@ -543,6 +543,13 @@ class Settings(BaseSettings):
         "own: none, those of stored workflows that don't say otherwise, or all. For a graph, a client asks "
         "for it with `Cache-Control: max-age=SECONDS`.",
     )
+    max_batch_items: Count = Field(
+        10_000,
+        gt=0,
+        le=100_000,
+        description="Most items of one batch. All of them must fit into the queue at once, too "
+        "(`FLEET_QUEUE_DEPTH`).",
+    )
     max_kept_jobs: Count = Field(
         1000,
         ge=0,

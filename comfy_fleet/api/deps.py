@@ -28,6 +28,7 @@ from comfy_fleet.domain.roles import Role
 from comfy_fleet.ports.agent_tokens import AgentTokenStore
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.audit import AuditTrail
+from comfy_fleet.ports.batches import BatchStore
 from comfy_fleet.ports.comfyui import NodeCalls
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.missing import MissingRecord
@@ -37,6 +38,8 @@ from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.webhooks import Webhooks
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.batch_keeper import BatchKeeper
+from comfy_fleet.services.batch_maker import BatchMaker
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.drafts import Drafts
@@ -151,6 +154,7 @@ class ApiDeps:
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
         large_bodies: Turns of those that stay in memory until all of them has come.
+        batch_checks: Turns of batches that are checked: each takes much of this process's time.
         request_pace: Bounds how many requests of any kind a caller makes.
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
@@ -180,6 +184,9 @@ class ApiDeps:
     workflows: WorkflowStore
     publisher: WorkflowPublisher
     submitter: Submitter
+    batches: BatchStore
+    batch_maker: BatchMaker
+    batch_keeper: BatchKeeper
     retrying: Retrying
     warming: Warming
     sealer: Sealer
@@ -215,6 +222,7 @@ class ApiDeps:
     sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
     large_bodies: FairTurns = field(default_factory=lambda: FairTurns(4, each=1, line=8, wait_s=30.0))
+    batch_checks: FairTurns = field(default_factory=lambda: FairTurns(2, each=1, line=8, wait_s=60.0))
     request_pace: RequestPace = field(default_factory=RequestPace)
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

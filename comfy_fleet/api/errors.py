@@ -18,6 +18,7 @@ from comfy_fleet.domain.errors import (
     Conflict,
     FleetError,
     IdempotencyKeyReuse,
+    InvalidBatch,
     InvalidManifest,
     InvalidParameter,
     InvalidWorkflow,
@@ -75,6 +76,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (ContentRefused, 422),
     (InvalidParameter, 422),
     (InvalidManifest, 422),
+    (InvalidBatch, 422),
     (BadInput, 400),
     (NotFound, 404),
     (IdempotencyKeyReuse, 422),  # the contract's choice, although it is a conflict

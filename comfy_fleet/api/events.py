@@ -26,7 +26,7 @@ from comfy_fleet.timeouts import Timeout
 GOODBYE_S = 1.0
 """How long a client that may be reading too slowly has to be told why its stream ends."""
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
@@ -45,7 +45,7 @@ async def open_stream(request: Request, job_id: str) -> Response:
     if request.method == "HEAD":  # nothing to keep open
         await read_job(request, job_id)
         answer = Response()
-        answer.raw_headers = [*_HEADERS]
+        answer.raw_headers = [*HEADERS]
         return answer
     expires_at: float | None = request.scope.get("signed")
     to, left_s = links(request), None
@@ -83,19 +83,16 @@ async def open_stream(request: Request, job_id: str) -> Response:
         )
 
 
-class EventStream(Response):
-    """Streams until the job's last status, the client's disconnect or sign-out, or the server's end.
+class LiveStream(Response):
+    """Streams until there is nothing more to tell, the client's disconnect or sign-out, or the server's end.
 
     Args:
         d: The services.
         who: Whose streams it is counted among.
-        now: The job as it is now.
-        events: What happens to it from now on.
         subscription: Is closed at the end.
-        to: Makes the URLs in what is told.
         session: The session that it ends with, if there is one.
         key: The key that it ends with, if there is one.
-        seen: Returns whether the caller may still see the job: a tenant may be shared no longer.
+        seen: Returns whether the caller may still see what it tells of: a tenant may be shared no longer.
         left_s: Seconds after which its URL holds no more; None: it has no end.
     """
 
@@ -103,10 +100,7 @@ class EventStream(Response):
         self,
         d: ApiDeps,
         who: str,
-        now: JobSnapshot,
-        events: AsyncIterator[JobEvent],
         subscription: contextlib.AsyncExitStack,
-        to: Links,
         *,
         session: str,
         key: str,
@@ -116,10 +110,7 @@ class EventStream(Response):
         super().__init__()
         self._deps = d
         self._who = who
-        self._now = now
-        self._events = events
         self._subscription = subscription
-        self._links = to
         self._session = session
         self._left_s = left_s
         self._key = key
@@ -134,12 +125,12 @@ class EventStream(Response):
         streams = self._deps.streams
         streams[self._who] += 1
         with self._deps.session_watch.follow(self._session, self._key) as signed_out:
-            telling = asyncio.ensure_future(self._tell(send))
+            telling = asyncio.ensure_future(self.tell(send))
             left = asyncio.ensure_future(_left(receive))
             ends = {
                 b"signed out": asyncio.ensure_future(signed_out.wait()),
                 b"this URL has expired": asyncio.ensure_future(_over(self._left_s)),
-                b"this job is no longer shared": asyncio.ensure_future(_hidden(self._seen)),
+                b"this is no longer shared": asyncio.ensure_future(_hidden(self._seen)),
             }
             others = (left, *ends.values())
             try:
@@ -159,9 +150,43 @@ class EventStream(Response):
                     if not streams[self._who]:
                         del streams[self._who]
 
-    async def _tell(self, send: Send) -> None:
+    async def tell(self, send: Send) -> None:
+        """Send an answer's start, and all of its body."""
+        raise NotImplementedError
+
+
+class EventStream(LiveStream):
+    """Streams until the job's last status.
+
+    Args:
+        now: The job as it is now.
+        events: What happens to it from now on.
+        to: Makes the URLs in what is told.
+    """
+
+    def __init__(
+        self,
+        d: ApiDeps,
+        who: str,
+        now: JobSnapshot,
+        events: AsyncIterator[JobEvent],
+        subscription: contextlib.AsyncExitStack,
+        to: Links,
+        *,
+        session: str,
+        key: str,
+        seen: Callable[[], bool],
+        left_s: float | None = None,
+    ) -> None:
+        super().__init__(d, who, subscription, session=session, key=key, seen=seen, left_s=left_s)
+        self._now = now
+        self._events = events
+        self._links = to
+
+    async def tell(self, send: Send) -> None:
+        """Send frames until the job's end."""
         d = self._deps
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         job = self._now.job
         seen = watch(self._now, self._events, jobs=d.jobs, outlook=d.estimator.outlook, closing=d.closing)
         async with contextlib.aclosing(seen):
@@ -205,14 +230,15 @@ def frame(seen: Seen, job: Job, to: Links) -> bytes:
             status: StatusEventAnswer = {"status": seen.status, "queue_position": seen.queue_position}
             if (estimate := serialize.estimate(seen.end)) is not None:
                 status["estimate"] = estimate
-            return _event("status", status)
+            return wire_event("status", status)
         case Progress():
-            return _event("progress", serialize.progress(seen))
+            return wire_event("progress", serialize.progress(seen))
         case Preview():
-            return _event("preview", dict(seen.data))
+            return wire_event("preview", dict(seen.data))
         case Output():
-            return _event("output", serialize.output(seen, job.id, job.expires_at, to))
+            return wire_event("output", serialize.output(seen, job.id, job.expires_at, to))
 
 
-def _event(name: str, data: Mapping[str, Any]) -> bytes:
+def wire_event(name: str, data: Mapping[str, Any]) -> bytes:
+    """Return an event in the wire format."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))

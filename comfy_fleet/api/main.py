@@ -19,6 +19,7 @@ from comfy_fleet.adapters.haproxy.certificates import certificate_ends
 from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.audit import RedisAudit
+from comfy_fleet.adapters.redis.batches import RedisBatches
 from comfy_fleet.adapters.redis.fetches import RedisFetches
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
@@ -70,6 +71,8 @@ from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import OperatorFact
 from comfy_fleet.sealed_check import check_secret
+from comfy_fleet.services.batch_keeper import BatchKeeper
+from comfy_fleet.services.batch_maker import BatchMaker
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.draft_checks import DraftChecks
@@ -229,6 +232,23 @@ def build(
         ),
         moderation=moderation,
     )
+    retrying = Retrying(
+        submitter=submitter,
+        jobs=stores.jobs,
+        prompts=stores.prompts,
+        catalog=catalog,
+        needs=inventories,
+        draw_seed=_draw_seed,
+        clock=time.time,
+    )
+    batches = RedisBatches(
+        stores.redis,
+        stores.events,
+        ageing_s=settings.ageing_s,
+        mirror=settings.rq_mirror,
+        telemetry=telemetry,
+    )
+    batch_keeper = BatchKeeper(batches, clock=stores.clock, fetch=fetcher.wake)
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions, keys.ring.holds)
@@ -305,14 +325,18 @@ def build(
         workflows=stores.workflows,
         publisher=WorkflowPublisher(catalog, stores.workflows),
         submitter=submitter,
-        retrying=Retrying(
-            submitter=submitter,
+        retrying=retrying,
+        batches=batches,
+        batch_keeper=batch_keeper,
+        batch_maker=BatchMaker(
+            store=batches,
             jobs=stores.jobs,
-            prompts=stores.prompts,
-            catalog=catalog,
-            needs=inventories,
-            draw_seed=_draw_seed,
-            clock=time.time,
+            assets=assets,
+            retrying=retrying,
+            telemetry=telemetry,
+            depth=settings.queue_depth,
+            retry_after=estimator.retry_after,
+            wake=batch_keeper.wake,
         ),
         warming=Warming(
             submitter=submitter,
@@ -363,6 +387,7 @@ def build(
             session_watch.run,
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
+            batch_keeper.run,
             deliverer.run,
             intake.run,
             stores.clock.keep,

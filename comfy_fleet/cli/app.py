@@ -39,6 +39,7 @@ _GROUPS = {
     "user": ("Fleet", "people:users"),
     "key": ("Fleet", "people:keys"),
     "job": ("Jobs", "jobs", "job_changes"),
+    "batch": ("Jobs", "batches"),
     "workflow": (
         "Jobs",
         "workflows",

@@ -42,6 +42,7 @@ _HINTS = {
     "if comfy-cli is installed",
 }
 _FINDING = {
+    "batch_id": "`fleet batch ls` lists them",
     "key": "`fleet key ls` lists them by their ids",
     "tenant": "`fleet tenant ls` lists them; to add it: fleet tenant create NAME",
     "user": "`fleet user ls` lists them; to add one: fleet user create NAME",
@@ -209,6 +210,20 @@ class Client:
             raise Fail(f"the request can't be sent as JSON: {error}", code=Exit.USAGE) from None
         headers = {"Content-Type": "application/json", **(headers or {})}
         return self._call(method, path, content=content, headers=headers)
+
+    def send(
+        self,
+        path: str,
+        content: bytes,
+        kind: str,
+        *,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> Any:
+        """Post bytes of some content type and return the JSON answer."""
+        headers = {"Content-Type": kind, **headers}
+        return self._call("POST", path, content=content, params=params, headers=headers, timeout=timeout_s)
 
     def patch(self, path: str, body: Any) -> Any:
         """Send JSON and return the JSON answer, as :meth:`post` does."""

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blake3 import blake3
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.domain.jobs.safe_names import safe_name
 
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
 TRIES = 5
 """How often a transfer is begun before the command gives up."""
-_MOST_NAME = 180  # bytes: with a job's id, a number and ".part", file systems take it
 _PIECE = 1024 * 1024
 _ELSEWHERE = "choose another folder, or replace what is there with --force"
 
@@ -51,19 +51,6 @@ class Saved:
     def to_json(self) -> dict[str, Any]:
         """Return it JSON-ready."""
         return {"name": self.name, "path": str(self.path), "size_bytes": self.size_bytes, "new": self.new}
-
-
-def safe_name(name: str) -> str:
-    """Return a node's name for a file as one that is harmless on any system: one part, visible, short."""
-    last = re.sub(r"[^\w.() -]", "_", name.replace("\\", "/").split("/")[-1]).strip(" ")
-    last = re.sub(r"^\.+", "_", last).rstrip(". ")
-    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", last):
-        last = f"_{last}"
-    stem, dot, suffix = last.rpartition(".") if "." in last[1:] else (last, "", "")
-    room = _MOST_NAME - len(f"{dot}{suffix}".encode())
-    if room < 1:
-        stem, dot, suffix, room = last, "", "", _MOST_NAME
-    return f"{stem.encode()[:room].decode(errors='ignore')}{dot}{suffix}" or "output"
 
 
 def targets(job: Mapping[str, Any], folder: Path, *, job_in_name: bool) -> list[Path]:

@@ -8,6 +8,7 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # the API is stricter
 _PERSON = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,200}")
 _REFERENCE = re.compile(r"(?!\.{1,2}@)[A-Za-z0-9_.-]{1,200}@[A-Za-z0-9_.:-]{1,100}")
 
+_PLURAL = {"batch": "batches"}
 _ALSO = {"workflow": _REFERENCE, "tenant": _PERSON, "user": _PERSON}
 
 
@@ -15,7 +16,7 @@ def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str
     """Return the path of a job, node, user or the like, such as ``/api/v1/jobs/ID/cancel``.
 
     Args:
-        kind: ``job``, ``node``, ``pool``, ``workflow``, ``tenant``, ``user`` or ``key``.
+        kind: ``job``, ``batch``, ``node``, ``pool``, ``workflow``, ``tenant``, ``user`` or ``key``.
         name: Its id or name, as typed; of a workflow also ``NAME@VERSION`` and the like.
         rest: The rest of the path, such as ``/cancel``.
         surface: ``v1`` or ``v2``.
@@ -30,7 +31,7 @@ def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str
             hint=_id_of(name) if kind == "workflow" else None,
             code=Exit.NOT_FOUND,
         )
-    return f"/api/{surface}/{kind}s/{name}{rest}"
+    return f"/api/{surface}/{_PLURAL.get(kind, f'{kind}s')}/{name}{rest}"
 
 
 def _id_of(name: str) -> str | None:

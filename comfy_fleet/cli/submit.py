@@ -56,8 +56,29 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show progress and wait for the end.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Save the outputs in this folder; implies --wait."),
+        typer.Option(
+            "--out", "--download", metavar="DIR", help="Save the outputs in this folder; implies --wait."
+        ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="A job for each line of a .csv (a column a parameter) or .jsonl file, as one batch.",
+        ),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|ZIP",
+            help="With --from: where the files are that it names as @NAME.",
+            show_default="beside the file",
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="With --from: leave out the lines that can't be taken.")
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds."),
@@ -105,7 +126,7 @@ def submit(
         str | None, typer.Option(metavar="KEY", help="A second submit with the same key makes no second job.")
     ] = None,
     webhook: Annotated[
-        str | None, typer.Option(metavar="URL", help="Tell this URL how the job has ended.")
+        str | None, typer.Option(metavar="URL", help="Tell this URL how the job, or the batch, has ended.")
     ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -114,6 +135,7 @@ def submit(
     """Submit a job: a stored workflow with parameters, or a graph exported from ComfyUI.
 
     Examples: `fleet submit image_card -p prompt="a red fox" --wait --out pictures`,
+    `fleet submit image_card --from products.csv --wait --download pictures`,
     `fleet submit my_graph.json --wait`, `fleet submit image_card -p prompt="a red fox" -n 4 --wait`.
     """
     from comfy_fleet.cli.client import Client
@@ -138,7 +160,36 @@ def submit(
         "labels": pairs(label or [], "--label"),
     }
     extra = {name: value for name, value in extra.items() if value not in (None, [], {})}
+    if table is None and (files is not None or partial):
+        raise Fail("--files and --partial need --from FILE", code=Exit.USAGE)
     with Client(api, key) as client:
+        if table is not None:
+            from comfy_fleet.cli.batch_submit import submit_table
+
+            if image or count > 1 or (workflow is not None and is_file(workflow)):
+                raise Fail(
+                    "--from needs a stored workflow, and takes no --image and no -n",
+                    hint="name files in its lines, as @NAME or by URL",
+                    code=Exit.USAGE,
+                )
+            name = default_workflow() if workflow is None else workflow
+            extra.pop("webhook_url", None)
+            values = parameters(client, name, parameter or [], [])
+            submit_table(
+                client,
+                name,
+                table,
+                files=files,
+                partial=partial,
+                defaults={**extra, **({"params": values} if values else {})},
+                webhook=webhook,
+                idempotency_key=idempotency_key,
+                follow_=wait,
+                out=out,
+                timeout_s=timeout,
+                json_=json_,
+            )
+            return
         if workflow is not None and is_file(workflow):
             if parameter or image:
                 raise Fail(

@@ -7,6 +7,7 @@ FleetError
 │   ├── MissingAsset      an asset reference that the caller can't use
 │   ├── InvalidParameter  a stored workflow's parameter is out of its limits
 │   ├── InvalidManifest   a stored workflow's manifest does not fit its graph
+│   ├── InvalidBatch      some items of a batch can't be taken (all of them are named)
 │   └── OutboundRefused   a URL that the fleet does not call
 ├── NotFound              no such job, asset, node or workflow for this caller
 │   └── BlobNotFound      no bytes with this hash that the caller may use
@@ -97,6 +98,12 @@ class InvalidManifest(BadInput):
     """A stored workflow's manifest does not fit its graph; ``details["problems"]`` lists why, by key."""
 
     code = "invalid_manifest"
+
+
+class InvalidBatch(BadInput):
+    """Some items of a batch can't be taken; details name them."""
+
+    code = "invalid_batch"
 
 
 class OutboundRefused(BadInput):

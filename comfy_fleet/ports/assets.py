@@ -10,6 +10,9 @@ from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.ports.blobs import Corrections
 
+HOLD_S = 60
+"""For so long assets are kept for a job that is about to be submitted."""
+
 
 class Received(Protocol):
     """Bytes that are stored but have no record yet."""
@@ -159,8 +162,8 @@ class AssetStore(Protocol):
             AssetInUse: A job that is not final needs it.
         """
 
-    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
-        """Keep assets for a job that is about to be submitted, until it is final.
+    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str, seconds: int = HOLD_S) -> None:
+        """Keep assets for a job that is to be submitted within so many seconds, until it is final.
 
         Raises:
             MissingAsset: One of them does not exist, no longer exists or is somebody else's; then none is

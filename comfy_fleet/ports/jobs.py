@@ -103,6 +103,9 @@ class JobStore(Protocol):
     async def get(self, job_id: str) -> Job | None:
         """Return the job with outputs, progress and error, or None."""
 
+    async def load(self, ids: Sequence[str]) -> list[Job | None]:
+        """Return several jobs as :meth:`get` does."""
+
     async def graph(self, job: Job) -> bytes:
         """Return the graph as submitted.
 

@@ -10,7 +10,15 @@ from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, StoreDown
 from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.reseed import Reseeded, editor_graph_with, is_seed, reseeded
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, ParameterType, Workflow
-from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, MAX_PRIORITY, Job, Placement, PromptFields
+from comfy_fleet.domain.jobs.job import (
+    ANY_POOL,
+    DEFAULT_POOL,
+    MAX_PRIORITY,
+    Job,
+    NewJob,
+    Placement,
+    PromptFields,
+)
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE
@@ -106,6 +114,14 @@ class Retrying:
             NotFound: It is past its retention.
             FleetError: Everything that :meth:`Submitter.graph` raises.
         """
+        return await self._submitter.write(await self.new_job(job, how), how.idempotency)
+
+    async def new_job(self, job: Job, how: Retry) -> NewJob:
+        """Return the job that :meth:`retry` would write.
+
+        Raises:
+            FleetError: Everything that :meth:`retry` raises before it is written.
+        """
         if job.has_secret and how.extra_data is None:
             raise SecretsGone(
                 "the keys in its extra_data were erased when it ended: send extra_data again, "
@@ -135,7 +151,9 @@ class Retrying:
         )
         workflow = await self._version(job)
         if workflow is not None:
-            return await self._submitter.workflow(job.owner, workflow, _params(job, workflow, how), options)
+            return await self._submitter.workflow_job(
+                job.owner, workflow, _params(job, workflow, how), options
+            )
         made_of, params = None, dict(job.params)
         if job.workflow is not None:  # its version is gone, its graph is not
             made_of = _stand_in(job, options.where)
@@ -144,7 +162,7 @@ class Retrying:
                 raise NoSeed("the job's graph has no seed: it would make the same again")
             graph, params = new.graph, _with_seeds(params, new)
             options = _with_editor_graph(options, new)
-        return await self._submitter.graph(job.owner, graph, options, made_of=made_of, params=params)
+        return await self._submitter.graph_job(job.owner, graph, options, made_of=made_of, params=params)
 
     def _wish(self, job: Job) -> float | None:
         """Return when the new job should be done: as long after its submit as the first should have been."""

@@ -297,12 +297,27 @@ class Submitter:
             QueueFull: Too many jobs wait.
             IdempotencyKeyReuse: The key has made a job.
         """
+        new = await self.graph_job(owner, workflow, options, made_of=made_of, params=params)
+        return await self.write(new, options.idempotency)
+
+    async def graph_job(
+        self,
+        owner: str,
+        workflow: object,
+        options: JobOptions,
+        *,
+        made_of: Workflow | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> NewJob:
+        """Return the job that :meth:`graph` would write.
+
+        Raises:
+            FleetError: Everything that :meth:`graph` raises before it is written.
+        """
         if not _is_large(workflow):
             checked, profile = self._checked(workflow, options.prompt.targets)
             profile = made_of.name if made_of else profile
-            return await self._submit(
-                owner, checked, options, profile=profile, workflow=made_of, params=params
-            )
+            return await self._new(owner, checked, options, profile=profile, workflow=made_of, params=params)
         try:
             await self._large.take(owner)
         except NoTurn:
@@ -310,7 +325,7 @@ class Submitter:
         try:
             checked, profile = await asyncio.to_thread(self._checked, workflow, options.prompt.targets)
             profile = made_of.name if made_of else profile
-            return await self._submit(
+            return await self._new(
                 owner, checked, options, profile=profile, workflow=made_of, params=params, large=True
             )
         finally:
@@ -328,9 +343,21 @@ class Submitter:
             FleetError: Everything that :meth:`comfy_fleet.ports.workflows.Catalog.get` and :meth:`workflow`
                 raise.
         """
+        workflow = await self.named(owner, name, options.quotas)
+        return await self.workflow(owner, workflow, params, options)
+
+    async def named(self, owner: str, name: str, quotas: Sequence[ScopedLimits]) -> Workflow:
+        """Return a stored workflow that its caller may run.
+
+        Raises:
+            FleetError: Everything that :meth:`comfy_fleet.ports.workflows.Catalog.get` raises.
+            NotAllowed: By a limit, they may not.
+        """
         if WorkflowReference.parse(name).draft:  # it is whatever its owner has drawn
-            check_workflow_allowed(options.quotas, None)
-        return await self.workflow(owner, await self._catalog.get(name, owner), params, options)
+            check_workflow_allowed(quotas, None)
+        found = await self._catalog.get(name, owner)
+        check_workflow_allowed(quotas, found.name)
+        return found
 
     async def workflow(
         self, owner: str, workflow: Workflow, params: Mapping[str, Any], options: JobOptions
@@ -341,12 +368,24 @@ class Submitter:
             InvalidParameter: A parameter is out of its limits.
             FleetError: Everything that :meth:`graph` raises.
         """
+        return await self.write(
+            await self.workflow_job(owner, workflow, params, options), options.idempotency
+        )
+
+    async def workflow_job(
+        self, owner: str, workflow: Workflow, params: Mapping[str, Any], options: JobOptions
+    ) -> NewJob:
+        """Return the job that :meth:`workflow` would write.
+
+        Raises:
+            FleetError: Everything that :meth:`workflow` raises before it is written.
+        """
         params = await self._inputs.stored_params(owner, workflow, params, options.quotas)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
         for parameter_name, value in bound.assets.items():
             await self._check_file(owner, workflow, parameter_name, value)
         checked = graph.check(bound.graph, read=self._inventories.read)
-        return await self._submit(
+        return await self._new(
             owner,
             checked,
             options,
@@ -372,7 +411,7 @@ class Submitter:
         placement = await self._inventories.placement(checked, placement_request(workflow.requires, where))
         return JobOutline(models=models, placement=self._inventories.large_enough(placement, need.least))
 
-    async def _submit(
+    async def _new(
         self,
         owner: str,
         checked: Graph,
@@ -384,7 +423,7 @@ class Submitter:
         merge: MergeKey | None = None,
         drawn: frozenset[str] = frozenset(),
         large: bool = False,
-    ) -> Submitted:
+    ) -> NewJob:
         check_workflow_allowed(options.quotas, workflow.name if workflow else None)
         self._assets.check_room()
         declared = self._inventories.declared()
@@ -461,7 +500,7 @@ class Submitter:
                 large, lambda: self._results.keys(computed, placement, mode, options.cache_control)
             )
         tenant = self._tenant_of(owner)
-        new = NewJob(
+        return NewJob(
             id=options.job_id or self._new_id(),
             owner=owner,
             graph=data,
@@ -510,7 +549,6 @@ class Submitter:
             bounds=running_bounds(options.quotas),
             rq_id=options.rq_id,
         )
-        return await self._write(new, options.idempotency)
 
     def _check_count(self, checked: Graph) -> None:
         """Refuse a graph that certainly makes more files than a job may have."""
@@ -573,7 +611,12 @@ class Submitter:
         if parameter is not None:
             binding.check_file(parameter, content_type=asset.content_type, size_bytes=asset.size_bytes)
 
-    async def _write(self, new: NewJob, idempotency: Idempotency | None) -> Submitted:
+    async def write(self, new: NewJob, idempotency: Idempotency | None) -> Submitted:
+        """Write a job that was checked.
+
+        Raises:
+            FleetError: Everything that :meth:`comfy_fleet.ports.jobs.JobStore.submit` raises.
+        """
         ids = sorted(new.assets)
         if ids:
             await self._assets.hold(owner=new.owner, asset_ids=ids, job_id=new.id)

@@ -1,5 +1,8 @@
-"""Equal jobs on a real ComfyUI: a shared result beside one that ComfyUI has in its own cache."""
+"""Equal jobs and batches on a real ComfyUI; a shared result beside one that ComfyUI has in its own cache."""
 
+import csv
+import io
+import zipfile
 from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from typing import Any
@@ -72,6 +75,30 @@ def test_many_equal_jobs_are_one_prompt(up: Up, comfyui_server: ComfyServer) -> 
     assert prompts_of(comfyui_server) == before + 1
     assert len({output["id"] for job in jobs for output in job["outputs"]}) == 2 * BATCH
     assert len({output["hash"] for job in jobs for output in job["outputs"]}) <= 2
+
+
+def test_a_table_becomes_pictures_under_their_names(up: Up) -> None:
+    table = "custom_id,seed,strength\nred,11,0.5\nblue,12,\nwrong,much,0.5\n"
+    path, headers = f"{up.url}/api/v1/workflows/noise/batches", {"Content-Type": "text/csv"}
+    refused = httpx.post(path, content=table, headers=headers, timeout=60).json()["error"]
+    assert [one["custom_id"] for one in refused["details"]["errors"]] == ["wrong"]
+    made = httpx.post(path, params={"partial": True}, content=table, headers=headers, timeout=60)
+    assert made.status_code == 201, made.text
+    batch = made.json()
+    with httpx.stream("GET", batch["urls"]["events"], timeout=200) as events:
+        last = events.read().decode().strip().rpartition("\n")[2]
+    assert '"status":"completed"' in last and '"succeeded":2' in last
+    packed = httpx.get(batch["urls"]["outputs"], timeout=60).content
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        assert sorted(archive.namelist()) == ["blue.png", "manifest.csv", "red.png"]
+        sizes = {Image.open(archive.open(name)).size for name in ("red.png", "blue.png")}
+        rows = list(csv.DictReader(io.TextIOWrapper(archive.open("manifest.csv"))))
+    assert sizes == {(64, 64)}
+    assert [(row["custom_id"], row["status"]) for row in rows] == [
+        ("red", "succeeded"),
+        ("blue", "succeeded"),
+        ("wrong", "refused"),
+    ]
 
 
 @pytest.fixture

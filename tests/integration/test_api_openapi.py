@@ -320,6 +320,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("GET", "/api/v1/agent-tokens", 200)
     await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
     await call("POST", "/api/v1/jobs-cancel", 200, json={"waiting_only": True})
+    await _batches(call)
     await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)
@@ -382,6 +383,19 @@ async def test_answers_about_people_are_what_the_document_says(
             if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
         }
         assert described <= spec.seen
+
+
+async def _batches(call: Callable[..., Awaitable[Any]]) -> None:
+    path = "/api/v1/workflows/image_card/batches"
+    items = [{"custom_id": "a", "params": {"prompt": "x"}}, {"custom_id": "b", "params": {"promt": "x"}}]
+    await call("POST", path, 422, json={"items": items})
+    made = await call("POST", path, 201, json={"items": items, "partial": True})
+    batch = f"/api/v1/batches/{made['id']}"
+    await call("POST", f"{batch}/cancel", 200)
+    for asked in ("/api/v1/batches", batch, f"{batch}/events", f"{batch}/outputs.zip"):
+        await call("GET", asked, 200)
+    await call("POST", f"{batch}/retry", 200, json={"statuses": ["canceled"]})
+    await call("POST", f"{batch}/cancel", 200)
 
 
 async def _webhooks(call: Callable[..., Awaitable[Any]]) -> None:
@@ -448,6 +462,9 @@ async def test_answers_of_v2_are_what_its_document_says(api: Api) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     graph = {"workflow": GRAPH}
     job = (await call("POST", "/api/v2/jobs", 201, json=graph, headers={"traceparent": trace}))["id"]
+    items = [{"custom_id": "a", **graph}]
+    made = await call("POST", "/api/v2/batches", 201, json={"items": items})
+    await api.client.post(f"/api/v1/batches/{made['id']}/cancel")
     claim = await api.claim(job)
     await api.stores.runs.left(claim, [])
     error = JobError(code="out_of_memory", message="no memory left", traceback="line 1")

@@ -92,7 +92,18 @@ async def short(api: Api, key: str) -> httpx.Response:
     return await api.client.post("/api/submit", json={"prompt": "x"}, headers=bearer(key))
 
 
-FACES = (v2, native, native_api, workflow, generate, short)
+async def batch(api: Api, key: str) -> httpx.Response:
+    body = {"items": [{"params": {"prompt": "x"}}]}
+    return await api.client.post("/api/v1/workflows/image_card/batches", json=body, headers=bearer(key))
+
+
+async def graph_batch(api: Api, key: str) -> httpx.Response:
+    return await api.client.post(
+        "/api/v2/batches", json={"items": [{"workflow": GRAPH}]}, headers=bearer(key)
+    )
+
+
+FACES = (v2, native, native_api, workflow, generate, short, batch, graph_batch)
 ACCEPTED = (200, 201, 202)
 
 
@@ -212,7 +223,7 @@ async def test_a_key_may_be_for_some_workflows_alone(redis_port: int, redis: Red
         shop = await key_with(api, "shop", workflows="image_card")
         none = await key_with(api, "none", raw_graphs="no", workflows="other")
         for face in FACES:
-            allowed = face in (workflow, generate, short)
+            allowed = face in (workflow, generate, short, batch)
             answer = await face(api, shop)
             assert (answer.status_code in ACCEPTED) == allowed, (face, answer.text)
             if not allowed:

@@ -32,7 +32,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import HASH, Asset, index_name, listed_name
 from comfy_fleet.domain.limits import ScopedLimits, stored_quota
-from comfy_fleet.ports.assets import Received
+from comfy_fleet.ports.assets import HOLD_S, Received
 from comfy_fleet.ports.blobs import Blob, BlobStore, Corrections
 
 logger = logging.getLogger(__name__)
@@ -327,9 +327,11 @@ class RedisAssets:
             found += [(_text(name).removeprefix(prefix), float(at)) for name, at in pairs]
         return found
 
-    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
+    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str, seconds: int = HOLD_S) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.hold`."""
-        place = int(await self._scripts.call("hold_assets", job=job_id, owner=owner, ids=asset_ids))
+        place = int(
+            await self._scripts.call("hold_assets", job=job_id, owner=owner, ids=asset_ids, seconds=seconds)
+        )
         if place:
             asset_id = asset_ids[place - 1]
             raise MissingAsset(f"asset {asset_id} does not exist", details={"id": asset_id})

@@ -125,6 +125,7 @@ def _tenant_fields(new: NewJob) -> dict[str, str | bytes]:
         **({"tenant": new.tenant} if new.tenant else {}),
         **({"bounds": " ".join(f"{who}={most}" for who, most in new.bounds.items())} if new.bounds else {}),
         **({"moderation": new.moderation} if new.moderation else {}),
+        **({"in_batch": new.in_batch} if new.in_batch else {}),
     }
 
 

@@ -13,11 +13,11 @@ from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.estimates import load_standing
-from comfy_fleet.adapters.redis.fetches import fetch_id
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.quotas import limit_error
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
+from comfy_fleet.adapters.redis.submit_calls import submit_call
 from comfy_fleet.domain.errors import (
     BadInput,
     Conflict,
@@ -39,7 +39,6 @@ from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
 AT_ONCE = 100  # jobs that one call of a script changes: takes a few milliseconds on the server
-ABLE = 8  # most nodes whose clocks tell where an owner's share begins
 LOOKED_AT = 10_000  # most jobs that are looked at for one page or an abbreviated id
 MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
@@ -98,49 +97,15 @@ class RedisJobStore:
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
-        fields = job_records.record_fields(new)
         if new.prompt.number is not None or new.prompt.front:
             await self.lists.complete(new.owner)  # it goes before the owner's other jobs
-        what = f"workflow {new.workflow}" if new.workflow else "graph"
+        blobs, args = submit_call(new, ageing_s=self._ageing_s, mirror=self._mirror)
         answer = await self._scripts.begin(
             "submit",
-            new.graph,
-            new.secret or b"",
-            job_records.dump_extra_data(new.extra_data),
-            *fields.values(),
-            fields=list(fields),
-            id=new.id,
-            owner=new.owner,
-            graph_hash=new.graph_hash,
+            *blobs,
+            **args,
             depth_limit=depth_limit,
-            ageing_s=self._ageing_s,
-            priority=new.priority,
-            placement=new.placement.key,
-            expires_in_s=new.expires_in_s,
-            deadline_s=new.deadline_s,
-            assets=" ".join(sorted(new.assets)),
-            prompt_hash=fields.get("prompt_hash"),
-            number=new.prompt.number,
-            front=new.prompt.front or None,
-            model_set=job_records.model_set(new),
-            able=list(new.able[:ABLE]) or None,
-            weight=new.weight,
-            tenant=new.tenant,
-            tenant_weight=new.tenant_weight,
-            merge=job_records.merging(new),
-            wanted=job_records.wanted_result(new),
-            kept=list(new.results.kept) if new.results else None,
-            timeout_s=new.timeout_s,
-            silence_s=new.silence_s,
-            fetches=self._awaited(new) or None,
-            webhook=new.webhook is not None or None,
             quota=new.quota,
-            rq={
-                "mirror": self._mirror,
-                **({"id": new.rq_id} if new.rq_id else {}),
-                "data": job_records.reference(new.id),
-                "description": f"{what} for {new.owner}",
-            },
             idempotency=None
             if idempotency is None
             else {
@@ -176,22 +141,6 @@ class RedisJobStore:
         if made is None:
             raise NotFound(f"job {job_id} is past its retention", details={"job_id": job_id})
         return Submitted(job=made, replayed=outcome == b"replay")
-
-    def _awaited(self, new: NewJob) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": fetch_id(new.owner, one.url),
-                "url": one.url,
-                "shown": one.shown,
-                "inputs": [
-                    {"place": to.place, "accept": to.accept, "most_bytes": to.most_bytes}
-                    if to.most_bytes is not None
-                    else {"place": to.place, "accept": to.accept}
-                    for to in one.inputs
-                ],
-            }
-            for one in new.fetches
-        ]
 
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""

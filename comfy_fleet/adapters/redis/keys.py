@@ -101,6 +101,20 @@ class Keyspace:
     flight_jobs = _Each("flight:FLIGHT:jobs")  # zset: ID of a job that follows -> since when
     flights = _One("flights")  # zset: FLIGHT with followers -> when it was looked after last
     flights_tended = _One("flights:tended")  # string: somebody looked after some of them a moment ago
+    # batches (docs/adr/0060).  ITEM is an item's number in its batch, from 0.  All but the first are written
+    # before the batch exists, for an hour
+    batch = _Each("batch:BATCH")  # hash: owner, created, total, workflow, version, webhook (JSON), completed,
+    #                               rounds (how often it was to be completed), cancel, retried
+    batch_items = _Each("batch:BATCH:items")  # zset: ITEM -> its state and number, see batches.lua
+    batch_jobs = _Each("batch:BATCH:jobs")  # hash: ITEM -> the job's ID
+    batch_names = _Each("batch:BATCH:names")  # hash: ITEM -> custom_id
+    batch_refused = _Each("batch:BATCH:refused")  # hash: ITEM -> its errors as JSON
+    batch_pending = _Each("batch:BATCH:pending")  # list: jobs to be queued: what submit.lua gets, in one text
+    batches = _One("batches")  # zset: BATCH -> created
+    batches_of = _Each("batches:OWNER")  # zset: the same of one owner
+    batches_live = _One("batches:live")  # zset: BATCH that is not completed -> when it was looked after last
+    batches_busy = _One("batches:busy")  # zset: BATCH with items to be queued or canceled -> when some were
+    batches_waiting = _One("batches:waiting")  # hash: OWNER, "" for all -> items that are to be queued
     # inputs that jobs name by URL; FETCH is a hash of owner and URL
     fetching = _One("fetching")  # zset: ID -> since when: jobs in no queue yet
     fetch = _Each("fetch:FETCH")  # hash: owner, url; token (of the process that fetches it), tries
@@ -338,6 +352,7 @@ class Keyspace:
 
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
+    batch_events = _Each("batch:BATCH:events")  # states of a batch's items
     owner_events = _Each("owner:OWNER")  # each status of an owner's jobs
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
     # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's

@@ -26,6 +26,7 @@ _IN_USE = (
 _TAGS = {
     "generate": "A prompt in, a picture out.",
     "workflows": "Stored workflows: typed parameters in, jobs out.",
+    "batches": "Many jobs at once: checked together, followed, run again, downloaded in one zip.",
     "jobs": "What became of them.",
     "nodes": "ComfyUI servers, for operators.",
     "pools": "Nodes by name of their pool, for operators.",
@@ -40,6 +41,7 @@ _PATH_NAMES = {
     "version": "A version's digits, the beginning of them, or a label.",
     "label": "A label of a version.",
     "job_id": "The job's id.",
+    "batch": "The batch's id.",
     "task_id": "What generate or submit answered.",
     "node": "The node's name.",
     "pool": "The pool's name.",

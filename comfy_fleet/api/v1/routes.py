@@ -6,6 +6,7 @@ from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
 from comfy_fleet.api.v1 import (
     agent_tokens,
     answers,
+    batch_routes,
     document,
     generate,
     health,
@@ -143,6 +144,7 @@ TABLE = (
         errors=(409,),
         console=True,
     ),
+    *batch_routes.TABLE,
     *workflow_routes.TABLE,
     *publish_routes.TABLE,
     *people_routes.TABLE,

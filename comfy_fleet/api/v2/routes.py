@@ -16,9 +16,13 @@ from comfy_fleet.api.answers import (
     JobPageAnswer,
     JobWorkflowAnswer,
 )
+from comfy_fleet.api.batch_requests import BatchQuery, GraphBatchBody
 from comfy_fleet.api.deps import links, owner
 from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint, ServedRoute
 from comfy_fleet.api.output_response import FormQuery
+from comfy_fleet.api.v1.batch_answers import MadeBatchAnswer
+from comfy_fleet.api.v1.batch_routes import IDEMPOTENCY_KEY as BATCH_KEY
+from comfy_fleet.api.v1.batches import create_graph_batch
 from comfy_fleet.api.v2 import assets, bodies, jobs
 from comfy_fleet.api.waiting import PREFER, WaitQuery
 
@@ -42,6 +46,19 @@ TABLE = (
         parameters=(IDEMPOTENCY_KEY, PREFER),
         body=bodies.GraphJobBody,
         answers={201: JobAnswer, 200: JobAnswer},
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v2/batches",
+        operation="create_graph_batch",
+        handler=create_graph_batch,
+        summary="Submit many graphs",
+        tag="jobs",
+        parameters=(BATCH_KEY,),
+        query=BatchQuery,
+        body=GraphBatchBody,
+        answers={201: MadeBatchAnswer},
+        errors=(409,),
     ),
     Endpoint(
         method="GET",

@@ -326,6 +326,7 @@ class NewJob:
         bounds: How many jobs may run at once, by who is counted, if it is to start.
         rq_id: Its id in RQ, if one of RQ's clients has enqueued it; else empty.
         moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
+        in_batch: The batch that it is in, a blank, and the number of its item there; empty: it is in none.
     """
 
     id: str
@@ -373,6 +374,7 @@ class NewJob:
     bounds: Mapping[str, int] = field(default_factory=dict)
     rq_id: str = ""
     moderation: str = ""
+    in_batch: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

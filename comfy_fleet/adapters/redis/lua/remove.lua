@@ -16,5 +16,6 @@ redis.call('ZREM', jobs_of_key(args.owner), id)
 unlist_job(id, args.owner)
 if f[3] and redis.call('GET', prompt_key(args.owner, f[3])) == id then redis.call('DEL', prompt_key(args.owner, f[3])) end
 drop_saved(id, args.owner)
+batch_forgets(id, at)
 if f[2] ~= 'canceling' then redis.call('ZADD', expiring_key, num(at), id) end
 return { 'gone' }

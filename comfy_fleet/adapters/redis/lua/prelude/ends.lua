@@ -64,6 +64,7 @@ local function end_job(id, status, err, result, at, progress)
   discard(id, at)
   publish_status(id, status, f[3], f[4], progress)
   if f[9] then webhook_tell(id, status, at) end
+  batch_ended(id, at)
   if f[6] then left_flight(id, f[6], f[7], at, end_job) end
 end
 

@@ -149,5 +149,6 @@ local function publish_status(id, status, run, node, progress)
     .. (node and node ~= '' and ',"node":"' .. node .. '"' or '')
     .. (progress and ',"progress":' .. progress or '') .. '}')
   list_job(id)
+  batch_moves(id, status)
   publish_owner(id, status, run)
 end

@@ -1,14 +1,17 @@
 -- Limits of roles, keys and tenants: domain/limits.py makes what is checked here.
 -- quota: windows [{scope, subject, count, seconds, shown}], amounts [{scope, name, most, owners}].
 
+-- Items of an owner's batches that are in no queue yet.
+local function to_be_queued(owner) return tonumber(redis.call('HGET', batches_waiting_key, owner) or '') or 0 end
+
 -- What some owners have together of what a limit is about.
 local function used_of(name, owners)
   local used = 0
   for _, owner in ipairs(owners) do
     if name == 'queued' then
-      used = used + redis.call('ZCARD', listed_key(owner, 'pending'))
+      used = used + redis.call('ZCARD', listed_key(owner, 'pending')) + to_be_queued(owner)
     elseif name == 'live' then
-      used = used + redis.call('ZCARD', live_key(owner))
+      used = used + redis.call('ZCARD', live_key(owner)) + to_be_queued(owner)
     else
       used = used + (tonumber(redis.call('HGET', stored_bytes_key, owner) or 0) or 0)
     end

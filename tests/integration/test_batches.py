@@ -1,0 +1,102 @@
+"""Many jobs at once, through the API, on real Redis and simulated nodes."""
+
+import asyncio
+import csv
+import io
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet import until
+from tests.integration.sharing_kit import Sharing, sharing
+from tests.integration.test_input_urls import MANIFEST, PICTURE, png
+from tests.integration.webhook_kit import receiver
+from tests.web_site import page, site
+
+LIMIT_S = 60.0
+TABLE = (
+    MANIFEST
+    + """
+[parameters.prefix]
+type = "string"
+target = { title = "Save", input = "filename_prefix" }
+max_length = 20
+default = "out"
+"""
+)
+
+GRAPH = {**PICTURE, "2": {**PICTURE["2"], "_meta": {"title": "Save"}}}
+
+
+@pytest.fixture
+async def world(redis_port: int, redis: Any, tmp_path: Path) -> AsyncIterator[Sharing]:
+    options = {"fetch_allow": "127.0.0.1", "fetch_bytes": 100_000, "webhook_allow": "127.0.0.1"}
+    async with sharing(redis_port, tmp_path, "g1", "g2", manifest=TABLE, graph=GRAPH, api=options) as made:
+        yield made
+
+
+async def ended(world: Sharing, batch: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    async def over() -> bool:
+        nonlocal found
+        found = (await world.client.get(f"/api/v1/batches/{batch['id']}")).json()
+        return bool(found["status"] == "completed")
+
+    async with asyncio.timeout(LIMIT_S):
+        while not await over():
+            await asyncio.sleep(0.1)
+    return found
+
+
+async def post(world: Sharing, body: Any, status: int = 201, **more: Any) -> dict[str, Any]:
+    answer = await world.client.post("/api/v1/workflows/noise/batches", json=body, **more)
+    assert answer.status_code == status, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_twenty_items_three_dead_urls_one_webhook_and_a_retry_of_three(world: Sharing) -> None:
+    async with site() as web, receiver() as hooks:
+        for number in range(17):
+            web.pages[f"/{number}.png"] = page(png(number + 1))
+        items = [
+            {"custom_id": f"SKU-{number}", "params": {"picture": web.url(f"/{number}.png")}}
+            for number in range(20)
+        ]
+        batch = await post(world, {"items": items, "webhook_url": f"{hooks.url}/done"})
+        assert batch["total"] == 20
+        done = await ended(world, batch)
+        assert (done["counts"]["succeeded"], done["counts"]["failed"]) == (17, 3)
+        failed = (await world.client.get(f"/api/v1/batches/{batch['id']}?status=failed")).json()["items"]
+        assert [one["custom_id"] for one in failed] == ["SKU-17", "SKU-18", "SKU-19"]
+        assert all("404" in one["error"]["message"] for one in failed)
+        await until(lambda: len(hooks.taken) == 1, what="one message")
+        told = hooks.taken[0].message
+        assert told["type"] == "batch.completed"
+        assert told["data"]["id"] == batch["id"]
+        assert told["data"]["counts"] == {
+            "succeeded": 17,
+            "failed": 3,
+            "canceled": 0,
+            "expired": 0,
+            "refused": 0,
+        }
+        for number in range(17, 20):
+            web.pages[f"/{number}.png"] = page(png(number + 1))
+        again = await world.client.post(f"/api/v1/batches/{batch['id']}/retry", json={})
+        assert (again.status_code, again.json()["retried"]) == (200, 3), again.text
+        done = await ended(world, batch)
+        assert done["counts"]["succeeded"] == 20
+        await until(lambda: len(hooks.taken) == 2, what="another message, of what was run again")
+        assert len(set(hooks.counts)) == 2
+        zipped = await world.client.get(f"/api/v1/batches/{batch['id']}/outputs.zip")
+        with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+            assert archive.testzip() is None
+            assert set(archive.namelist()) == {"manifest.csv", *(f"SKU-{n}.png" for n in range(20))}
+            rows = list(csv.DictReader(io.StringIO(archive.read("manifest.csv").decode())))
+        assert [row["custom_id"] for row in rows] == [f"SKU-{n}" for n in range(20)]
+        assert {row["status"] for row in rows} == {"succeeded"}
