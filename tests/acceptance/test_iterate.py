@@ -27,8 +27,11 @@ AGAIN_S = 80.0
 """For a run of some seconds whose node or dispatchers were killed: those start again before it goes on, and
 a start is processor time, which a busy machine is long in giving."""
 
-RELEASED_S = 0.5
-"""How long a node may be another run's after that one's job has ended."""
+RELEASED_LOOKS = 10
+"""For how many looks, 50 ms each or more, a node may still not be free after its job or its lease has ended.
+
+Not seconds: on a busy machine a dispatcher is as long in letting go of a node as this process in looking.
+"""
 LATE_S = 1.0
 """How much later a node's verdict may be noted than it holds."""
 
@@ -88,22 +91,24 @@ async def press(one: Editor, graph: dict[str, Any]) -> tuple[str, EditorRun]:
 
 @dataclass
 class Watch:
-    """Which nodes of a fleet are up, looked at all the time.
+    """Which nodes of a fleet are up and which are leased, looked at all the time.
 
     Attributes:
         fleet: The fleet.
-        looks: Unix seconds of each look, and the nodes that were up.
+        looks: Unix seconds of each look, the nodes that were up, and those that a run had.
     """
 
     fleet: Fleet
-    looks: list[tuple[float, frozenset[str]]] = field(default_factory=list)
+    looks: list[tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=list)
 
     async def look(self) -> None:
         """Look until cancelled."""
         async with open_stores(self.fleet.settings) as stores:
             while True:
-                up = frozenset(s.node.name for s in await stores.nodes.states() if s.verdict == "up")
-                self.looks.append((time.time(), up))
+                states = await stores.nodes.states()
+                up = frozenset(state.node.name for state in states if state.verdict == "up")
+                leased = frozenset(state.node.name for state in states if state.run is not None)
+                self.looks.append((time.time(), up, leased))
                 await asyncio.sleep(0.05)
 
     async def lost(self, before: str, after: str) -> bool:
@@ -139,25 +144,32 @@ class Watch:
                 ended = "runs" if job.completed_at is None else f"{job.completed_at - began:+.2f}"
                 parts.append(f"{job.node} {job.started_at - began:+.2f} {ended}")
         always = sorted(self._always_up(thief.created_at, began))
-        return "; ".join([*parts, f"up all the time: {always}"])
+        since, leased = self._before(began)
+        looked = f"up all the time: {always}; leased since {since - began:+.2f}: {sorted(leased)}"
+        return "; ".join([*parts, looked])
 
     def _only_one(self, thief: Job, jobs: Sequence[Job]) -> bool:
         began = thief.started_at or 0.0
+        since, leased = self._before(began)
         working = {
             job.node
             for job in jobs
-            if job.started_at
-            and job.started_at <= began
-            and (job.completed_at or began) >= began - RELEASED_S
+            if job.started_at and job.started_at <= began and (job.completed_at or began) >= since
         }
-        return self._always_up(thief.created_at, began) <= working | {thief.node}
+        return self._always_up(thief.created_at, began) <= working | leased | {thief.node}
+
+    def _before(self, began: float) -> tuple[float, frozenset[str]]:
+        """Return when the last looks before a moment began, and every node that was leased at one of them."""
+        last = [(at, leased) for at, _, leased in self.looks if at <= began][-RELEASED_LOOKS:]
+        return last[0][0] if last else began, frozenset[str]().union(*(leased for _, leased in last))
 
     def _always_up(self, since: float, by: float) -> frozenset[str]:
         since, by = since - LATE_S, by + LATE_S
         looks = [
-            *[up for at, up in self.looks if at <= since][-1:],  # the next ones on both sides, if it was slow
-            *[up for at, up in self.looks if since < at < by],
-            *[up for at, up in self.looks if at >= by][:1],
+            # The next ones on both sides, too, if it was slow.
+            *[up for at, up, _ in self.looks if at <= since][-1:],
+            *[up for at, up, _ in self.looks if since < at < by],
+            *[up for at, up, _ in self.looks if at >= by][:1],
         ]
         return frozenset.intersection(*looks)
 
