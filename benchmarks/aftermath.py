@@ -164,7 +164,7 @@ async def _twice(store: Any, job_id: str) -> str:
     places = [
         name
         for name in ("finished", "failed", "canceled")
-        if await store.zscore(f"rq:{name}:fleet", job_id) is not None
+        if await store.zscore(f"rq:{name}:fleet.jobs", job_id) is not None
     ]
     return "" if ends == 1 and len(places) == 1 else f"{job_id}: ended {ends} times, stands in {places}"
 
