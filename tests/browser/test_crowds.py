@@ -16,12 +16,13 @@ from tests.browser.people import ANN, EVE, client_of, fleet_of_people, signing_i
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 SAVER = 3
+NODES = 4
 
 
 @pytest.fixture(scope="module")
 def keyed(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet of four real nodes and several people."""
-    with fleet_of_people(servers.take(4), tmp_path_factory.mktemp("crowds")) as up:
+    with fleet_of_people(servers.take(NODES), tmp_path_factory.mktemp("crowds")) as up:
         yield up
 
 
@@ -78,9 +79,16 @@ def test_a_run_beside_a_stranger_with_fifty_queued_jobs(ann: Editor, keyed: Up, 
             },
             "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "eve"}},
         }
+        held: list[str] = []  # a prompt on each node, until Ann's slow browser has shown that hers wait
         for number in range(50):
-            long["2"]["inputs"] |= {"seed": number}
-            assert eve.post("/prompt", json={"prompt": long}).status_code == 200
+            long["2"]["inputs"] |= {"seed": number, "seconds": 600.0 if number < NODES else 2.0}
+            sent = eve.post("/prompt", json={"prompt": long})
+            assert sent.status_code == 200, sent.text
+            if number < NODES:
+                held.append(sent.json()["prompt_id"])
+        ann.page.wait(
+            lambda: len(eve.get("/queue").json()["queue_running"]) == NODES, what="Eve has all nodes"
+        )
         color = 0x10A0B0
         ann.load(graphs.picture("ann", color=color).write(tmp_path / "ann.json"))
         ann.batch(3)
@@ -91,6 +99,8 @@ def test_a_run_beside_a_stranger_with_fifty_queued_jobs(ann: Editor, keyed: Up, 
         ann.clear()
         ann.idle()
         assert eve.get("/queue").json()["queue_pending"], "who clears the queue clears one's own"
+        for prompt in held:
+            assert eve.post("/interrupt", json={"prompt_id": prompt}).status_code == 200
 
         ann.batch(1)
         ann.run()

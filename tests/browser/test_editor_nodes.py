@@ -23,6 +23,9 @@ from tests.comfyui_server import ComfyServer, started_comfyui, wait_until_it_ans
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 COLORS = count(0x305070)
 CHOSEN = 3  # the node that saves what was chosen
+CLOSED = {"/internal/folder_paths"}
+"""What tells of a machine. The editor asks for it some time after it has opened a graph that lacks models,
+and does without."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ def test_the_editor_loads_whole_and_without_a_complaint(browser: Chromium, house
         def differences() -> dict[str, set[object]]:
             usual, complaints = complaints_of(bare), complaints_of(ours)
             theirs, its = paths(bare), paths(ours)
-            wrong = {one for one in its if one[0] >= 400} - {one for one in theirs if one[0] >= 400}
-            lacking = loaded(theirs) - loaded(its)
+            wrong = {one for one in its.keys() - theirs.keys() if one[0] >= 400 and one[1] not in CLOSED}
+            lacking = loaded(theirs) - loaded(its) - CLOSED
             return {"complaints": {*complaints - usual}, "wrong": {*wrong}, "lacking": {*lacking}}
 
         # Each goes on to load things when it can be used already.
