@@ -29,6 +29,7 @@ _OTHER = {
 }
 """Kinds of things that paths take instead of what their names say."""
 _ONCE = "Idempotency-Key"
+_WAITS = ("1", "2")
 _LEAST = 0.25
 """The part of the well-formed requests that carry nothing besides what is needed."""
 _DRAWN = 0.1
@@ -60,8 +61,13 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if well(ParameterLocation.QUERY):
         drawn = {} if only else _given(case.query or {})
         case.query = {**drawn, **_meant(drawn), **_objects.query(label)}
-    if well(ParameterLocation.HEADER) and case.headers and _ONCE in case.headers:
-        case.headers[_ONCE] = f"{chance.randrange(1 << 60)}"
+        if "wait" in case.query or "cancel_on_disconnect" in case.query:
+            case.query["wait"] = chance.choice(_WAITS)  # some jobs never end, and the one needs the other
+    if well(ParameterLocation.HEADER) and case.headers:
+        if _ONCE in case.headers:
+            case.headers[_ONCE] = f"{chance.randrange(1 << 60)}"
+        if "Prefer" in case.headers:
+            case.headers["Prefer"] = f"wait={chance.choice(_WAITS)}"
     # Forms stay as they are: schemathesis takes a changed one for one that is wrong.
     if case.media_type == "application/json" and isinstance(case.body, dict):
         needed = _objects.body(label)
