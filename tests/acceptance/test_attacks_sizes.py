@@ -49,7 +49,7 @@ def health_s(up: Up) -> float:
 
 
 def serve_meanwhile(up: Up, work: Callable[[], None]) -> None:
-    """Ask for the health all the time while something is done: answers come within half a second.
+    """Ask for the health all the time while something is done: answers come within two seconds.
 
     What blocks the API does so each time; what else this machine has to do, does not.
     """
@@ -70,7 +70,7 @@ def serve_meanwhile(up: Up, work: Callable[[], None]) -> None:
             over.set()
             looking.join()
         slowest.append((max(took_s), alone_s))
-        if max(took_s) < max(0.5, 5 * alone_s):
+        if max(took_s) < max(2.0, 5 * alone_s):
             return
     raise AssertionError(f"(slowest health check, the same alone) in seconds: {slowest}")
 
