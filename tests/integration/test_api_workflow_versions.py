@@ -507,7 +507,13 @@ def test_what_changes_the_store_is_the_consoles() -> None:
     of_store = [one for one in TABLE if one.path.startswith("/api/v1/workflows") and one.method != "GET"]
     others = {one.operation for one in of_store if not one.console}
     # These make jobs and drafts of the caller's own.
-    assert others == {"run_workflow", "create_batch", "check_draft", "put_workflow_draft", "drop_workflow_draft"}
+    assert others == {
+        "run_workflow",
+        "create_batch",
+        "check_draft",
+        "put_workflow_draft",
+        "drop_workflow_draft",
+    }
     assert len(of_store) > len(others) + 4
 
 

@@ -92,6 +92,7 @@ class Things:
 
     failed: str
     waiting: str
+    batch: str
     token: str
     key: str
     folder: Path
@@ -116,6 +117,8 @@ async def has_everything(api: Api, folder: Path) -> Things:
     await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=1.0)
     await api.stores.nodes.record_failure("g1", kind="gpu", limit=9, reason="r")
     waiting = (await api.submit(picture(3)))["id"]
+    item = {"custom_id": "a", "params": {"prompt": "x"}, "metadata": {"a": "b"}}
+    batch = await call("POST", "workflows/image_card/batches", {"items": [item]})
     await call("POST", "nodes/g1/drain", {"reason": "fans"})
     await call("PATCH", "pools/default", {"free_idle_s": 60.0})
     await call("PUT", "workflows/mine", {"graph": GRAPH, "note": "first"})
@@ -132,7 +135,7 @@ async def has_everything(api: Api, folder: Path) -> Things:
     await call("POST", "users", {"name": "eve", "tenant": "studio"})
     key = await call("POST", "keys", {"user": "eve", "roles": ["submit"], "note": "a key"})
     (folder / "graph.json").write_text(json.dumps(picture(5)))
-    return Things(failed, waiting, token["id"], key["id"], folder)
+    return Things(failed, waiting, batch["id"], token["id"], key["id"], folder)
 
 
 def commands(it: Things) -> list[list[str]]:
@@ -146,7 +149,13 @@ def commands(it: Things) -> list[list[str]]:
         *(f"job wait {it.failed}", f"job logs {it.failed}", "workflow ls", "workflow show mine"),
         *("workflow show image_card", "workflow check mine", "workflow history mine"),
         *("workflow diff mine staging production", "workflow missing", "workflow export mine"),
-        *("webhook ls", "webhook secret show", "simulate --history -n 5"),
+        *(
+            "batch ls",
+            f"batch show {it.batch}",
+            "webhook ls",
+            "webhook secret show",
+            "simulate --history -n 5",
+        ),
     )
     changes = (
         *("node refresh g1", "node roll", "node add g7 http://10.0.0.7:1", "node drain g7"),
@@ -157,6 +166,8 @@ def commands(it: Things) -> list[list[str]]:
         *(f"submit {graph}", "submit image_card -p prompt=x", "submit nothing", "warm g1"),
         *(f"job retry {it.failed}", f"job keep {it.failed}", f"job cancel {it.waiting}"),
         *(f"job download {it.failed} --out {it.folder / 'got'}", f"job rm {it.failed}"),
+        *(f"batch cancel {it.batch}", f"batch retry {it.batch}"),
+        *(f"batch download {it.batch} --out {it.folder / 'all'}",),
         *(f"workflow add {graph} --name other", "workflow label mine production x"),
         *("workflow unlabel mine x", "workflow rollback mine", "workflow publish mine"),
         *(f"workflow pull {pulled}", f"workflow push {pulled}", "workflow rm mine --yes"),

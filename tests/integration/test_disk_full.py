@@ -206,6 +206,7 @@ async def test_what_was_accepted_is_answered_again_whatever_keeps_new_jobs_out(
             quota.full = True
         elif trouble == "no node":
             await api.stores.nodes.remove("g1")
+            await until(lambda: not api.deps.inventories.known, what="the API knows that the node is gone")
         elif trouble == "no workflow":
             monkeypatch.setattr(type(api.deps.catalog), "get", gone)
         else:
