@@ -111,6 +111,7 @@ class Seekers:
         self._turn = 0  # of more classes than fit into a claim, each gets its turn
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = 0.0
 
     # -- when to seek ---------------------------------------------------------------------------------
 
@@ -210,9 +211,11 @@ class Seekers:
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if self._timer is not None:
-            if loop.time() < self._timer.when() <= due:
+            if loop.time() < self._look_at <= due:
                 return
             self._timer.cancel()
+        # Which uvloop's timers do not tell: one of less than half a millisecond is none.
+        self._look_at = due
         self._timer = loop.call_at(due, self._look.set)
 
     def _start(self, placement: Placement) -> bool:

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Literal
 
 import pytest
+import uvloop
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
@@ -25,6 +26,7 @@ from comfy_fleet.services.node_asker import BETTER_GAPS_S, MAX_PREFERRED, UNAVAI
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.ready_leases import ReadyLeases
 from comfy_fleet.services.seekers import PARALLEL, RECLAIM_S, TAKEN_S, Seekers
+from comfy_fleet.services.vain_looks import VainLooks
 from tests.factories import a_claim
 from tests.fakes.base import unplayed
 from tests.fakes.comfyui import FakeLeases
@@ -1127,3 +1129,14 @@ async def test_nodes_that_became_idle_while_others_were_held_are_told_together(
     assert told == [{"g1", "g2"}]
     ready.stop()
     await keeping
+
+
+def test_a_look_that_is_due_at_once_hinders_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VainLooks, "left_s", lambda *_: 0.0001)
+
+    async def twice() -> None:
+        async with World("g1").seekers() as seekers:
+            seekers.wanted(ANY)
+            seekers.wanted(ANY)
+
+    uvloop.run(twice())  # whose timers of less than half a millisecond are none
