@@ -543,7 +543,7 @@ class Settings(BaseSettings):
         "own: none, those of stored workflows that don't say otherwise, or all. For a graph, a client asks "
         "for it with `Cache-Control: max-age=SECONDS`.",
     )
-    max_batch_items: Count = Field(
+    max_batch_items: int = Field(
         10_000,
         gt=0,
         le=100_000,

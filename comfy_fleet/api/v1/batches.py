@@ -207,12 +207,11 @@ class BatchesQuery(BaseModel):
 
 async def list_batches(request: Request) -> Response:
     """Newest first, page by page."""
-    d, who, caller = deps(request), owner(request), principal(request)
+    d, who = deps(request), owner(request)
     query = read_query(request, BatchesQuery)
-    owners: Collection[str] | None = [who]
-    if query.all:
-        owners = None if caller.operator else d.keys.ring.seen_by(caller)
-    page = await d.batches.find(owners, limit=query.limit, cursor=query.cursor)
+    page = await d.batches.find(
+        _seen_owners(request) if query.all else [who], limit=query.limit, cursor=query.cursor
+    )
     to = links(request)
     return json_response({"batches": [shown(one, to) for one in page.batches], "next_cursor": page.cursor})
 
@@ -332,11 +331,17 @@ def _no_batch(batch_id: str) -> NotFound:
     return NotFound(f"no batch {batch_id[:80]}", details={"batch_id": batch_id[:80]})
 
 
+def _seen_owners(request: Request, *, by_operator: bool = True) -> Collection[str] | None:
+    """Return whose batches the caller may read; None: everybody's."""
+    who = principal(request)
+    return None if by_operator and who.operator else deps(request).keys.ring.seen_by(who)
+
+
 async def _read(request: Request, *, by_operator: bool = True) -> JobBatch:
     """Return a batch that the caller may read: as with jobs."""
     owner(request)
-    d, who, batch_id = deps(request), principal(request), request.path_params["batch"]
-    owners = None if by_operator and who.operator else d.keys.ring.seen_by(who)
+    d, batch_id = deps(request), request.path_params["batch"]
+    owners = _seen_owners(request, by_operator=by_operator)
     batch = await d.batches.get(batch_id) if is_id(batch_id) else None
     if batch is None or (owners is not None and batch.owner not in owners):
         raise _no_batch(batch_id)
