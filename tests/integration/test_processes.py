@@ -117,6 +117,22 @@ async def test_an_end_is_noticed_though_somebody_else_holds_the_pipe() -> None:
     await until_dead(grandchild)
 
 
+async def test_a_long_wait_is_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, wait = 0, asyncio.subprocess.Process.wait
+    monkeypatch.setattr(child_processes, "_LOOK_S", 0.001)
+
+    async def counted(process: asyncio.subprocess.Process) -> int:
+        nonlocal waits
+        waits += 1  # the transport keeps each of them until the end
+        return await wait(process)
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "wait", counted)
+    child = Child("sleeper", python("import time; time.sleep(0.5)"))
+    await child.start()
+    assert await child.wait() == 0
+    assert waits == 1
+
+
 async def test_a_child_can_be_started_again_but_not_twice() -> None:
     child = Child("again", python("import time; time.sleep(60)"))
     await child.start()

@@ -259,10 +259,13 @@ class Child:
 
 async def _end(process: asyncio.subprocess.Process) -> int:
     """Wait for a process's end; asyncio's own wait goes on for as long as anybody holds its pipe."""
-    while process.returncode is None:
-        with contextlib.suppress(TimeoutError):
-            async with Timeout(_LOOK_S):
-                await process.wait()
+    # One wait for all looks: the transport keeps each that was canceled until the process ends.
+    ended = asyncio.ensure_future(process.wait())
+    try:
+        while process.returncode is None:
+            await asyncio.wait({ended}, timeout=_LOOK_S)
+    finally:
+        ended.cancel()
     return process.returncode
 
 
