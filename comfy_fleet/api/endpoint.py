@@ -128,6 +128,7 @@ class Endpoint:
         open: Whether it needs no key.
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
+        waits: Whether it may wait for its job's end; it takes a ``WaitQuery`` then.
         console: As in :class:`ServedRoute`, as are ``figures`` and ``passing``.
     """
 
@@ -148,6 +149,7 @@ class Endpoint:
     events: Mapping[str, Any] = field(default_factory=dict)
     open: bool = False
     at_once: bool = False
+    waits: bool = False
     passing: bool = False
     console: bool = False
     figures: bool = False

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 import comfy_fleet
+from comfy_fleet.api import wait_document
 from comfy_fleet.api.answers import ErrorEnvelope
 from comfy_fleet.api.endpoint import EVENTS, JSON, Endpoint
 
@@ -33,6 +34,7 @@ _ERRORS = {
     401: "No valid key was shown.",
     403: "The key may not do this.",
     404: "There is no such thing, or it is somebody else's.",
+    406: "There is nothing of the type that `Accept` wants.",
     408: "The body comes too slowly.",
     409: "It contradicts what is there.",
     413: "The body is too large.",
@@ -206,6 +208,7 @@ def _operation(
         *(_WITH_BODY if endpoint.body else ()),
         *((404,) if names else ()),
         *((422,) if endpoint.query else ()),
+        *(wait_document.ERRORS if endpoint.waits else ()),
         *endpoint.errors,
     }
     for status in sorted(statuses - endpoint.answers.keys()):
@@ -225,7 +228,7 @@ def _operation(
             "required": endpoint.body_required,
             "content": {endpoint.body_kind: {"schema": refs[endpoint.body]}},
         }
-    return {**operation, "responses": responses}
+    return {**operation, "responses": wait_document.waited(responses) if endpoint.waits else responses}
 
 
 def _query(schema: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,10 +23,12 @@ _STATUS = {
 
 
 def is_wanted(request: Request) -> bool:
-    """Return whether a submit wants a picture more than JSON, or as much: it names a type of pictures."""
+    """Return whether a submit wants a picture: it names a type of pictures, and not JSON as gladly."""
     accepts = Accepts.read(request.headers.getlist("accept"))
     most = max((weight for kind, weight in accepts.ranges.items() if kind.startswith("image/")), default=0.0)
-    return most > 0 and most >= accepts.weight(_JSON)
+    json = accepts.weight(_JSON)
+    # Generated clients name each type that a document has, all with the same weight, and read JSON.
+    return most > json or (0 < most == json and not accepts.names(_JSON))
 
 
 async def answer(request: Request, job: Job) -> Response:

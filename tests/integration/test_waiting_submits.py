@@ -258,7 +258,9 @@ TEXT: dict[str, Any] = {"node": "6", "content_type": "text/plain", "name": "a.tx
 
 
 async def test_json_is_the_answer_where_it_is_as_welcome(api: Api) -> None:
-    for number, accept in enumerate(("*/*", "application/json", "image/png;q=0.2, application/json"), 1):
+    as_welcome = "application/json, image/webp"
+    accepted = ("*/*", "application/json", "image/png;q=0.2, application/json", as_welcome)
+    for number, accept in enumerate(accepted, 1):
         waiting = _submit(
             api, params={"wait": 30}, body={"workflow": picture(number)}, headers={"Accept": accept}
         )

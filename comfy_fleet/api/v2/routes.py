@@ -43,6 +43,7 @@ TABLE = (
         summary="Submit a graph",
         tag="jobs",
         query=WaitQuery,
+        waits=True,
         parameters=(IDEMPOTENCY_KEY, PREFER),
         body=bodies.GraphJobBody,
         answers={201: JobAnswer, 200: JobAnswer},
