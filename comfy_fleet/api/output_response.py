@@ -35,8 +35,8 @@ class FormQuery(BaseModel):
     )
     metadata: Literal["keep", "strip"] | None = Field(
         None,
-        description="Whether the graph, and all else that is written in the file, stays there. If left out, "
-        "it stays in the file as it is, and in no other form.",
+        description="Whether the graph, other texts and Exif stay in the file. If left out, they stay in the "
+        "file as it is, and are in no other form.",
     )
 
 

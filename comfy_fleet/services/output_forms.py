@@ -14,6 +14,8 @@ KINDS = ("webp", "jpeg", "png")
 """Formats that can be asked for."""
 QUALITY = 85
 MOST_FRAMES = 600
+_PROFILED = ("RGB", "RGBA", "L", "LA", "P", "PA", "I;16")
+"""Modes whose color profile fits what becomes of them."""
 _MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 _MOST_EXIF = 65_000  # a JPEG has no room for more
 _MODEL, _MAKE = 0x0110, 0x010F  # where ComfyUI writes the prompt, and from where on down all else
@@ -63,12 +65,15 @@ def rendered(data: bytes, form: OutputForm, *, most_pixels: int) -> bytes:
         NoSuchForm: It is no picture, a broken one, or beyond a limit.
     """
     with refusing(), opened(data, most_pixels) as picture:
-        if form.kind == "webp" and picture.format in _MOVING and getattr(picture, "n_frames", 1) > 1:
+        if form.kind == "webp" and picture.format in _MOVING and getattr(picture, "is_animated", False):
             return _moving(picture, form, most_pixels)
         picture.load()
         texts, exif = _written_in(picture) if form.keeps else ({}, None)
-        icc = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA", "L", "LA") else None
+        icc = picture.info.get("icc_profile") if picture.mode in _PROFILED else None
         shown = _fitted(ImageOps.exif_transpose(picture), form)
+        stays = ("transparency", "comment") if form.keeps else ("transparency",)
+        # What is left here is saved, too, whatever the options say.
+        shown.info = {name: shown.info[name] for name in stays if name in shown.info}
         options: dict[str, Any] = {"icc_profile": icc} if icc else {}
         if form.kind != "png":
             options["quality"] = form.quality
@@ -78,18 +83,24 @@ def rendered(data: bytes, form: OutputForm, *, most_pixels: int) -> bytes:
 
 
 def _moving(picture: Image.Image, form: OutputForm, most_pixels: int) -> bytes:
-    frames: int = picture.n_frames  # type: ignore[attr-defined]  # not of every class
-    if frames > MOST_FRAMES or frames * picture.width * picture.height > most_pixels:
-        raise NoSuchForm(
-            f"the animation has {frames} pictures of {picture.width}x{picture.height} pixels; up to "
-            f"{MOST_FRAMES} with {most_pixels} pixels together are converted (FLEET_MAX_PICTURE_PIXELS): ask "
-            "for the file itself, or for its first picture with format=jpeg"
-        )
-    shown, durations = [], []
+    shown: list[Image.Image] = []
+    durations: list[int] = []
     texts, exif = _written_in(picture) if form.keeps else ({}, None)
     loop = picture.info.get("loop", 0)
-    for number in range(frames):
-        picture.seek(number)
+    left = most_pixels
+    while True:
+        try:
+            picture.seek(len(shown))
+        except EOFError:
+            break
+        left -= picture.width * picture.height  # a GIF may grow from one to the next
+        if left < 0 or len(shown) == MOST_FRAMES:
+            raise NoSuchForm(
+                f"the animation is too large: of its pictures of {picture.width}x{picture.height} pixels, "
+                f"{len(shown)} are within the limits, {MOST_FRAMES} pictures and {most_pixels} pixels "
+                "together (FLEET_MAX_PICTURE_PIXELS): ask for the file itself, or for its first picture with "
+                "format=jpeg"
+            )
         shown.append(_resized(picture.convert("RGBA"), form.width))
         durations.append(int(picture.info.get("duration", 100)))  # of a WebP, known once it is decoded
     options = _details(texts, exif, form) if form.keeps else {}

@@ -4,20 +4,21 @@ The results are those of ComfyUI, which uses the same library. Its inputs are an
 only formats with decoders in the library itself are read, and only pictures of a limited size.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.domain.text import clip
 
-# Checked here, before anything is decoded, and with a limit of our own.
-Image.MAX_IMAGE_PIXELS = None
+# A head may say little, and a later part of the file much more: the library checks that as it reads on.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO", "PPM", "TGA", "ICO")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _DEFAULT_QUALITY = 90
 _QUALITIES = (80, 60, 40, 20)  # of a thumbnail, until it is small enough
 _MASKED_FORMATS = {".png": "PNG", ".webp": "WEBP"}
@@ -133,21 +134,28 @@ def refusing() -> Iterator[None]:
         yield
     except NoSuchForm:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = Image.MAX_IMAGE_PIXELS
+        raise NoSuchForm(
+            f"the picture has more than {most} pixels: no larger one is converted (FLEET_MAX_PICTURE_PIXELS)"
+        ) from None
+    except UnidentifiedImageError:
+        raise NoSuchForm(
+            f"the file can't be read as a picture: it is none of {', '.join(_FORMATS)}"
+        ) from None
     except Exception as error:
         words = clip(str(error) or type(error).__name__, 200)
         raise NoSuchForm(f"the file can't be read as a picture: {words}") from error
 
 
 def opened(data: bytes, most_pixels: int) -> Image.Image:
-    """Return a picture, of which only the head was read; raises NoSuchForm if it has too many pixels."""
-    picture = Image.open(BytesIO(data), formats=_FORMATS)
-    if picture.width * picture.height > most_pixels:
-        picture.close()
-        raise NoSuchForm(
-            f"the picture has {picture.width}x{picture.height} pixels; "
-            f"up to {most_pixels} are converted (FLEET_MAX_PICTURE_PIXELS)"
-        )
-    return picture
+    """Return a picture, of which only the head was read.
+
+    Whatever else is read of it is bounded, too; within :func:`refusing`, that is a NoSuchForm. The library
+    has one limit for the process, as the operator has: it is not told of another one.
+    """
+    Image.MAX_IMAGE_PIXELS = most_pixels
+    return Image.open(BytesIO(data), formats=_FORMATS)
 
 
 def _preview(picture: Image.Image, form: PictureForm) -> bytes:

@@ -1,12 +1,14 @@
 """Pictures on request: formats, sizes, what is written in them, and files that are made to do harm."""
 
 import json
+import resource
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.adapters.blobs.made_pictures import KEPT_S, MadePicturesFolder
@@ -114,12 +116,85 @@ def test_an_animation_goes_on_as_webp_and_stands_still_elsewhere() -> None:
 def test_animations_beyond_a_limit_are_told_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [Image.new("RGB", (16, 8), (n, 0, 0)) for n in range(10)]
     moving = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(NoSuchForm, match=r"10 pictures of 16x8 .* first picture with format=jpeg"):
+    with pytest.raises(NoSuchForm, match=r"of 16x8 pixels, 9 are within .* first picture with format=jpeg"):
         made(moving, most_pixels=9 * 16 * 8)
     assert made(moving, "jpeg", most_pixels=9 * 16 * 8).size == (16, 8)
     monkeypatch.setattr(output_forms, "MOST_FRAMES", 9)
-    with pytest.raises(NoSuchForm, match="up to 9"):
+    with pytest.raises(NoSuchForm, match="limits, 9 pictures"):
         made(moving)
+
+
+def gif(*frames: tuple[int, int, int]) -> bytes:
+    """A GIF of one pixel with frames of any width and height, and what becomes of each afterwards."""
+    parts = [b"GIF89a", struct.pack("<HHBBB", 1, 1, 0x80, 0, 0), bytes(3), b"\xff\0\0"]
+    for width, height, disposal in frames:
+        parts.append(struct.pack("<BBBBHBB", 0x21, 0xF9, 4, disposal << 2, 0, 0, 0))
+        parts.append(struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0")
+    return b"".join((*parts, b";"))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [(50_000, 50_000, 2)],  # the library clears what it covers, before anything is decoded
+        [(1, 1, 0), (50_000, 50_000, 0)],
+        [(1, 1, 0), (50_000, 50_000, 2)],
+    ],
+)
+def test_a_gif_that_is_larger_than_its_head_says_takes_no_memory(frames: list[tuple[int, int, int]]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 512 * 1024 * 1024, limits[1]))
+    try:
+        with pytest.raises(NoSuchForm, match="FLEET_MAX_PICTURE_PIXELS"):
+            made(gif(*frames))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_an_animation_is_counted_as_it_grows() -> None:
+    with pytest.raises(NoSuchForm, match="of 100x1 pixels, 1 are within"):
+        made(gif((1, 1, 0), (100, 1, 0)), most_pixels=100)
+    assert made(gif(*99 * [(1, 1, 0)]), most_pixels=100).size == (1, 1)
+    with pytest.raises(NoSuchForm, match="100 are within"):
+        made(gif(*101 * [(1, 1, 0)]), most_pixels=100)
+
+
+def test_frames_beyond_the_limit_are_not_even_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeks = []
+    real = GifImageFile._seek  # noqa: SLF001 - what the library does for each is what it costs
+
+    def counted(picture: GifImageFile, frame: int, update_image: bool = True) -> None:
+        seeks.append(frame)
+        real(picture, frame, update_image)
+
+    monkeypatch.setattr(GifImageFile, "_seek", counted)
+    with pytest.raises(NoSuchForm, match=f" {output_forms.MOST_FRAMES} are within"):
+        made(gif(*5000 * [(1, 1, 0)]))
+    assert len(seeks) < output_forms.MOST_FRAMES + 10
+
+
+def test_comments_are_stripped_and_kept_as_other_texts() -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    info = PngInfo()
+    info.add_text("comment", "made by ada")
+    for source in (
+        saved(picture, "JPEG", comment=b"made by ada"),
+        saved(picture.convert("P"), "GIF", comment=b"made by ada"),
+        saved(picture, pnginfo=info),
+    ):
+        for kind in KINDS:
+            data = rendered(source, OutputForm(kind=kind), most_pixels=MOST)
+            assert b"made by ada" in source and b"made by ada" not in data
+        kept = rendered(source, OutputForm(kind="jpeg", keeps=True), most_pixels=MOST)
+        assert b"made by ada" in kept
+
+
+def test_a_color_profile_stays_only_with_the_colors_that_it_is_for() -> None:
+    for mode in ("RGB", "CMYK"):
+        source = saved(Image.new(mode, (8, 8)), "JPEG", icc_profile=b"profile of " + mode.encode())
+        for kind in KINDS:
+            assert ("icc_profile" in made(source, kind).info) == (mode == "RGB")
 
 
 def test_what_is_written_in_a_picture_is_kept_only_if_that_is_asked_for() -> None:
