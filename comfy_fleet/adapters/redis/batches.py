@@ -79,20 +79,29 @@ class RedisBatches:
             keys.batch_names(batch_id),
             keys.batch_refused(batch_id),
         )
+        waiting: list[bytes] = []
+        scores, ids, called, faults = dict[str, int](), dict[str, str](), dict[str, bytes](), dict[str, bytes]()
+        for one in items:
+            if one.job is not None:
+                waiting.append(self._entry(one, one.job))
+            if one.was:
+                continue  # of a retry: the batch knows it
+            number = str(one.number)
+            state = ItemState.REFUSED if one.job is None else ItemState.PENDING
+            scores[number] = _STATES.index(state) * STEP + one.number
+            called[number] = one.custom_id.encode("utf-8", "replace")
+            if one.job is not None:
+                ids[number] = one.job.id
+            else:
+                faults[number] = orjson.dumps([error.shown() for error in one.errors[:5]])
         async with self._redis.pipeline(transaction=True) as pipe:
-            for one in items:
-                if one.job is not None:
-                    pipe.rpush(pending, self._entry(one, one.job))
-                if one.was:
-                    continue  # of a retry: the batch knows it
-                state = ItemState.REFUSED if one.job is None else ItemState.PENDING
-                pipe.zadd(places, {str(one.number): _STATES.index(state) * STEP + one.number})
-                pipe.hset(names, str(one.number), one.custom_id.encode("utf-8", "replace"))
-                if one.job is not None:
-                    pipe.hset(jobs, str(one.number), one.job.id)
-                else:
-                    shown = [error.shown() for error in one.errors[:5]]
-                    pipe.hset(refused, str(one.number), orjson.dumps(shown))
+            if waiting:
+                pipe.rpush(pending, *waiting)
+            if scores:
+                pipe.zadd(places, scores)
+            for key, values in ((jobs, ids), (names, called), (refused, faults)):
+                if values:
+                    pipe.hset(key, mapping=values)
             for key in (pending, places, jobs, names, refused):
                 pipe.expire(key, STAGED_S)
             await pipe.execute()
