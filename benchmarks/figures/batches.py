@@ -1,4 +1,4 @@
-"""How long many pictures take that are sent in one call, against single submits: in a loop, and some at once."""
+"""How long many pictures take in one call, against single submits: one by one, or some at once."""
 
 import asyncio
 import time
@@ -77,7 +77,8 @@ async def measure(options: Options) -> Result:
             "jobs. From the moment at which the first request is sent to the end of the last computation, as "
             f"the nodes counted it, over {jobs} / {NODES} x {JOB_S} s. "
             "One call: POST /api/v2/batches, which answers once everything is checked and durable. The loop "
-            f"sends each graph after the answer about the one before; {AT_ONCE} at once: on so many connections.",
+            f"sends each graph after the answer about the one before; {AT_ONCE} at once: on as many "
+            "connections.",
         ],
         data={way: {"runs": [vars(one) for one in used[way]], "answers": answers[way]} for way in used},
         quick=options.quick,

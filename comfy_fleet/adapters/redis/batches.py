@@ -80,7 +80,8 @@ class RedisBatches:
             keys.batch_refused(batch_id),
         )
         waiting: list[bytes] = []
-        scores, ids, called, faults = dict[str, int](), dict[str, str](), dict[str, bytes](), dict[str, bytes]()
+        scores, ids = dict[str, int](), dict[str, str]()
+        called, faults = dict[str, bytes](), dict[str, bytes]()
         for one in items:
             if one.job is not None:
                 waiting.append(self._entry(one, one.job))

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
@@ -106,7 +107,7 @@ class Requirements:
             labels=tuple((str(k), str(v)) for k, v in labels) if isinstance(labels, list) else (),
         )
 
-    @property
+    @cached_property  # each of a batch's items asks for it several times
     def key(self) -> str:
         """Short content hash; empty where nothing is needed."""
         data = self.to_json()
