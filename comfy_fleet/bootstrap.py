@@ -6,6 +6,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
@@ -45,6 +46,7 @@ from comfy_fleet.settings import Settings
 
 if TYPE_CHECKING:
     from comfy_fleet.adapters.comfyui.node_client import NodeClient
+    from comfy_fleet.adapters.objects.obstore_objects import ObstoreObjects
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +251,15 @@ def open_moderation(
 def open_disk(settings: Settings) -> Disk:
     """Return the disk of this fleet's data folder, which :func:`open_assets` has created."""
     return Disk(settings.files_dir, floor_bytes=settings.disk_floor_bytes, shown=str(settings.data))
+
+
+def open_objects(settings: Settings, secrets: SecretBox) -> "ObstoreObjects":
+    """Return what asks stores, the buckets and folders that outputs are put into."""
+    # Only API processes need it.
+    from comfy_fleet.adapters.objects.obstore_objects import ObstoreObjects
+
+    folders = tuple(Path(one) for one in settings.store_folders.split(":") if one)
+    return ObstoreObjects(secrets.open_sealed, folders=folders)
 
 
 def open_keys_file(settings: Settings, secrets: SecretBox | None = None) -> KeysOnDisk | None:

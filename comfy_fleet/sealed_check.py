@@ -69,6 +69,10 @@ async def _lost(box: SecretBox, stores: Stores, sealed: RedisSealed) -> str:
         if not _opens(box, secret):
             found.append("the secrets that sign webhooks")
             break
+    async for name, secret in sealed.of_stores():
+        if not _opens(box, secret):
+            found.append(f"the credentials of stores ({name} is one)")
+            break
     async for _, secret in sealed.of_jobs():
         if not _opens(box, secret):
             found.append("partner keys or editor graphs of jobs that have not ended")

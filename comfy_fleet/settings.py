@@ -712,6 +712,11 @@ class Settings(BaseSettings):
         100 * 1024 * 1024, gt=0, description="Largest file that is fetched, or sent as a data URI, in bytes."
     )
     fetch_s: Seconds = Field(60.0, gt=0, description="Longest time in which one file must be fetched.")
+    store_folders: str = Field(
+        "",
+        description="Folders, separated by colons, below which stores `file:///FOLDER` may be; empty: there "
+        "are no such stores.",
+    )
     webhook_allow: str = Field(
         "",
         description="Comma-separated hosts and networks that webhooks may call besides the public internet: "
@@ -978,6 +983,14 @@ class Settings(BaseSettings):
                 parse_target(value)
         except BadInput as error:
             raise ValueError(error.message) from error
+        return value
+
+    @field_validator("store_folders")
+    @classmethod
+    def _check_store_folders(cls, value: str) -> str:
+        """Refuse what is no path from the root."""
+        if wrong := [one for one in value.split(":") if one and not Path(one).is_absolute()]:
+            raise ValueError(f"{wrong[0]!r} must begin with /: /srv/pictures:/mnt/nas")
         return value
 
     @field_validator("fetch_allow")

@@ -59,6 +59,7 @@ from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
+from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
@@ -131,6 +132,7 @@ class ApiDeps:
         workflows: Published versions and drafts; ``catalog`` has the folder's workflows, too.
         object_info: Their classes together.
         models: Their model files together.
+        store_book: Where outputs may be put.
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         warming: Warms nodes.
@@ -176,6 +178,7 @@ class ApiDeps:
     nodes: NodeRegistry
     hosts: Hosts
     agent_tokens: AgentTokenStore
+    store_book: StoreBook
     pools: PoolStore
     assets: AssetStore
     files: ClientFiles

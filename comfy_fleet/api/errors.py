@@ -29,6 +29,7 @@ from comfy_fleet.domain.errors import (
     NotFound,
     NotInTime,
     NotReplicated,
+    ObjectError,
     OutboundRefused,
     QueueFull,
     StoreDown,
@@ -87,6 +88,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (NotAllowed, 403),
     (Busy, 503),
     (NodeError, 502),
+    (ObjectError, 502),
     (NotInTime, 504),
 )
 

@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.audit import RedisAudit
 from comfy_fleet.adapters.redis.batches import RedisBatches
 from comfy_fleet.adapters.redis.fetches import RedisFetches
+from comfy_fleet.adapters.redis.named_stores import RedisNamedStores
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
@@ -57,6 +58,7 @@ from comfy_fleet.bootstrap import (
     open_keys_file,
     open_moderation,
     open_nodes,
+    open_objects,
     open_secrets,
     open_stores,
 )
@@ -110,6 +112,7 @@ from comfy_fleet.services.result_cache import ResultCache
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
+from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
@@ -271,6 +274,8 @@ def build(
         pictures=pictures,
     )
     signed_urls = SignedUrls.under(sealer)
+    objects = open_objects(settings, sealer)
+    store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
     views = JobViews(
         jobs=stores.jobs,
         estimator=estimator,
@@ -317,6 +322,7 @@ def build(
         nodes=stores.nodes,
         hosts=stores.hosts,
         agent_tokens=stores.agent_tokens,
+        store_book=store_book,
         pools=stores.pools,
         assets=assets,
         files=files,

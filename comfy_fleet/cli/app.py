@@ -35,6 +35,7 @@ _GROUPS = {
     "node": ("Fleet", "nodes"),
     "pool": ("Fleet", "pools"),
     "host": ("Fleet", "hosts"),
+    "store": ("Fleet", "stores"),
     "tenant": ("Fleet", "people:tenants"),
     "user": ("Fleet", "people:users"),
     "key": ("Fleet", "people:keys"),

@@ -97,6 +97,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("Workflows", lambda: workflows(settings)),
         ("HAProxy files", lambda: [templates(settings)]),
         (doctor_fleet.CHECK, lambda: running_fleet(settings)),
+        (doctor_fleet.STORES, lambda: named_stores(settings)),
     )
     findings = []
     for check, look in looks:
@@ -508,6 +509,14 @@ def templates(settings: Settings) -> Finding:
 def running_fleet(settings: Settings) -> list[Finding]:
     """Ask the fleet that runs on the data folder, if one does, what its operator should know."""
     return [_warn(doctor_fleet.CHECK, note, do) for note, do in doctor_fleet.notes(settings)]
+
+
+def named_stores(settings: Settings) -> list[Finding]:
+    """Try each store of the fleet that runs on the data folder."""
+    count, faults = doctor_fleet.store_faults(settings)
+    if count and not faults:
+        return [_ok(doctor_fleet.STORES, f"{count} take objects, and give them back")]
+    return [_fail(doctor_fleet.STORES, found, do) for found, do in faults]
 
 
 def version_in(text: str, pattern: str) -> tuple[int, ...] | None:

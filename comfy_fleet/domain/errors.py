@@ -34,6 +34,8 @@ FleetError
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
 ├── OutboundFailed        a URL of a client's did not answer as it should
+├── ObjectError           a store (a bucket, a folder) did not do what it was asked
+│   └── ObjectTaken       there is another object of this name, which must not be replaced
 ├── OutputLimit           a run's outputs are more, or larger, than the operator allows
 └── NodeError             a ComfyUI node could not be asked
     ├── NodeFault         its answer is one that no healthy ComfyUI sends: counts against the node
@@ -333,3 +335,30 @@ class OutputLimit(FleetError):
     """A run's outputs exceed one of the operator's limits; ``details["limit"]`` is the setting's name."""
 
     code = "output_limit"
+
+
+class ObjectError(FleetError):
+    """A store did not do what it was asked.
+
+    Attributes:
+        refused: Whether it has answered, and refuses whoever asks: its credentials, or its bucket.
+        alone: Whether it is about this one object's name or content, so that others may be taken.
+    """
+
+    code = "store_failed"
+    retryable = True
+
+    def __init__(self, message: str, *, refused: bool = False, alone: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.alone = alone
+
+
+class ObjectTaken(ObjectError):
+    """There is another object of this name in the store, which must not be replaced."""
+
+    code = "object_exists"
+    retryable = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, alone=True)

@@ -286,6 +286,7 @@ class Keyspace:
     users = _One("users")  # hash: NAME -> their record as JSON
     access_keys = _One("keys")  # hash: ID -> the key's record as JSON, with its SHA-256 and not the key
 
+    named_stores = _One("stores")  # hash: NAME -> its record as JSON; credentials in it are sealed
     audit = _One("audit")  # stream: who changed the fleet: event, by, key, address, about (as JSON)
     submit_times = _Each("submits:SCOPE:SUBJECT:WINDOW")  # list: when jobs were submitted, the latest first
     stored_bytes = _One("stored:bytes")  # hash: OWNER -> bytes of their assets whose records say `counted`

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.named_stores import RedisNamedStores
 
 _AT_ONCE = 500
 
@@ -35,6 +36,12 @@ class RedisSealed:
         """Yield owners, and what their messages are signed with. Raises StoreDown: no answer."""
         async for owner, sealed in self._redis.hscan_iter(self._keys.webhook_secrets, count=_AT_ONCE):
             yield owner.decode(), sealed
+
+    async def of_stores(self) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Yield stores by name, and their credentials. Raises StoreDown: no answer."""
+        for name, store in (await RedisNamedStores(self._redis).read()).items():
+            if store.sealed:
+                yield name, store.sealed.encode()
 
     async def of_jobs(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """Yield ids of jobs that have not ended, and their secrets. It walks all keys.

@@ -32,6 +32,7 @@ _TAGS = {
     "pools": "Nodes by name of their pool, for operators.",
     "hosts": "GPU hosts and their agents.",
     "people": "Tenants, users and their keys; and who one is oneself.",
+    "stores": "Buckets and folders into which outputs are put.",
     "webhooks": "Messages to URLs of one's own, and what they are signed with.",
     "health": "Whether the fleet works.",
 }

@@ -17,6 +17,7 @@ from comfy_fleet.api.v1 import (
     people_routes,
     pools,
     publish_routes,
+    store_routes,
     warm,
     webhooks,
     workflow_routes,
@@ -151,6 +152,7 @@ TABLE = (
     *workflow_routes.TABLE,
     *publish_routes.TABLE,
     *people_routes.TABLE,
+    *store_routes.TABLE,
     Endpoint(
         method="GET",
         path="/api/v1/jobs",

@@ -1,0 +1,67 @@
+"""Stores, where they are named, and what is in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from comfy_fleet.domain.stores.named_store import NamedStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSource:
+    """What is to be put into a store.
+
+    Attributes:
+        path: A file that has the bytes.
+        size: How many these are.
+        content_type: Of the object.
+        metadata: Written beside it; names and values in ASCII.
+    """
+
+    path: Path
+    size: int
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+class NamedStores(Protocol):
+    """The record of all stores; their credentials are sealed in it."""
+
+    async def read(self) -> Mapping[str, NamedStore]:
+        """Return all, by name. Raises StoreDown."""
+
+    async def save(self, store: NamedStore, *, new: bool) -> bool:
+        """Write a store; False if it is to be new and there is one of its name. Raises StoreDown."""
+
+    async def drop(self, name: str) -> bool:
+        """Remove a store; False if there is none. Raises StoreDown."""
+
+
+class ObjectStorage(Protocol):
+    """What is in stores. A client for each is kept; every call is bounded in time."""
+
+    async def put(self, store: NamedStore, key: str, source: ObjectSource, *, replace: bool) -> None:
+        """Write an object; what this job has written before counts as written.
+
+        Raises:
+            ObjectTaken: It is not to be replaced, and another one is there.
+            ObjectError: The store did not take it.
+        """
+
+    async def delete(self, store: NamedStore, key: str) -> None:
+        """Delete an object; one that is not there counts as deleted. Raises ObjectError."""
+
+    async def signed_url(self, store: NamedStore, key: str) -> str | None:
+        """Return a URL that is good for a GET for a while; None if the store can sign none.
+
+        Raises:
+            ObjectError: It can't be made.
+        """
+
+    async def probe(self, store: NamedStore, *, write: bool) -> None:
+        """See if a store answers, with ``write`` by writing, reading and deleting a small object.
+
+        Raises:
+            ObjectError: It does not, or it refuses.
+        """
