@@ -268,6 +268,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
     await call("POST", "/api/v1/jobs-cancel", 200, json={"waiting_only": True})
     await _batches(call)
+    await _stores(call)
     await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)
@@ -330,6 +331,18 @@ async def test_answers_about_people_are_what_the_document_says(
             if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
         }
         assert described <= spec.seen
+
+
+async def _stores(call: Callable[..., Awaitable[Any]]) -> None:
+    path, store = "/api/v1/stores", {"name": "shop", "url": "s3://shop/x", "endpoint": "http://127.0.0.1:9"}
+    await call("POST", path, 502, json=store)
+    await call("POST", path, 201, json={**store, "probe": False})
+    await call("POST", path, 409, json={**store, "probe": False})
+    for asked in (path, f"{path}/shop"):
+        await call("GET", asked, 200)
+    await call("POST", f"{path}/shop/test", 200)
+    await call("DELETE", f"{path}/shop", 204)
+    await call("GET", f"{path}/shop", 404)
 
 
 async def _batches(call: Callable[..., Awaitable[Any]]) -> None:

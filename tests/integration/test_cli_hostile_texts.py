@@ -134,6 +134,8 @@ async def has_everything(api: Api, folder: Path) -> Things:
     await call("POST", "tenants", {"name": "studio"})
     await call("POST", "users", {"name": "eve", "tenant": "studio"})
     key = await call("POST", "keys", {"user": "eve", "roles": ["submit"], "note": "a key"})
+    store = {"name": "shop", "url": "s3://shop/x", "endpoint": "http://127.0.0.1:9", "probe": False}
+    await call("POST", "stores", store)
     (folder / "graph.json").write_text(json.dumps(picture(5)))
     return Things(failed, waiting, batch["id"], token["id"], key["id"], folder)
 
@@ -152,6 +154,8 @@ def commands(it: Things) -> list[list[str]]:
         *(
             "batch ls",
             f"batch show {it.batch}",
+            "store ls",
+            "store show shop",
             "webhook ls",
             "webhook secret show",
             "simulate --history -n 5",
@@ -167,6 +171,7 @@ def commands(it: Things) -> list[list[str]]:
         *(f"job retry {it.failed}", f"job keep {it.failed}", f"job cancel {it.waiting}"),
         *(f"job download {it.failed} --out {it.folder / 'got'}", f"job rm {it.failed}"),
         *(f"batch cancel {it.batch}", f"batch retry {it.batch}"),
+        *("store test shop", "store add other file:///nowhere", "store rm shop"),
         *(f"batch download {it.batch} --out {it.folder / 'all'}",),
         *(f"workflow add {graph} --name other", "workflow label mine production x"),
         *("workflow unlabel mine x", "workflow rollback mine", "workflow publish mine"),

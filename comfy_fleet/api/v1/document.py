@@ -46,6 +46,7 @@ _PATH_NAMES = {
     "task_id": "What generate or submit answered.",
     "node": "The node's name.",
     "pool": "The pool's name.",
+    "store": "The store's name.",
     "tenant": "The tenant's name.",
     "user": "The user's name.",
     "key": "The key's id.",
