@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 import comfy_fleet
 from comfy_fleet.api import wait_document
 from comfy_fleet.api.answers import ErrorEnvelope
-from comfy_fleet.api.endpoint import EVENTS, JSON, Endpoint
+from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint
 
 _REF = "#/components/schemas/"
 _PATH_NAME = re.compile(r"{(\w+)}")
@@ -254,6 +254,9 @@ def _success(status: int, kind: str, schema: Any) -> dict[str, Any]:
     if schema is not None:
         response["content"] = {JSON: {"schema": schema}}
     elif kind not in (JSON, EVENTS) and status in (200, 206):
+        if kind != BINARY and not kind.startswith("text/"):
+            # Some generators leave out an answer of any type that they don't know.
+            response["description"], kind = f"The bytes, as `{kind}`.", BINARY
         response["content"] = {kind: {"schema": {"type": "string", "format": "binary"}}}
     return response
 

@@ -17,7 +17,7 @@ from fleet_v2.api.jobs import create_job
 from fleet_v2.types import File
 
 PATIENCE_S = 60
-URL, KEY = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "none"
+URL, KEY = sys.argv[1], "".join(sys.argv[2:3]) or "none"
 client, files = AuthenticatedClient(URL, token=KEY), FilesClient(URL, token=KEY)
 
 

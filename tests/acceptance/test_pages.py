@@ -1,6 +1,7 @@
 """The calls that the pages print: each one is made, and its answer has the printed form."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -173,3 +174,25 @@ def test_every_program_of_the_pages(
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(says, done.stdout.splitlines()[-1])
+
+
+def test_the_page_about_the_python_client(fleet: Up, folder: Path) -> None:
+    """Each of its pieces goes on from those before."""
+    pieces = [text for language, text in blocks("python-client.md") if language == "python"]
+    assert len(pieces) == 8
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(pieces)],
+        cwd=folder,
+        env={**os.environ, "FLEET_API_URL": fleet.console},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "status succeeded" in said and "3 of 3" in said and re.search("^width .* 64$", said, re.MULTILINE)
+    assert len(list((folder / "cards").glob("SKU-?.png"))) == 3
+    assert len(list((folder / "pictures").iterdir())) == 3
+    with Image.open(folder / "inverted.png") as inverted:
+        assert inverted.getpixel((0, 0)) == (0, 255, 255)
