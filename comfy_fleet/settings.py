@@ -587,6 +587,29 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="Longest transfer of one output from its node; otherwise as above."
     )
     max_body_bytes: Count = Field(100 * 1024 * 1024, gt=0, description="Largest request body in bytes.")
+    max_upload_bytes: Count = Field(
+        4 * 1024**3,
+        gt=0,
+        description="Largest file in bytes that is uploaded in parts (`/api/v1/uploads`), whatever the "
+        "size of a request's body.",
+    )
+    max_open_uploads: Count = Field(
+        20,
+        gt=0,
+        description="Most uploads in parts that one user may have begun and not ended; of all users together "
+        "fifty times as many.",
+    )
+    open_upload_bytes: Count = Field(
+        64 * 1024**3,
+        gt=0,
+        description="Most bytes that such uploads of all users together may have announced; of one user a "
+        "quarter of that, or one file of the largest size.",
+    )
+    open_upload_s: Seconds = Field(
+        86400.0,
+        ge=60,
+        description="How long such an upload stays after its last part came.",
+    )
     max_picture_pixels: Count = Field(
         64 * 1024 * 1024,
         gt=0,

@@ -57,3 +57,13 @@ async def forever(
         except Exception:
             logger.exception("loop broke off", extra={"loop": name})
         await asyncio.sleep(pause_s())
+
+
+async def undisturbed(work: Callable[[], T]) -> T:
+    """Do something in a thread, and return after its end, even if the caller is canceled meanwhile."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

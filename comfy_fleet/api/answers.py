@@ -234,6 +234,19 @@ class AssetAnswer(_AssetFields, total=False):
     created_new: Annotated[bool, Field(description="False if the caller had the same bytes already.")]
 
 
+class UploadAnswer(TypedDict):
+    """An upload that came in parts, or still does."""
+
+    id: Annotated[str, Field(description="Of the upload, and of the asset that it becomes.")]
+    length: Annotated[int, Field(description="Bytes of the whole file.")]
+    offset: Annotated[int, Field(description="How many of them are here.")]
+    file_path: str
+    content_type: str
+    created_at: Time
+    expires_at: Annotated[Time, Field(description="When it is forgotten unless more comes; an asset stays.")]
+    asset: Annotated[AssetAnswer | None, Field(description="Once all bytes are here, until it is deleted.")]
+
+
 class StatusEventAnswer(TypedDict):
     """A stream's `status` event."""
 

@@ -61,6 +61,7 @@ from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.submitter import Sealer, Submitter
+from comfy_fleet.services.upload_receiver import UploadReceiver
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
 from comfy_fleet.services.webhook_deliverer import WebhookDeliverer
@@ -126,6 +127,7 @@ class ApiDeps:
         webhooks: Messages to webhooks.
         webhook_secrets: What they are signed with.
         deliverer: Sends them.
+        uploads: Takes uploads that come in parts.
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
         publisher: Publishes versions of stored workflows.
@@ -181,6 +183,7 @@ class ApiDeps:
     store_book: StoreBook
     pools: PoolStore
     assets: AssetStore
+    uploads: UploadReceiver
     files: ClientFiles
     pictures: PictureWork
     catalog: Catalog

@@ -129,7 +129,7 @@ class Endpoint:
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
         waits: Whether it may wait for its job's end; it takes a ``WaitQuery`` then.
-        console: As in :class:`ServedRoute`, as are ``figures`` and ``passing``.
+        console: As in :class:`ServedRoute`, as are ``figures``, ``passing`` and ``refusal``.
     """
 
     method: str
@@ -153,6 +153,7 @@ class Endpoint:
     passing: bool = False
     console: bool = False
     figures: bool = False
+    refusal: Callable[[FleetError], Response] = fleet_error
 
     @property
     def route(self) -> ServedRoute:
@@ -168,6 +169,7 @@ class Endpoint:
             passing=self.passing,
             console=self.console,
             figures=self.figures,
+            refusal=self.refusal,
         )
 
 

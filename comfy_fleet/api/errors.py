@@ -35,6 +35,8 @@ from comfy_fleet.domain.errors import (
     StoreDown,
     StoredTooMuch,
     StoreRefuses,
+    UploadLocked,
+    UploadTooLarge,
     WorkflowFormatUi,
 )
 from comfy_fleet.domain.moderation import ContentRefused
@@ -78,6 +80,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (InvalidParameter, 422),
     (InvalidManifest, 422),
     (InvalidBatch, 422),
+    (UploadTooLarge, 413),
     (BadInput, 400),
     (NotFound, 404),
     (IdempotencyKeyReuse, 422),  # the contract's choice, although it is a conflict
@@ -86,6 +89,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (LimitReached, 429),
     (StoredTooMuch, 507),
     (NotAllowed, 403),
+    (UploadLocked, 423),
     (Busy, 503),
     (NodeError, 502),
     (ObjectError, 502),

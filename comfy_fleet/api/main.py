@@ -13,6 +13,7 @@ from uuid import uuid4
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from comfy_fleet.adapters.blobs.growing import GrowingFolder
 from comfy_fleet.adapters.blobs.made_pictures import MadePicturesFolder
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.haproxy.certificates import certificate_ends
@@ -32,6 +33,7 @@ from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.server_memory import server_memory
 from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
+from comfy_fleet.adapters.redis.uploads import RedisUploads
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -71,6 +73,7 @@ from comfy_fleet.domain.people import Tenant
 from comfy_fleet.domain.webhooks.delivery import parse_schedule
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.uploads import OpenUploadLimits
 from comfy_fleet.ports.webhooks import OperatorFact
 from comfy_fleet.sealed_check import check_secret
 from comfy_fleet.services.batch_keeper import BatchKeeper
@@ -118,6 +121,7 @@ from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.tenant_policies import TenantPolicies
 from comfy_fleet.services.unrun_saves import why_no_draft
+from comfy_fleet.services.upload_receiver import UploadLimits, UploadReceiver
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.warming import Warming
 from comfy_fleet.services.webhook_deliverer import DeliveryLimits, WebhookDeliverer
@@ -129,6 +133,8 @@ from comfy_fleet.settings import Settings
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 60.0
+_UPLOADERS, _UPLOADERS_OF_BYTES = 50, 4
+"""For so many owners with as many uploads, or bytes of them, as one may have, there is room at once."""
 _NAMED = 5  # most nodes that a note names
 _ENOUGH_FILES = 65_536
 
@@ -273,6 +279,14 @@ def build(
         assets=assets,
         pictures=pictures,
     )
+    uploads = UploadReceiver(
+        RedisUploads(stores.redis),
+        GrowingFolder(settings.files_dir, disk=open_disk(settings)),
+        assets,
+        limits=_upload_limits(settings),
+        clock=stores.clock,
+        new_id=lambda: str(uuid4()),
+    )
     signed_urls = SignedUrls.under(sealer)
     objects = open_objects(settings, sealer)
     store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
@@ -325,6 +339,7 @@ def build(
         store_book=store_book,
         pools=stores.pools,
         assets=assets,
+        uploads=uploads,
         files=files,
         pictures=pictures,
         catalog=catalog,
@@ -400,8 +415,23 @@ def build(
             *_news(settings, stores, webhooks),
             StoreMemoryWatch(lambda: server_memory(stores.redis)).run,
             lambda: _sweep(assets),
+            uploads.run,
             made_pictures.sweep,
             lambda: _mend(stores.jobs.lists),
+        ),
+    )
+
+
+def _upload_limits(settings: Settings) -> UploadLimits:
+    bytes_ = settings.open_upload_bytes
+    return UploadLimits(
+        most_bytes=settings.max_upload_bytes,
+        keep_s=settings.open_upload_s,
+        open=OpenUploadLimits(
+            each=settings.max_open_uploads,
+            all=_UPLOADERS * settings.max_open_uploads,
+            each_bytes=max(bytes_ // _UPLOADERS_OF_BYTES, settings.max_upload_bytes),
+            all_bytes=bytes_,
         ),
     )
 

@@ -34,18 +34,22 @@ _ERRORS = {
     401: "No valid key was shown.",
     403: "The key may not do this.",
     404: "There is no such thing, or it is somebody else's.",
+    405: "It can't be done in this way.",
     406: "There is nothing of the type that `Accept` wants.",
     408: "The body comes too slowly.",
     409: "It contradicts what is there.",
+    412: "Another version is spoken here: see Tus-Version.",
     413: "The body is too large.",
     415: "The body is compressed, or a browser sent JSON as something else.",
     416: "There are no such bytes.",
     422: "A field is wrong; the message names it.",
+    423: "Somebody else does this now.",
     429: "The queue is full, too many streams are open, or too many requests came: see Retry-After.",
     500: "A defect of the fleet; its log says more.",
     502: "The node can't be read.",
     503: "The fleet takes nothing now: see Retry-After.",
     504: "The node does not answer.",
+    507: "As many bytes are kept as the limit `stored` allows.",
 }
 _ALWAYS = (400, 401, 403, 429, 500, 503)
 _WITH_BODY = (408, 413, 415, 422)

@@ -7,6 +7,7 @@ FleetError
 │   ├── MissingAsset      an asset reference that the caller can't use
 │   ├── InvalidParameter  a stored workflow's parameter is out of its limits
 │   ├── InvalidManifest   a stored workflow's manifest does not fit its graph
+│   ├── UploadTooLarge    a file is larger than it may be, or than it was announced
 │   ├── InvalidBatch      some items of a batch can't be taken (all of them are named)
 │   └── OutboundRefused   a URL that the fleet does not call
 ├── NotFound              no such job, asset, node or workflow for this caller
@@ -15,6 +16,7 @@ FleetError
 │   ├── HashMismatch      the declared hash is not the one of the bytes
 │   ├── AssetInUse        something still needs the asset
 │   ├── JobLive           the job waits or runs
+│   ├── WrongOffset       other bytes of an upload are here than its client takes for granted
 │   └── IdempotencyKeyReuse  the key has been used (carries the job's id)
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
@@ -22,6 +24,7 @@ FleetError
 │   ├── NoNodes           no node is known at all
 │   ├── EditorAway        no node that serves the editor answers
 │   ├── UploadUnderWay    an upload with this key has begun and not ended
+│   ├── UploadLocked      somebody else goes on with the upload
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: the command may have been carried out
@@ -102,6 +105,12 @@ class InvalidManifest(BadInput):
     code = "invalid_manifest"
 
 
+class UploadTooLarge(BadInput):
+    """A file is larger than it may be, or than it was announced."""
+
+    code = "payload_too_large"
+
+
 class InvalidBatch(BadInput):
     """Some items of a batch can't be taken; details name them."""
 
@@ -156,8 +165,10 @@ class JobLive(Conflict):
     code = "job_live"
 
 
-class EntryEnded(Conflict):
-    """What one of RQ's clients has enqueued became no job: its end was told while it was checked."""
+class WrongOffset(Conflict):
+    """Other bytes of an upload are here than its client takes for granted."""
+
+    code = "wrong_offset"
 
 
 class IdempotencyKeyReuse(Conflict):
@@ -243,6 +254,12 @@ class UploadUnderWay(Busy):
     """An upload with the same key has begun and not ended: it is at work, or its process is gone."""
 
     code = "upload_under_way"
+
+
+class UploadLocked(Busy):
+    """Somebody else goes on with the upload."""
+
+    code = "upload_locked"
 
 
 class StoreDown(Busy):

@@ -55,6 +55,16 @@ class BlobStore(Protocol):
             Exception: What ``chunks`` raises; nothing is kept.
         """
 
+    async def adopt(self, name: str) -> Blob:
+        """Hash a :class:`comfy_fleet.ports.uploads.GrowingFile` and give its bytes a key, too.
+
+        The file stays. Its bytes must be durable, and don't change any more.
+
+        Raises:
+            FileNotFoundError: There is none.
+            NoRoom: The store can't be read or written to.
+        """
+
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """Return a range of the bytes, to the end if no length is given. Close it if it is not read to its
         end.

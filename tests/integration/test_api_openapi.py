@@ -278,6 +278,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", "/api/v1/jobs-cancel", 200, json={"waiting_only": True})
     await _batches(call)
     await _stores(call)
+    await _uploads(api, call)
     await _webhooks(call)
     await _versions(call)
     await _publishing(call, api)
@@ -340,6 +341,23 @@ async def test_answers_about_people_are_what_the_document_says(
             if path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
         }
         assert described <= spec.seen
+
+
+async def _uploads(api: Api, call: Callable[..., Awaitable[Any]]) -> None:
+    path, tus = "/api/v1/uploads", {"Tus-Resumable": "1.0.0"}
+    part = {**tus, "Content-Type": "application/offset+octet-stream"}
+    await call("OPTIONS", path, 204)
+    await call("POST", path, 412)
+    await call("POST", path, 201, headers={**part, "Upload-Length": "2"}, content=b"a")
+    (first,) = (api.deps.settings.files_dir / "uploads").iterdir()
+    one = f"{path}/{first.name}"
+    await call("HEAD", one, 200, headers=tus)
+    await call("GET", one, 200)
+    await call("PATCH", one, 409, headers={**part, "Upload-Offset": "0"}, content=b"b")
+    await call("PATCH", one, 204, headers={**part, "Upload-Offset": "1"}, content=b"b")
+    await call("GET", one, 200)
+    await call("POST", one, 405, headers=tus)
+    await call("DELETE", one, 204, headers=tus)
 
 
 async def _stores(call: Callable[..., Awaitable[Any]]) -> None:

@@ -1,6 +1,7 @@
 """Blobs as files in a folder that all processes of the fleet share.
 
     ROOT/tmp/UUID              being written
+    ROOT/uploads/UUID          uploads that come in parts, see growing.py
     ROOT/blobs/ab/DRAWN/HASH   complete; DRAWN is a new random name for each write
     ROOT/blobs/ab/HASH         of earlier versions
     ROOT/jobs/JOB/HASH         outputs of earlier versions
@@ -19,11 +20,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from pathlib import Path
 from typing import BinaryIO
 
+from blake3 import blake3
+
+from comfy_fleet.adapters.blobs.growing import FOLDER as GROWING
 from comfy_fleet.adapters.blobs.incoming import IncomingFile
 from comfy_fleet.adapters.system.disk import Disk, reading
 from comfy_fleet.adapters.system.folders import private_folder, sync_folder
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports.blobs import Blob, Corrections
+from comfy_fleet.tasks import undisturbed
 
 _BUFFER = 1 << 20  # bytes written and hashed per hop to a thread
 _SMALL = 1 << 18  # takes 0.2 ms, which is faster than waking a thread
@@ -71,7 +76,7 @@ class DiskBlobs:
 
         def finish() -> str:
             incoming.finish()
-            key = f"blobs/{incoming.digest[:2]}/{drawn.replace('-', '')[:12]}/{incoming.digest}"
+            key = _key(drawn, incoming.digest)
             with self._disk.writing():
                 _move(incoming.path, self._root / key)
                 if durable:
@@ -87,6 +92,25 @@ class DiskBlobs:
             return Blob(key=key, hash=f"blake3:{incoming.digest}", size_bytes=incoming.size_bytes)
         finally:
             incoming.drop()
+
+    async def adopt(self, name: str) -> Blob:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.adopt`."""
+        drawn = self._new_id()
+
+        def link() -> Blob:
+            path, hasher, size = self._root / GROWING / name, blake3(), 0
+            with reading(path), path.open("rb") as file:
+                while chunk := file.read(_BUFFER):
+                    hasher.update(chunk)
+                    size += len(chunk)
+            key = _key(drawn, digest := hasher.hexdigest())
+            with self._disk.writing():
+                (self._root / key).parent.mkdir(parents=True, exist_ok=True)
+                (self._root / key).hardlink_to(path)
+                sync_folder((self._root / key).parent)
+            return Blob(key=key, hash=f"blake3:{digest}", size_bytes=size)
+
+        return await undisturbed(link)
 
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.open`."""
@@ -182,6 +206,10 @@ class DiskBlobs:
                 )
                 if not names and folder.name != top and _changed_at(folder) < before:
                     _leave(folder / "-")  # its writer has died
+
+
+def _key(drawn: str, digest: str) -> str:
+    return f"blobs/{digest[:2]}/{drawn.replace('-', '')[:12]}/{digest}"
 
 
 def _move(source: Path, target: Path) -> None:

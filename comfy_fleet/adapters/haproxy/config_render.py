@@ -42,12 +42,14 @@ _EDITOR_REQUESTS = 256
 """Requests for editors' files that may be on their way to the broker, which has leases to serve, too."""
 
 _CORS_HEADERS = (
-    "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Prefer, Range, traceparent"
+    "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Prefer, Range, traceparent, "
+    "Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override"
 )
 """What pages of other origins may send."""
 _CORS_SHOWN = (
     "Content-Disposition, Content-Location, Content-Range, ETag, Location, Preference-Applied, Retry-After, "
-    "X-Fleet-Asset, X-Fleet-Job, X-Request-Id"
+    "Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, "
+    "Upload-Metadata, Upload-Offset, X-Fleet-Asset, X-Fleet-Job, X-Request-Id"
 )
 """What they may read of an answer, beside its type and length."""
 
@@ -364,6 +366,7 @@ def _edge(
         "editor_requests": _EDITOR_REQUESTS,
         "answer_timeout_s": _ANSWER_TIMEOUT_S,
         "max_body_bytes": limit,
+        "max_upload_bytes": settings.max_upload_bytes,
         "small_body_bytes": _SMALL_BODY_BYTES,
         "api_requests": _REQUESTS * settings.max_requests,
         "waiting_requests": _REQUESTS * settings.max_requests + settings.max_waits,
@@ -387,6 +390,9 @@ def _edge(
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "upload_too_large": envelope(
+            "payload_too_large", f"The upload is larger than {settings.max_upload_bytes} bytes."
+        ),
         "not_allowed_from": envelope("address_not_allowed", "Clients at your address are not served here."),
         "two_users": envelope("invalid_request", "A header that says who asks came more than once."),
         "tls_required": envelope(

@@ -31,6 +31,7 @@ from comfy_fleet.domain.errors import (
 )
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import HASH, Asset, index_name, listed_name
+from comfy_fleet.domain.jobs.resumable_upload import ResumableUpload
 from comfy_fleet.domain.limits import ScopedLimits, stored_quota
 from comfy_fleet.ports.assets import HOLD_S, Received
 from comfy_fleet.ports.blobs import Blob, BlobStore, Corrections
@@ -106,6 +107,25 @@ class RedisAssets:
         finally:
             if not received.recorded:
                 await self._blobs.delete(received.blob.key)
+
+    async def keep_grown(self, upload: ResumableUpload) -> Asset:
+        """See :meth:`comfy_fleet.ports.uploads.GrownAssets.keep_grown`."""
+        blob = await self._blobs.adopt(upload.id)
+        ends, renews = self._end(now := await self._recordable(blob), None)
+        asset = Asset(
+            id=upload.id,
+            owner=upload.owner,
+            hash=blob.hash,
+            size_bytes=blob.size_bytes,
+            content_type=upload.content_type,
+            file_path=upload.file_path,
+            path=blob.key,
+            created_at=now,
+            expires_at=ends,
+            renews=renews,
+        )
+        kept, _ = await self._add(asset)
+        return kept
 
     async def open_received(self, received: Received) -> AsyncGenerator[bytes, None]:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.open_received`."""

@@ -269,6 +269,13 @@ class Keyspace:
     blob_doomed = _One("blob:doomed")
     blob_gone = _Each("blob:gone:PATH")
 
+    # -- uploads that come in parts (docs/adr/0066)
+    upload = _Each("upload:ID")  # hash: its record, see uploads.py; claim (who wants to write it)
+    uploads = _One("uploads")  # zset: ID -> when it is forgotten unless more of it comes
+    uploads_open = _One("uploads:open")  # hash: ID that has not become an asset -> LENGTH OWNER
+    uploads_whole = _One("uploads:whole")  # set: those of them of which all bytes are here
+    uploads_bytes = _One("uploads:bytes")  # hash: OWNER -> the sum of their lengths
+
     # -- websockets of clients, all for 120 s
     socket = _Each("socket:HASH:OWNER")  # string: a client's newest websocket, as JSON
     sockets = _Each(

@@ -6,7 +6,8 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import output_response, serialize
+from comfy_fleet.api import asset_fields, output_response, serialize
+from comfy_fleet.api.asset_fields import invalid
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
@@ -20,12 +21,7 @@ MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
 MAX_TAGS = 32
 _LOOK_AGAIN_S = 5
 _SMALL_BODY = JsonLimits(size=64 * 1024, values=1000)
-_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(;[\x20-\x7e]{1,200})?")
 _TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
-
-
-def _invalid(field: str, message: str) -> HttpError:
-    return HttpError(422, "invalid_request", f"{field} {message}", details={"field": field})
 
 
 async def create_asset(request: Request) -> Response:
@@ -65,17 +61,17 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
         if path is None:
             path = form.file_name
         if path is None:
-            raise _invalid("file_path", "is missing, and the file has no name: send one of them")
+            raise invalid("file_path", "is missing, and the file has no name: send one of them")
         kind = form.one("content_type") or form.file_type or mimetypes.guess_type(path)[0]
         expires_in = form.one("expires_in")
         if expires_in is not None and not re.fullmatch(r"[0-9]{1,9}", expires_in):
-            raise _invalid("expires_in", "must be a whole number of seconds")
+            raise invalid("expires_in", "must be a whole number of seconds")
         expected = form.one("expected_hash")
         asset, fresh = await d.assets.keep(
             received,
             owner=who,
-            content_type=_content_type(kind or "application/octet-stream"),
-            file_path=_file_path(path),
+            content_type=asset_fields.content_type(kind or "application/octet-stream"),
+            file_path=asset_fields.file_path(path),
             expected_hash=_hash(expected, "expected_hash") if expected is not None else None,
             tags=_tags([tag for tags in form.many("tags") for tag in tags.split(",")]),
             expires_in_s=_expires_in(int(expires_in)) if expires_in is not None else None,
@@ -90,15 +86,15 @@ async def create_asset_from_hash(request: Request) -> Response:
     body = await read_object(request, _SMALL_BODY)
     path, tags, expires_in = body.get("file_path"), body.get("tags"), body.get("expires_in")
     if path is not None and not isinstance(path, str):
-        raise _invalid("file_path", "must be a string")
+        raise invalid("file_path", "must be a string")
     if tags is not None and not (isinstance(tags, list) and all(isinstance(t, str) for t in tags)):
-        raise _invalid("tags", "must be a list of strings")
+        raise invalid("tags", "must be a list of strings")
     if expires_in is not None and (isinstance(expires_in, bool) or not isinstance(expires_in, int)):
-        raise _invalid("expires_in", "must be a whole number of seconds")
+        raise invalid("expires_in", "must be a whole number of seconds")
     asset, fresh = await d.assets.from_hash(
         owner=who,
         hash_=_hash(body.get("hash"), "hash"),
-        file_path=None if path is None else _file_path(path),
+        file_path=None if path is None else asset_fields.file_path(path),
         tags=_tags(tags or []),
         expires_in_s=None if expires_in is None else _expires_in(expires_in),
     )
@@ -173,40 +169,19 @@ def _made(request: Request, d: ApiDeps, asset: Asset, fresh: bool) -> Response:
     )
 
 
-def _content_type(kind: str) -> str:
-    if not _TYPE.fullmatch(kind):
-        raise _invalid("content_type", "must be a MIME type such as image/png")
-    return kind.lower()
-
-
-def _file_path(path: str) -> str:
-    parts = path.split("/")
-    if (
-        not 1 <= len(path.encode("utf-8", "replace")) <= 1024
-        or any(part in ("", ".", "..") for part in parts)
-        or "\\" in path
-        or any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in path)
-    ):
-        raise _invalid(
-            "file_path",
-            "must be a relative path of at most 1024 bytes without '..', '\\', '//' and control characters",
-        )
-    return path
-
-
 def _hash(value: object, field: str) -> str:
     if not isinstance(value, str) or not HASH.fullmatch(value.lower()):
-        raise _invalid(field, "must be blake3: and 64 hexadecimal digits")
+        raise invalid(field, "must be blake3: and 64 hexadecimal digits")
     return value.lower()
 
 
 def _tags(tags: list[str]) -> tuple[str, ...]:
     if len(tags) > MAX_TAGS or not all(_TAG.fullmatch(tag) for tag in tags):
-        raise _invalid("tags", f"must be at most {MAX_TAGS}, each 1 to 64 of A-Z a-z 0-9 _ . : / -")
+        raise invalid("tags", f"must be at most {MAX_TAGS}, each 1 to 64 of A-Z a-z 0-9 _ . : / -")
     return tuple(sorted(set(tags)))
 
 
 def _expires_in(seconds: int) -> float:
     if not MIN_EXPIRES_S <= seconds <= MAX_EXPIRES_S:
-        raise _invalid("expires_in", f"must be {MIN_EXPIRES_S} to {MAX_EXPIRES_S} seconds")
+        raise invalid("expires_in", f"must be {MIN_EXPIRES_S} to {MAX_EXPIRES_S} seconds")
     return float(seconds)

@@ -14,6 +14,7 @@ local function used_of(name, owners)
       used = used + redis.call('ZCARD', live_key(owner)) + to_be_queued(owner)
     else
       used = used + (tonumber(redis.call('HGET', stored_bytes_key, owner) or 0) or 0)
+        + (tonumber(redis.call('HGET', uploads_bytes_key, owner) or 0) or 0)
     end
   end
   return used
