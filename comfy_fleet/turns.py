@@ -1,4 +1,4 @@
-"""A limited number of places: others wait in line, but not too many and not too long."""
+"""A limited number of places, for which others wait in line, or of bytes."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -145,3 +145,29 @@ class FairTurns:
     def _hold(self, owner: str) -> None:
         self._free -= 1
         self._held[owner] += 1
+
+
+class SharedRoom:
+    """A number of bytes that owners share: each may hold half of them, or one thing of any size.
+
+    Args:
+        most: The bytes that all may hold together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: Counter[str] = Counter()
+
+    def take(self, owner: str, size: int) -> bool:
+        """Return whether there is room for so many bytes of an owner; :meth:`give` has to follow then."""
+        own, total = self._held[owner], self._held.total()
+        if (own and own + size > self._most // 2) or (total and total + size > self._most):
+            return False
+        self._held[owner] += size
+        return True
+
+    def give(self, owner: str, size: int) -> None:
+        """Give them back."""
+        self._held[owner] -= size
+        if not self._held[owner]:
+            del self._held[owner]

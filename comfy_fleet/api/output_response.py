@@ -10,6 +10,7 @@ from comfy_fleet.api import asset_response
 from comfy_fleet.api.accepts import Accepts
 from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.held_response import HeldResponse
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.services.output_forms import KINDS, QUALITY, OutputForm
@@ -125,12 +126,13 @@ async def formed(request: Request, asset: Asset, form: OutputForm, *, shown_as: 
     try:
         # Whoever has a signed URL keeps nobody with a key waiting.
         by = f"{asset.owner}, signed" if "signed" in request.scope else owner(request)
-        data = await deps(request).pictures.rendered(asset, form, by=by)
+        held = await deps(request).pictures.rendered(asset, form, by=by)
     except FileNotFoundError:
         raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
-    part = asset_response.part_of(request, len(data), etag)
+    part = asset_response.part_of(request, len(held.data), etag)
     if isinstance(part, Response):
+        held.done()
         return part
     headers |= part.headers
-    body = b"" if request.method == "HEAD" else data[part.start : part.end]
-    return Response(body, part.status, headers)
+    body = memoryview(b"" if request.method == "HEAD" else held.data)[part.start : part.end]
+    return HeldResponse(body, part.status, headers, held.done)

@@ -9,6 +9,7 @@ from comfy_fleet.api import output_response
 from comfy_fleet.api.accepts import Accepts
 from comfy_fleet.api.deps import deps, links
 from comfy_fleet.api.errors import envelope
+from comfy_fleet.domain.errors import Busy, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output, OutputKind
 
 _JSON = "application/json"
@@ -64,7 +65,14 @@ async def answer(request: Request, job: Job) -> Response:
         "Content-Location": links(request).asset(asset.id),
         "X-Fleet-Asset": asset.id,
     }
-    return await output_response.respond(request, asset, shown_as=shown_as)
+    try:
+        return await output_response.respond(request, asset, shown_as=shown_as)
+    except StoreDown:
+        raise
+    except Busy as error:  # the submit must not be sent again for that
+        message = f"the job has succeeded: ask for its picture at Content-Location; {error.message}"
+        headers = {**shown_as, "Retry-After": str(error.retry_after_s)}
+        return envelope(503, error.code, message, about, headers=headers)
 
 
 def _first(job: Job) -> Output | None:

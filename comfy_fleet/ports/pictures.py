@@ -6,6 +6,9 @@ from typing import Protocol
 class MadePictures(Protocol):
     """Keeps them for a while, so that they need not be made again. What is kept can be lost at any time."""
 
+    async def size(self, name: str) -> int | None:
+        """Return a picture's bytes, or None."""
+
     async def get(self, name: str) -> bytes | None:
         """Return a picture, or None."""
 

@@ -1,11 +1,13 @@
 """Pictures are converted in threads: a few at once, within limits on pixels, bytes and time.
 
-Owners take turns, and no owner has all places: whoever asks for many large pictures waits for them alone.
+Owners take turns, and no owner has all places: whoever asks for many large pictures waits for them alone. The
+same goes for the memory of those that were made, and that clients take at their own pace.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,13 +19,32 @@ from comfy_fleet.services import output_forms, picture_forms
 from comfy_fleet.services.output_forms import OutputForm
 from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm
 from comfy_fleet.timeouts import Timeout
-from comfy_fleet.turns import FairTurns, LineFull, NoTurn
+from comfy_fleet.turns import FairTurns, LineFull, NoTurn, SharedRoom
 
 AT_ONCE, AT_ONCE_EACH = 3, 2
 LINE_EACH = 48
 """Pictures of one owner that may wait."""
 WAIT_S = 10.0
 WORK_S = 30.0
+SMALL = 1024 * 1024
+"""Bytes of a picture that count nowhere while it is sent: as much of any file is sent in one piece."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldPicture:
+    """A picture that was made, and is in memory.
+
+    Attributes:
+        data: Its bytes.
+        done: To be called once they are no longer needed.
+    """
+
+    data: bytes
+    done: Callable[[], object]
 
 
 class PictureWork:
@@ -42,13 +63,14 @@ class PictureWork:
         self.most_bytes = 4 * most_pixels
         self._turns = FairTurns(AT_ONCE, each=AT_ONCE_EACH, line=LINE_EACH, wait_s=WAIT_S)
         self._works: set[asyncio.Task[bytes]] = set()
+        self._room = SharedRoom(2 * self.most_bytes)
 
-    async def formed(self, asset: Asset, form: PictureForm) -> bytes:
+    async def formed(self, asset: Asset, form: PictureForm) -> HeldPicture:
         """Return an asset's picture in another form.
 
         Raises:
             NoSuchForm: It is no picture, a broken one, or beyond a limit.
-            Busy: Its owner waits for many already, or it took long until its turn came.
+            Busy: Its owner waits for many already, or it took long until its turn came, or too much is held.
             FileNotFoundError: Its bytes are gone.
             NoRoom: Its bytes can't be read.
         """
@@ -58,9 +80,9 @@ class PictureWork:
             data = await _whole(await self._assets.open(asset))
             return await asyncio.to_thread(picture_forms.formed, data, form, most_pixels=self._most_pixels)
 
-        return await self._done(asset.owner, work)
+        return self._held(asset.owner, await self._done(asset.owner, work))
 
-    async def rendered(self, asset: Asset, form: OutputForm, *, by: str) -> bytes:
+    async def rendered(self, asset: Asset, form: OutputForm, *, by: str) -> HeldPicture:
         """Return an asset's picture in a form; one that was made before is not made again.
 
         Args:
@@ -73,8 +95,16 @@ class PictureWork:
         """
         self._check_size(asset)
         name = f"{asset.hash.removeprefix('blake3:')}-{form.tag}"
-        if (kept := await self._made.get(name)) is not None:
-            return kept
+        if (size := await self._made.size(name)) is not None:
+            done = self._hold(by, size)  # before it is read
+            kept = None
+            try:
+                kept = await self._made.get(name)
+            finally:
+                if kept is None:
+                    done()
+            if kept is not None:
+                return HeldPicture(data=kept, done=done)
 
         async def work() -> bytes:
             if (kept := await self._made.get(name)) is not None:  # made while this waited for its turn
@@ -84,7 +114,7 @@ class PictureWork:
             await self._made.put(name, made)
             return made
 
-        return await self._done(by, work)
+        return self._held(by, await self._done(by, work))
 
     async def masked(self, original: Asset, mask: Received, name: str) -> bytes:
         """Return a picture with the transparency of another one; ``name`` decides the format.
@@ -120,6 +150,20 @@ class PictureWork:
             )
 
         return await self._done(asset.owner, work)
+
+    def _held(self, by: str, data: bytes) -> HeldPicture:
+        return HeldPicture(data=data, done=self._hold(by, len(data)))
+
+    def _hold(self, by: str, size: int) -> Callable[[], object]:
+        if size <= SMALL:
+            return _nothing
+        if not self._room.take(by, size):
+            raise Busy(
+                "large pictures that were converted are still being sent: ask for fewer at a time, or for "
+                "smaller ones",
+                retry_after_s=2,
+            )
+        return partial(self._room.give, by, size)
 
     def _check_size(self, asset: Asset) -> None:
         if asset.size_bytes > self.most_bytes:

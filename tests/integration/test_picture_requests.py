@@ -1,6 +1,8 @@
 """Outputs in another format or size, by the query or by ``Accept``."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.services import output_forms
 from tests.factories import GRAPH
+from tests.fleet import until
 from tests.integration.api_kit import Api, code, running, upload
 
 KEY = "ada-key-ada-key-ada"
@@ -167,3 +170,52 @@ async def test_what_was_made_is_made_once_also_for_a_page_without_a_key(
     bob = {"Authorization": "Bearer bob-key-bob-key-bob"}
     other = await api.client.get(url.partition("?")[0], params={"format": "webp", "width": 40}, headers=bob)
     assert code(other) == (404, "not_found")  # what is kept is given to nobody else
+
+
+async def slowly(url: str, headers: dict[str, str], kept: contextlib.ExitStack) -> bytes:
+    """Ask, and take nothing but the answer's head; the connection stays open."""
+    line = kept.enter_context(socket.socket())
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.setblocking(False)
+    asked = httpx.URL(url)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(line, (asked.host, asked.port))
+    lines = [f"GET {asked.raw_path.decode()} HTTP/1.1", f"Host: {asked.netloc.decode()}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    await loop.sock_sendall(line, "\r\n".join([*lines, "", ""]).encode())
+    return await loop.sock_recv(line, 15)
+
+
+async def test_who_takes_large_pictures_slowly_holds_a_share_of_the_memory_and_no_more(
+    redis_port: int, redis: object, tmp_path: Path
+) -> None:
+    most = 2_000_000
+    large = png(1500, 1250)  # five megabytes: more than a system takes from a process for a slow line
+    async with running(redis_port, tmp_path / "data", max_picture_pixels=most) as api:
+        await api.add_node()
+        job = await api.submit(GRAPH)
+        claim = await api.claim(job["id"])
+        await api.output(claim, large)
+        await api.finish(claim)
+        seen = (await api.client.get(f"/api/v2/jobs/{job['id']}", params={"signed": 600})).json()
+        own = f"{api.url}/api/v2/assets/{seen['outputs'][0]['id']}/content?metadata=strip"
+        signed = f"{seen['outputs'][0]['url']}&metadata=strip"
+        files = {"image": ("fox.png", large, "image/png")}
+        assert (await api.client.post("/upload/image", files=files)).is_success
+        view = f"{api.url}/view?filename=fox.png&type=input&channel=rgb"
+        with contextlib.ExitStack() as kept:
+            assert await slowly(own, {}, kept) == b"HTTP/1.1 200 OK"
+            busy = await api.client.get(own)
+            assert code(busy) == (503, "busy") and busy.headers["retry-after"] == "2"
+            assert (await api.client.get(view)).status_code == 503
+            assert (await api.client.get(f"{own}&width=20")).status_code == 200  # small ones count nowhere
+            assert (await api.client.get(own.partition("?")[0])).status_code == 200  # nor does the file
+            assert await slowly(signed, {}, kept) == b"HTTP/1.1 200 OK"
+            assert (await api.client.get(signed)).status_code == 503
+
+        async def free() -> bool:
+            return (await api.client.get(own)).status_code == 200
+
+        await until(free, what="what was held is free again", timeout_s=45)
+        assert (await api.client.get(signed, headers={"Range": "bytes=5-9"})).status_code == 206
+        assert (await api.client.get(view)).status_code == 200

@@ -15,7 +15,9 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from benchmarks.relay import Relay
+from comfy_fleet.domain.errors import Busy
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, OutputKind
+from comfy_fleet.services.picture_work import HeldPicture
 from tests.factories import GRAPH, picture
 from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import until
@@ -305,6 +307,25 @@ async def test_why_there_is_no_picture_is_told(api: Api) -> None:
     assert (over.status_code, over.json()["status"]) == (201, "queued")
     wrong = await api.client.post(V2, json={"workflow": picture(12)}, params={"wait": 1, "format": "gif"})
     assert code(wrong) == (422, "invalid_request")
+
+
+async def test_who_waits_for_a_picture_that_no_place_is_free_for_is_told_where_it_is(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: object, **__: object) -> HeldPicture:
+        raise Busy("many wait", retry_after_s=7)
+
+    monkeypatch.setattr(api.deps.pictures, "rendered", busy)
+    wants: dict[str, Any] = {"params": {"wait": 30, "format": "webp"}}
+    waiting = _submit(api, **wants)
+    await _waits(api, 1)
+    job_id = await _made(api, 1, (_png(), {}))
+    answer = await waiting
+    assert code(answer) == (503, "busy") and answer.headers["retry-after"] == "7"
+    assert "the job has succeeded" in answer.json()["error"]["message"]
+    assert answer.headers["x-fleet-job"] == job_id
+    whole = await api.client.get(answer.headers["content-location"])
+    assert whole.content == _png()
 
 
 async def _hang_up(waiting: Awaitable[httpx.Response]) -> None:

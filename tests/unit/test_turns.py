@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from comfy_fleet.turns import FairTurns, LineFull, NoTurn, Turns
+from comfy_fleet.turns import FairTurns, LineFull, NoTurn, SharedRoom, Turns
 
 
 async def test_places_are_given_in_order() -> None:
@@ -125,3 +125,15 @@ async def test_no_place_is_lost_or_given_twice_whoever_is_canceled() -> None:
         assert result is None or isinstance(result, LineFull | asyncio.CancelledError), result
     for owner in "aab":
         await asyncio.wait_for(turns.take(owner), 5)
+
+
+def test_a_room_is_shared_and_one_thing_of_any_size_gets_in() -> None:
+    room = SharedRoom(100)
+    assert room.take("ada", 400)  # else it could never be had
+    assert not room.take("bob", 1) and not room.take("ada", 1)
+    room.give("ada", 400)
+    assert room.take("ada", 30) and room.take("ada", 20) and not room.take("ada", 1)
+    assert room.take("bob", 50) and not room.take("carl", 1)
+    for owner, size in (("ada", 30), ("bob", 50), ("ada", 20)):
+        room.give(owner, size)
+    assert room.take("carl", 100)

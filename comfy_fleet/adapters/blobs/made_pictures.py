@@ -35,6 +35,10 @@ class MadePicturesFolder:
         self._clock = clock
         self._written = most_bytes  # what is there is not known yet
 
+    async def size(self, name: str) -> int | None:
+        """See the port."""
+        return await asyncio.to_thread(self._size, name) if self._most else None
+
     async def get(self, name: str) -> bytes | None:
         """See the port."""
         return await asyncio.to_thread(self._get, name) if self._most else None
@@ -51,6 +55,12 @@ class MadePicturesFolder:
             with suppress(OSError):
                 await asyncio.to_thread(self._tidy)
             await asyncio.sleep(SWEEP_S)
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return (self._folder / name).stat().st_size
+        except OSError:
+            return None
 
     def _get(self, name: str) -> bytes | None:
         path = self._folder / name

@@ -20,6 +20,7 @@ from comfy_fleet.api.asset_response import SAFE_HEADERS, may_run
 from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.held_response import HeldResponse
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.multipart import UploadedForm
 from comfy_fleet.api.native.row import row
@@ -137,7 +138,8 @@ async def _formed(request: Request, d: ApiDeps, asset: Asset, name: str, form: P
     if asset_response.is_known(request, etag):
         return Response(status_code=304, headers=headers)
     let_others_in(request)
-    return Response(await d.pictures.formed(asset, form), headers=headers)
+    held = await d.pictures.formed(asset, form)
+    return HeldResponse(held.data, 200, headers, held.done)
 
 
 def _shown_as(name: str, kind: str, destination: str | None) -> dict[str, str]:
