@@ -1,8 +1,10 @@
 """The only place where adapters meet services."""
 
+import asyncio
 import gc
 import logging
 import shlex
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -29,20 +31,25 @@ from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
 from comfy_fleet.adapters.redis.ready_leases import RedisReadyLeases
 from comfy_fleet.adapters.redis.replicas import Replicas
 from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.adapters.redis.scrape_targets import RedisScrapeTargets
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.adapters.telemetry import MetricsServer
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
 from comfy_fleet.domain.moderation import ModerationMode
 from comfy_fleet.domain.people import Tenant
 from comfy_fleet.memory import COLLECT_AFTER
+from comfy_fleet.ports.scrape_targets import ScrapeTarget
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.announcing import announce, target_of
 from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
+from comfy_fleet.tasks import start
 
 if TYPE_CHECKING:
     from comfy_fleet.adapters.comfyui.node_client import NodeClient
@@ -246,6 +253,26 @@ def open_moderation(
         most_bytes=settings.moderation_bytes,
         telemetry=telemetry,
     )
+
+
+def announcing(
+    settings: Settings, stores: Stores, process: str, metrics: MetricsServer
+) -> asyncio.Task[None]:
+    """Say where a process serves its metrics, until the task is canceled."""
+
+    def target() -> ScrapeTarget | None:
+        if metrics.port is None:
+            return None
+        return target_of(
+            process,
+            machine=socket.gethostname(),
+            host=settings.metrics_host,
+            port=metrics.port,
+            advertise=settings.metrics_advertise,
+        )
+
+    targets = RedisScrapeTargets(stores.redis, stores.clock)
+    return start(announce(targets, target), name="metrics announced")
 
 
 def open_disk(settings: Settings) -> Disk:

@@ -318,6 +318,11 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="Address on which dispatchers, HAProxy's controller and agents serve `/metrics`.",
     )
+    metrics_advertise: Host | None = Field(
+        None,
+        description="Name or address at which Prometheus reaches processes of this machine that listen on "
+        "all addresses, for `GET /api/v1/prometheus/targets`; if unset, the machine's name.",
+    )
     dispatch_metrics_port: MetricsPort = Field(
         8194, description="Port of a dispatcher's `/metrics`; 0: any that is free; `none`: not served."
     )

@@ -15,7 +15,7 @@ from comfy_fleet.adapters.system.authorities import authorities
 from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Heartbeat, Joining, written
+from comfy_fleet.domain.nodes.host import METRICS_HEADER, Cleanup, GpuAllocation, Heartbeat, Joining, written
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.records import from_fields
 from comfy_fleet.timeouts import Timeout
@@ -78,6 +78,7 @@ class ApiClient:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        metrics: Callable[[], str] = str,
     ) -> None:
         """Set up; nothing is sent before :meth:`run`.
 
@@ -94,6 +95,7 @@ class ApiClient:
             transport: Replaces the network, for tests.
             clock: Seconds, monotonic.
             jitter: Returns 0 to 1, drawn for each pause, so that a thousand agents don't come back at once.
+            metrics: Returns ``HOST:PORT`` where this agent serves its metrics; empty: nowhere.
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/agents/{host}/heartbeat"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -105,6 +107,7 @@ class ApiClient:
         self._transport = transport
         self._clock = clock
         self._jitter = jitter
+        self._metrics = metrics
         self._changed = changed or asyncio.Event()
         self.trouble = ""
 
@@ -147,7 +150,9 @@ class ApiClient:
             "deleted": [str(cleanup) for cleanup in beat.deleted],
             "join": [_registration(one) for one in join],
         }
-        reply = await client.post(self._url, json=body)
+        # As a header: APIs of earlier versions refuse fields that they don't know.
+        at = self._metrics()
+        reply = await client.post(self._url, json=body, headers={METRICS_HEADER: at} if at else None)
         if reply.is_error:
             raise ValueError(self._refusal(reply))
         reply_body: Any = reply.json()

@@ -160,6 +160,10 @@ class HostAgent:
 
     # ---- what it says --------------------------------------------------------------------------------------
 
+    def confirmed_s_ago(self) -> float | None:
+        """Return for how many seconds the API has not answered; None: it never has."""
+        return None if self._confirmed_at is None else self._clock() - self._confirmed_at
+
     def answer(self, name: str) -> AgentState | None:
         """Return a node's state for HAProxy, by its record and by what was observed.
 

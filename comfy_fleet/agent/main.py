@@ -25,6 +25,7 @@ from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.networks import is_any
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining
 from comfy_fleet.domain.nodes.node import with_credentials
@@ -172,17 +173,8 @@ async def run(
         ca_file=settings.node_ca_file,
         credentials=lambda node: opened(node.sealed),
     )
-    client = ApiClient(
-        api_url,
-        host.host,
-        compose=host.compose,
-        take=host.take,
-        changed=host.changed,
-        token=token,
-        ca_file=settings.api_ca_file,
-    )
     server = AgentCheckServer(host.answer, host=address, port=port)
-    own_metrics = AgentMetrics(host.heartbeat, host.answer)
+    own_metrics = AgentMetrics(host.heartbeat, host.answer, host.confirmed_s_ago)
     registry = new_registry()
     registry.register(own_metrics)
     metrics = MetricsServer(
@@ -191,6 +183,23 @@ async def run(
         port=settings.agent_metrics_port,
         setting="FLEET_AGENT_METRICS_PORT",
         more={"/health/{node}": own_metrics.health},
+    )
+
+    def metrics_at() -> str:
+        if metrics.port is None:
+            return ""
+        shown = address if is_any(settings.metrics_host) else settings.metrics_host
+        return f"[{shown}]:{metrics.port}" if ":" in shown else f"{shown}:{metrics.port}"
+
+    client = ApiClient(
+        api_url,
+        host.host,
+        compose=host.compose,
+        take=host.take,
+        changed=host.changed,
+        token=token,
+        ca_file=settings.api_ca_file,
+        metrics=metrics_at,
     )
     await server.start()
     supervisor: Supervisor | None = None

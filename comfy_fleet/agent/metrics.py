@@ -1,7 +1,9 @@
-"""The agent's metrics for Prometheus, and a health check of each node for containers."""
+"""The agent's own metrics for Prometheus, and a health check of each node for containers.
+
+What it sees of nodes and GPUs goes with its heartbeats, and the API shows it to Prometheus.
+"""
 
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -10,17 +12,6 @@ from prometheus_client.registry import Collector
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat
 
-_GPU = {
-    "utilisation": ("fleet_gpu_utilisation_percent", "Share of the time in which a kernel ran."),
-    "temperature_c": ("fleet_gpu_temperature_celsius", "Temperature."),
-    "power_w": ("fleet_gpu_power_watts", "Power."),
-    "ecc_uncorrected": (
-        "fleet_gpu_ecc_uncorrected",
-        "Uncorrected memory errors since the driver was loaded.",
-    ),
-}
-_VRAM = ("total", "own", "foreign", "available")
-
 
 class AgentMetrics(Collector):
     """Makes metrics from the agent's present report at each scrape.
@@ -28,11 +19,18 @@ class AgentMetrics(Collector):
     Args:
         beat: What the agent would say now.
         answer: Returns a node's state for HAProxy; None: no such node.
+        confirmed_s_ago: Seconds since the API has answered a heartbeat; None: it never has.
     """
 
-    def __init__(self, beat: Callable[[], Heartbeat], answer: Callable[[str], AgentState | None]) -> None:
+    def __init__(
+        self,
+        beat: Callable[[], Heartbeat],
+        answer: Callable[[str], AgentState | None],
+        confirmed_s_ago: Callable[[], float | None],
+    ) -> None:
         self._beat = beat
         self._answer = answer
+        self._confirmed_s_ago = confirmed_s_ago
 
     def describe(self) -> list[Metric]:
         """Return nothing: the registry must not collect before the agent has looked."""
@@ -49,39 +47,14 @@ class AgentMetrics(Collector):
     def collect(self) -> list[Metric]:
         """Return the metrics."""
         beat = self._beat()
-        readiness = GaugeMetricFamily(
-            "fleet_node_verdict", "1 for the agent's word.", labels=["node", "word"]
+        said = GaugeMetricFamily(
+            "fleet_agent_nodes", "The agent's nodes by what it says of them.", labels=["word"]
         )
-        vram = GaugeMetricFamily("fleet_gpu_memory_bytes", "GPU memory by owner.", labels=["node", "kind"])
-        flags = {
-            name: GaugeMetricFamily(f"fleet_node_{name}", text, labels=["node"])
-            for name, text in (
-                ("busy", "Whether anything runs or waits on it."),
-                ("orphans", "Prompts on it that no run explains."),
-                ("restarts", "Restarts of its process."),
-                ("host_memory_bytes", "Its own host memory."),
-            )
-        }
-        for node in beat.nodes:
-            for one in Readiness:
-                readiness.add_metric([node.name, one.value], float(node.readiness is one))
-            for of in _VRAM:
-                _add(vram, [node.name, of], node.facts.get("vram", {}).get(of))
-            for name, family in flags.items():
-                _add(family, [node.name], node.facts.get(name))
-        gpus = [_gpu_family(name, text, key, beat.gpus) for key, (name, text) in _GPU.items()]
-        return [readiness, vram, *flags.values(), *gpus]
-
-
-def _gpu_family(name: str, text: str, key: str, gpus: Any) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=["gpu", "name"])
-    for gpu in gpus:
-        _add(family, [str(gpu.get("uuid") or gpu.get("index")), str(gpu.get("name", ""))], gpu.get(key))
-    return family
-
-
-def _add(family: GaugeMetricFamily, labels: list[str], value: Any) -> None:
-    if isinstance(value, list):
-        value = len(value)
-    if isinstance(value, int | float):
-        family.add_metric(labels, float(value))
+        for one in Readiness:
+            said.add_metric([one.value], sum(node.readiness is one for node in beat.nodes))
+        heard = GaugeMetricFamily(
+            "fleet_agent_confirmed_age_seconds", "Since the API has answered a heartbeat."
+        )
+        if (age_s := self._confirmed_s_ago()) is not None:
+            heard.add_metric([], age_s)
+        return [said, heard]

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Nothing reads the body of these requests, so they need not wait for it."""
-_TELLING = frozenset({"/metrics", "/api/v1/ready"})
+_TELLING = frozenset({"/metrics", metrics.FLEET_PATH, "/api/v1/ready"})
 """Open paths that name nodes: not for a page whose own name was made to lead here."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -34,10 +34,12 @@ from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
+from comfy_fleet.ports.scrape_targets import ScrapeTargets
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.webhooks import Webhooks
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.announcing import AgentTargets
 from comfy_fleet.services.batch_keeper import BatchKeeper
 from comfy_fleet.services.batch_maker import BatchMaker
 from comfy_fleet.services.client_files import ClientFiles
@@ -48,6 +50,7 @@ from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.extension_calls import ExtensionCalls
+from comfy_fleet.services.fleet_figures import FleetFigures
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -162,6 +165,10 @@ class ApiDeps:
         request_pace: Bounds how many requests of any kind a caller makes.
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
+        fleet_figures: What metrics show of the whole fleet.
+        scrape_targets: Where each process serves its metrics.
+        agent_targets: Passes on where agents do.
+        machine: This machine's name.
     """
 
     settings: Settings
@@ -219,6 +226,10 @@ class ApiDeps:
     missing: MissingRecord
     audit: AuditTrail
     editor_settings: EditorSettings
+    fleet_figures: FleetFigures
+    scrape_targets: ScrapeTargets
+    agent_targets: AgentTargets
+    machine: str
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()

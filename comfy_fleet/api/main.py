@@ -22,6 +22,7 @@ from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.audit import RedisAudit
 from comfy_fleet.adapters.redis.batches import RedisBatches
 from comfy_fleet.adapters.redis.fetches import RedisFetches
+from comfy_fleet.adapters.redis.figures import RedisFigures
 from comfy_fleet.adapters.redis.named_stores import RedisNamedStores
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
@@ -29,6 +30,7 @@ from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
+from comfy_fleet.adapters.redis.scrape_targets import RedisScrapeTargets
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.server_memory import server_memory
 from comfy_fleet.adapters.redis.sessions import RedisSessions
@@ -41,6 +43,7 @@ from comfy_fleet.adapters.telemetry import (
     PrometheusTelemetry,
     new_registry,
 )
+from comfy_fleet.adapters.telemetry.fleet_text import fleet_text
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
@@ -76,6 +79,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.uploads import OpenUploadLimits
 from comfy_fleet.ports.webhooks import OperatorFact
 from comfy_fleet.sealed_check import check_secret
+from comfy_fleet.services.announcing import AgentTargets, announce, target_of
 from comfy_fleet.services.batch_keeper import BatchKeeper
 from comfy_fleet.services.batch_maker import BatchMaker
 from comfy_fleet.services.client_files import ClientFiles
@@ -89,6 +93,7 @@ from comfy_fleet.services.editor_ticket import PURPOSE as TICKETS
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.estimator import Estimator
 from comfy_fleet.services.extension_calls import ExtensionCalls
+from comfy_fleet.services.fleet_figures import FleetFigures
 from comfy_fleet.services.fleet_model_sizes import FleetModelSizes
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
@@ -317,7 +322,16 @@ def build(
         wakes=webhooks.wakes,
         clock=time.time,
         draw=secrets.SystemRandom().random,
+        telemetry=telemetry,
         limits=DeliveryLimits(schedule=parse_schedule(settings.webhook_backoff_s)),
+    )
+    targets, machine = RedisScrapeTargets(stores.redis, stores.clock), socket.gethostname()
+    own_target = target_of(
+        "api",
+        machine=machine,
+        host=settings.api_host,
+        port=settings.api_port,
+        advertise=settings.metrics_advertise,
     )
     return ApiDeps(
         settings=settings,
@@ -401,7 +415,20 @@ def build(
         probes=_probes(settings, stores),
         notes=lambda: _notes(stores, editors if settings.editor else None, intake),
         registry=registry,
+        fleet_figures=FleetFigures(
+            nodes=stores.nodes,
+            hosts=stores.hosts,
+            figures=RedisFigures(stores.redis),
+            estimates=stores.estimates,
+            room=open_disk(settings).room,
+            clock=stores.clock,
+            write=fleet_text,
+        ),
+        scrape_targets=targets,
+        agent_targets=AgentTargets(targets),
+        machine=machine,
         background=(
+            lambda: announce(targets, lambda: own_target),
             inventories.run,
             model_sizes.run,
             keys.ring.run,

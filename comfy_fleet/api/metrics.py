@@ -1,6 +1,11 @@
-"""Metrics for Prometheus, on the API's own port; the edge does not forward ``/metrics``."""
+"""Metrics for Prometheus: this process's and the fleet's, and where those of all processes are.
 
+The edge does not forward ``/metrics``.
+"""
+
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -10,8 +15,22 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.json import json_response
+from comfy_fleet.ports.scrape_targets import ScrapeTarget
 
 KIND = "text/plain"
+FLEET_PATH = "/metrics/fleet"
+_PAGES = {
+    "api": (("fleet-api", "/metrics"),),
+    "dispatch": (("fleet-dispatch", "/metrics"),),
+    "haproxy": (
+        ("fleet-haproxy", "/metrics"),
+        ("fleet-broker", "/metrics/broker"),
+        ("fleet-edge", "/metrics/edge"),
+    ),
+    "agent": (("fleet-agent", "/metrics"),),
+}
+"""What each kind of process serves: the value of the label ``job``, and the path."""
 
 
 class Metrics:
@@ -34,9 +53,6 @@ class Metrics:
         )
         # Finding a metric by its labels takes longer than counting; both labels have few values.
         self._requests, self._seconds = cache(self.requests.labels), cache(self.seconds.labels)
-        self.depth = Gauge("fleet_queue_depth", "Jobs that wait.", registry=self.registry)
-        self.nodes = Gauge("fleet_nodes", "Nodes by verdict.", ["verdict"], registry=self.registry)
-        self.busy = Gauge("fleet_nodes_busy", "Nodes that run a job.", registry=self.registry)
         self.streams = Gauge("fleet_event_streams", "Open event streams.", registry=self.registry)
         self.waits = Gauge(
             "fleet_waiting_submits", "Submits that wait for their job's end.", registry=self.registry
@@ -51,26 +67,78 @@ class Metrics:
 
 
 async def show(request: Request) -> Response:
-    """``GET /metrics``."""
+    """``GET /metrics``: this process's."""
     d = deps(request)
     metrics: Metrics = request.scope["metrics"]
-    metrics.depth.set(await d.jobs.depth())
-    states = await d.nodes.states()
-    metrics.nodes.clear()
-    for state in states:
-        metrics.nodes.labels("drained" if state.node.cordoned else state.verdict).inc()
-    metrics.busy.set(sum(s.run is not None for s in states))
     metrics.streams.set(sum(d.streams.values()))
     metrics.waits.set(d.waits.total())
     metrics.sockets.set(sum(d.sockets.values()))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+async def show_fleet(request: Request) -> Response:
+    """``GET /metrics/fleet``: the fleet's, the same from every API."""
+    return Response(await deps(request).fleet_figures.text(), media_type=CONTENT_TYPE_LATEST)
+
+
 async def fleet_metrics(request: Request) -> Response:
-    """What this process counts, as Prometheus reads it; for the roles `metrics` and `operator`."""
+    """The whole fleet's gauges as Prometheus reads them; for the roles `metrics` and `operator`."""
+    _reads_figures(request)
+    return await show_fleet(request)
+
+
+async def prometheus_targets(request: Request) -> Response:
+    """Where Prometheus finds the metrics of all processes, as its HTTP service discovery reads it; for the
+    roles `metrics` and `operator`.
+
+    A process that listens on loopback is listed by an API of the same machine only.
+    """
+    _reads_figures(request)
+    d = deps(request)
+    namespace = d.settings.namespace
+    known = [one for one in await d.scrape_targets.targets() if one.only_on in ("", d.machine)]
+    return json_response([*_fleet(known, namespace), *(g for one in known for g in _groups(one, namespace))])
+
+
+def _reads_figures(request: Request) -> None:
     if not principal(request).reads_figures:
         raise HttpError(403, "forbidden", "this needs a key with the role metrics or operator")
-    return await show(request)
 
 
-routes = [ServedRoute("/metrics", show, name="show", open=True)]
+def _fleet(known: Iterable[ScrapeTarget], namespace: str) -> Iterable[dict[str, Any]]:
+    """Yield the one place for what is not of one process: any API has it, and the series are the same."""
+    first = next((one for one in known if one.process == "api"), None)
+    if first is not None:
+        yield {
+            "targets": [first.address],
+            "labels": {
+                "job": "fleet",
+                "instance": namespace,
+                "__metrics_path__": FLEET_PATH,
+                "__meta_fleet_namespace": namespace,
+                "__meta_fleet_process": "fleet",
+                "__meta_fleet_host": "",
+            },
+        }
+
+
+def _groups(one: ScrapeTarget, namespace: str) -> Iterable[dict[str, Any]]:
+    for job, path in _PAGES.get(one.process, ()):
+        yield {
+            "targets": [one.address],
+            "labels": {
+                "job": job,
+                "instance": one.address,
+                "host": one.host,
+                "__metrics_path__": path,
+                "__meta_fleet_namespace": namespace,
+                "__meta_fleet_process": one.process,
+                "__meta_fleet_host": one.host,
+            },
+        }
+
+
+routes = [
+    ServedRoute("/metrics", show, name="show", open=True),
+    ServedRoute(FLEET_PATH, show_fleet, name="show_fleet", open=True),
+]

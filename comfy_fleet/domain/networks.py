@@ -23,3 +23,20 @@ def parse_networks(text: str) -> tuple[str, ...]:
                 f"{entry!r} is no network: {error}; write, for example, 10.0.0.0/8, 192.0.2.7 or fd00::/8"
             ) from error
     return tuple(dict.fromkeys(found))
+
+
+def is_any(host: str) -> bool:
+    """Return whether a process that listens there does on all addresses of its machine."""
+    return host in ("", "*") or _is(host, "is_unspecified")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of the same machine reach what listens there."""
+    return host.lower().rstrip(".") == "localhost" or _is(host, "is_loopback")
+
+
+def _is(host: str, what: str) -> bool:
+    try:
+        return bool(getattr(ipaddress.ip_address(host.strip("[]")), what))
+    except ValueError:
+        return False

@@ -16,6 +16,7 @@ class EndedJob:
         job_id: The job.
         status: Its final state.
         workflow: Its stored workflow; None: it was submitted as a graph.
+        tenant: Its owner's tenant; empty: the default one.
         total_s: Seconds from its submit.
         error: Why, unless it was canceled.
         followed: Whether it waited for an equal job's run, and shares its end.
@@ -25,6 +26,7 @@ class EndedJob:
     status: JobStatus
     workflow: str | None
     total_s: float
+    tenant: str = ""
     error: JobError | None = None
     followed: bool = False
 
@@ -112,6 +114,14 @@ class Telemetry(Protocol):
             stage: ``prompt``, ``input`` or ``output``.
             outcome: ``allowed`` or ``refused``; ``unanswered_allowed`` and ``unanswered_refused`` where
                 nobody answered and the operator's rule decided.
+        """
+
+    def webhook_tried(self, outcome: str) -> None:
+        """A message to a webhook was tried to be delivered, and what came of it is written.
+
+        Args:
+            outcome: ``delivered``; ``again``: it is tried again later; ``failed``: it was given up;
+                ``gone``: its receiver wants no more.
         """
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:

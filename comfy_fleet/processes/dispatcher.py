@@ -31,6 +31,7 @@ from comfy_fleet.adapters.telemetry import (
 )
 from comfy_fleet.bootstrap import (
     Stores,
+    announcing,
     broker_secret,
     calm_collector,
     check_schema,
@@ -107,7 +108,7 @@ async def _serve(settings: Settings, name: str | None) -> None:
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     try:
         await metrics.start()
-        await run(settings, order, name=name, registry=registry, telemetry=telemetry)
+        await run(settings, order, name=name, registry=registry, telemetry=telemetry, metrics=metrics)
     finally:
         await metrics.stop()
 
@@ -119,6 +120,7 @@ async def run(
     name: str | None,
     registry: CollectorRegistry,
     telemetry: Telemetry,
+    metrics: MetricsServer | None = None,
 ) -> None:
     """Run a dispatcher until the order to stop.
 
@@ -127,6 +129,7 @@ async def run(
         name: The dispatcher's; None: of host and process.
         registry: Gets the gauge of its runs.
         telemetry: Is told what happens to jobs and runs.
+        metrics: Serves the metrics, if it is not the API that does.
 
     Raises:
         ConfigError: A newer version works on this Redis.
@@ -156,6 +159,8 @@ async def run(
             asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
+        if metrics is not None:
+            background.append(announcing(settings, stores, "dispatch", metrics))
         try:
             await _run_once_store_answers(dispatcher, order.given)
         finally:

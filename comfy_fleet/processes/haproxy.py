@@ -6,25 +6,32 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import uvloop
+from aiohttp import web
 from prometheus_client import Gauge
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from comfy_fleet.adapters.comfyui.broker_headers import PURPOSE as BROKER
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.certificate_watch import CertificateWatch
 from comfy_fleet.adapters.haproxy.config_render import check_data
+from comfy_fleet.adapters.haproxy.config_render import files as config_files
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.system.secret_box import NodeCredentials, SecretBox
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
-from comfy_fleet.bootstrap import check_schema, open_stores
+from comfy_fleet.bootstrap import announcing, check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.services.editor_ticket import PURPOSE as TICKETS
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
+
+FIGURES_S = 5.0
+"""Longest wait for HAProxy's own figures."""
 
 
 def serve(settings: Settings) -> None:
@@ -63,7 +70,7 @@ async def _serve(settings: Settings) -> None:
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        registry = new_registry()
+        registry, places = new_registry(), config_files(settings)
         ready = Gauge("fleet_haproxy_ready", "Whether broker and edge answer.", registry=registry)
         ready.set_function(controller.ready.is_set)
         registry.register(_Ends(controller.certificates))
@@ -72,12 +79,45 @@ async def _serve(settings: Settings) -> None:
             host=settings.metrics_host,
             port=settings.haproxy_metrics_port,
             setting="FLEET_HAPROXY_METRICS_PORT",
+            more={
+                "/metrics/broker": HaproxyFigures(places.broker_monitor).show,
+                "/metrics/edge": HaproxyFigures(places.edge_monitor).show,
+            },
         )
+        announced = announcing(settings, stores, "haproxy", metrics)
         try:
             await metrics.start()
             await controller.run(stop)
         finally:
+            announced.cancel()
+            await asyncio.gather(announced, return_exceptions=True)
             await metrics.stop()
+
+
+class HaproxyFigures:
+    """Passes on what HAProxy itself counts, of its frontends and backends: one for each server would be many.
+
+    Args:
+        monitor: The socket where HAProxy answers; only this user can open it.
+    """
+
+    def __init__(self, monitor: Path) -> None:
+        self._monitor = monitor
+
+    async def show(self, _: web.Request) -> web.StreamResponse:
+        """Answer a scrape."""
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(str(self._monitor)),
+                    timeout=aiohttp.ClientTimeout(total=FIGURES_S),
+                ) as session,
+                session.get("http://haproxy/metrics?scope=frontend&scope=backend") as answer,
+            ):
+                text = await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return web.Response(status=502, text=f"HAProxy does not answer: {error}\n")
+        return web.Response(status=answer.status, body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class _Ends(Collector):

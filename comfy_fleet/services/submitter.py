@@ -639,7 +639,13 @@ class Submitter:
         self._telemetry.submitted(new)
         if done.job.cached:
             self._telemetry.ended_without_run(
-                EndedJob(job_id=new.id, status=done.job.status, workflow=new.workflow, total_s=0.0)
+                EndedJob(
+                    job_id=new.id,
+                    status=done.job.status,
+                    workflow=new.workflow,
+                    tenant=new.tenant,
+                    total_s=0.0,
+                )
             )
         return done
 

@@ -16,6 +16,7 @@ from standardwebhooks.webhooks import Webhook as Signer
 from comfy_fleet.domain.errors import ConfigError, FleetError, StoreDown
 from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, DeliveryOutcome, PostAnswer, longest_s, next_step
 from comfy_fleet.domain.webhooks.webhook import OPERATOR
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import WebhookMessage, WebhookPoster, Webhooks
 from comfy_fleet.services.webhook_secrets import WebhookSecrets
 from comfy_fleet.tasks import start
@@ -68,6 +69,7 @@ class WebhookDeliverer:
         wakes: Tells when something is due.
         clock: Unix seconds.
         draw: Draws a number from 0 to 1.
+        telemetry: Told what came of each try.
         limits: How much at once.
     """
 
@@ -81,6 +83,7 @@ class WebhookDeliverer:
         wakes: Wakes,
         clock: Callable[[], float],
         draw: Callable[[], float],
+        telemetry: Telemetry,
         limits: DeliveryLimits,
     ) -> None:
         self._webhooks = webhooks
@@ -90,6 +93,7 @@ class WebhookDeliverer:
         self._wakes = wakes
         self._clock = clock
         self._draw = draw
+        self._telemetry = telemetry
         self._limits = limits
         self._sending: dict[asyncio.Task[None], WebhookMessage] = {}
         self._look = asyncio.Event()
@@ -166,6 +170,8 @@ class WebhookDeliverer:
             await self._webhooks.sent(message, answer, step, most_age_s=longest_s(self._limits.schedule))
         except StoreDown as error:  # it is sent once more
             logger.warning("webhook's outcome not noted", extra={**about, "error": str(error)})
+        else:
+            self._telemetry.webhook_tried(step.outcome.value)
 
     async def post(self, message: WebhookMessage) -> PostAnswer:
         """Sign and post a message.

@@ -236,6 +236,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/me",
         "/api/v1/audit?limit=1",
         "/api/v1/metrics",
+        "/api/v1/prometheus/targets",
         "/api/v1/health",
     )
     for path in tasks:

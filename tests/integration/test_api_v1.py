@@ -547,8 +547,10 @@ async def test_metrics(api: Api) -> None:
     await api.client.post("/api/v1/generate", json={"prompt": "x"})
     text = (await api.client.get("/metrics")).text
     assert 'fleet_http_requests_total{handler="generate",status="202"} 1.0' in text
-    assert "fleet_queue_depth 1.0" in text
-    assert 'fleet_nodes{verdict="up"} 1.0' in text
+    assert "fleet_queue_depth" not in text, "the fleet's, not a process's"
+    text = (await api.client.get("/metrics/fleet")).text
+    assert 'fleet_queue_depth{pool="default"} 1\n' in text
+    assert 'fleet_nodes{pool="default",state="up"} 1\n' in text
 
 
 async def test_queue_and_check(api: Api) -> None:

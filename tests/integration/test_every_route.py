@@ -30,11 +30,11 @@ ANN, OPS, AGENT = "ann-key-0123456789", "ops-key-0123456789", "agent-0123456789a
 UUID = "5e1b5a7e-0000-4000-8000-000000000000"
 OPEN = {
     *("GET /health", "GET /api/v1/health", "GET /api/v2/health", "GET /api/v1/ready", "GET /metrics"),
-    *("GET /", "GET /login", "POST /login", "POST /logout", "GET /enter"),
+    *("GET /metrics/fleet", "GET /", "GET /login", "POST /login", "POST /logout", "GET /enter"),
 }
 """What is answered without a key."""
 SAFE = ("GET", "HEAD", "OPTIONS")
-TELLING = {"GET /metrics", "GET /api/v1/ready"}
+TELLING = {"GET /metrics", "GET /metrics/fleet", "GET /api/v1/ready"}
 """What of it names nodes."""
 AGENTS = {
     *("POST /api/v1/agents/{host}/heartbeat", "GET /api/v1/nodes", "GET /api/v1/me", "GET /api/v1/queue"),

@@ -106,6 +106,7 @@ NATIVE_PLAIN = ["/internal/files/input", "/internal/files/output"]
 STOP = [
     "/.",
     "/metrics",
+    "/metrics/fleet",
     "/api/v1",
     "/api/v3/jobs",
     "/api/submit/x",

@@ -237,7 +237,7 @@ async def test_people_are_for_operators(api: Api, method: str, path: str, body: 
 
 async def test_a_key_for_metrics_reads_figures_and_nothing_else(api: Api) -> None:
     key = (await new_key(api, "prom", "metrics"))["key"]
-    for path in ("metrics", "queue", "me"):
+    for path in ("metrics", "prometheus/targets", "queue", "me"):
         assert (await call(api, "GET", path, key=key)).status_code == 200, path
     assert "fleet_queue_depth" in (await call(api, "GET", "metrics", key=key)).text
     paths = "api/v1/jobs api/v2/jobs api/v1/workflows api/v1/nodes object_info queue features history "

@@ -35,9 +35,8 @@ async def test_a_job_runs_and_one_port_has_all_metrics(redis_port: int, tmp_path
         metrics = (await serve.http.get("/metrics")).text
         for line in (
             'fleet_jobs_submitted_total{workflow="graph"} 1.0',
-            'fleet_jobs_total{pool="default",status="succeeded",workflow="graph"} 1.0',
+            'fleet_jobs_total{pool="default",status="succeeded",tenant="default",workflow="graph"} 1.0',
             "fleet_runs_in_flight 0.0",
-            "fleet_queue_depth 0.0",
         ):
             assert line in metrics
         assert metrics.count("process_cpu_seconds_total") == 3  # help, type and one value

@@ -50,7 +50,7 @@ for package in "$@"; do
     gcc) cp "$BIN/later/true" "$BIN/cc" ;;
     redis-tools) cp "$BIN/later/true" "$BIN/redis-cli" ;;
     php-cli) cp "$BIN/later/true" "$BIN/php" ;;
-    curl | nginx | caddy | keepalived) cp "$BIN/later/true" "$BIN/$package" ;;
+    curl | nginx | caddy | keepalived | prometheus) cp "$BIN/later/true" "$BIN/$package" ;;
     python3 | python3.11) cp "$BIN/later/python" "$BIN/$package" ;;
     python3.11-venv) echo > "$BIN/venv-module" ;;
   esac
@@ -317,14 +317,14 @@ def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
     assert machine.setup(uid="0").returncode == 0
     assert not installed(machine)
     assert machine.setup("--tests", uid="0").returncode == 0
-    packages = "gcc libc6-dev redis-tools curl php-cli nginx caddy keepalived"
+    packages = "gcc libc6-dev redis-tools curl php-cli nginx caddy keepalived prometheus"
     assert installed(machine) == [f"apt-get install -y -qq --no-install-recommends {packages}"]
     assert machine.setup("--tests", uid="0").returncode == 0
     assert len(installed(machine)) == 1
 
 
 def test_only_what_is_missing_is_installed_for_the_tests(machine: Machine) -> None:
-    machine.has(*WHOLE, "apt-get", "cc", "curl", "php", "nginx", "keepalived")
+    machine.has(*WHOLE, "apt-get", "cc", "curl", "php", "nginx", "keepalived", "prometheus")
     done = machine.setup("--tests", uid="0")
     assert done.returncode == 0, done.stderr
     assert "setup: these are missing: redis-cli caddy: installing redis-tools caddy\n" in done.stdout

@@ -63,12 +63,12 @@ def test_every_process_has_metrics(running: Up) -> None:
     job = running.json("submit", "image_card", "-p", "prompt=counted", "--wait")
     assert job["status"] == "succeeded"
     ports = json.loads((running.data / "run" / "up.json").read_text())["settings"]
-    counted = 'fleet_jobs_total{pool="default",status="succeeded",workflow="image_card"}'
+    counted = 'fleet_jobs_total{pool="default",status="succeeded",tenant="default",workflow="image_card"}'
     for name, metric in {
         "api_port": 'fleet_jobs_submitted_total{workflow="image_card"}',
         "dispatch_metrics_port": counted,
         "haproxy_metrics_port": "fleet_haproxy_ready 1.0",
-        "agent_metrics_port": 'fleet_node_verdict{node="sim-1",word="ready"} 1.0',
+        "agent_metrics_port": 'fleet_agent_nodes{word="ready"}',
     }.items():
         text = httpx.get(f"http://127.0.0.1:{ports[name]}/metrics").text
         assert metric in text and "process_cpu_seconds_total" in text, name

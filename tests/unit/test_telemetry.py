@@ -15,7 +15,7 @@ from comfy_fleet.adapters.telemetry import (
     PrometheusTelemetry,
     new_registry,
 )
-from comfy_fleet.adapters.telemetry.prometheus import MOST_VALUES
+from comfy_fleet.adapters.telemetry.prometheus import MOST_NODES, MOST_VALUES
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
@@ -33,8 +33,9 @@ JOB = Job(
     graph_hash="h",
     workflow="card",
     placement=Placement(pool="wished", spill=("big",)),
+    tenant="blue",
 )
-CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", pool="big", token="t", attempt=0)
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", pool="big", token="t", attempt=0, load_s=2.0)
 OOM = JobError(code="out_of_memory", message="too large")
 EXPIRED = EndedJob(job_id="k", status=JobStatus.EXPIRED, workflow=None, total_s=7.0)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -54,6 +55,7 @@ def tell_all(telemetry: Telemetry) -> None:
     telemetry.lease_refused("error", detail="odd")
     telemetry.fetched("stored")
     telemetry.judged("prompt", "refused")
+    telemetry.webhook_tried("again")
     telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
 
 
@@ -61,7 +63,7 @@ EVENTS = [name for name, _ in inspect.getmembers(Telemetry, inspect.isfunction) 
 
 
 def test_every_observer_takes_every_event() -> None:
-    assert len(EVENTS) == 12
+    assert len(EVENTS) == 13
     for one in (NullTelemetry(), LoggingTelemetry(), PrometheusTelemetry(CollectorRegistry())):
         tell_all(one)
         tell_all(Observers(one))
@@ -95,8 +97,12 @@ def test_events_are_counted_and_measured() -> None:
 
     where = {"workflow": "card", "pool": "big"}
     assert value("fleet_jobs_submitted_total", workflow="graph") == 1
-    assert value("fleet_jobs_total", status="succeeded", **where) == 1
-    assert value("fleet_jobs_total", status="expired", workflow="graph", pool="other") == 1
+    assert value("fleet_jobs_total", status="succeeded", tenant="blue", **where) == 1
+    assert value("fleet_jobs_total", status="failed", tenant="blue", **where) == 0, "from the first claim on"
+    assert value("fleet_jobs_total", status="expired", workflow="graph", pool="other", tenant="default") == 1
+    assert value("fleet_gpu_seconds_total", tenant="blue", **where) == 4.0
+    assert value("fleet_model_loads_total", node="g1") == 1
+    assert value("fleet_webhooks_total", outcome="again") == 1
     assert value("fleet_job_queue_seconds_sum", **where) == 2.5
     assert value("fleet_job_run_seconds_sum", **where) == 3.0
     assert value("fleet_job_total_seconds_sum", **where) == 10.0
@@ -147,6 +153,7 @@ def test_a_job_counts_once_however_often_it_ran() -> None:
     telemetry.given_back(again, JobStatus.FAILED, error=OOM, counts=True)
     labels = {"workflow": "card", "pool": "big"}
     assert registry.get_sample_value("fleet_job_queue_seconds_count", labels) == 1
+    labels["tenant"] = "blue"
     assert registry.get_sample_value("fleet_jobs_total", {"status": "failed", **labels}) == 1
     assert registry.get_sample_value("fleet_jobs_total", {"status": "queued", **labels}) is None
 
@@ -171,7 +178,10 @@ def test_no_client_can_make_any_number_of_labels() -> None:
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
     for number in range(5 * MOST_VALUES):
-        job = replace(JOB, workflow=f"w{number % 20}")
+        job = replace(JOB, workflow=f"w{number % 20}", tenant=f"t{number % 3}")
+        telemetry.claimed(replace(CLAIM, job=job, pool=f"p{number // 20}"))
+        telemetry.left(replace(CLAIM, job=job, pool=f"p{number // 20}"), busy_s=1)
+        telemetry.posted(replace(CLAIM, node=f"n{number * 3}"))
         telemetry.ended(
             replace(CLAIM, job=job, pool=f"p{number // 20}"),
             JobStatus.FAILED,
@@ -182,7 +192,8 @@ def test_no_client_can_make_any_number_of_labels() -> None:
         telemetry.lease_refused(f"r{number}")
     for family in registry.collect():
         series = {tuple(sorted(s.labels.items())) for s in family.samples if "le" not in s.labels}
-        assert len(series) <= MOST_VALUES + 1, family.name
+        most = {"fleet_jobs": 4 * MOST_VALUES + 4, "fleet_model_loads": MOST_NODES + 1}
+        assert len(series) <= most.get(family.name, MOST_VALUES + 1), family.name
 
 
 def test_lines_of_the_log_are_those_that_people_look_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -232,12 +232,13 @@ def ended_job(
     row: Sequence[bytes], status: JobStatus, error: JobError | None = None, *, followed: bool = False
 ) -> EndedJob:
     """Read a script's answer about a job that it has ended."""
-    job_id, workflow, seconds = (raw.decode(errors="replace") for raw in row)
+    job_id, workflow, seconds, tenant = (raw.decode(errors="replace") for raw in row)
     return EndedJob(
         job_id=job_id,
         status=status,
         workflow=workflow or None,
         total_s=float(seconds),
+        tenant=tenant,
         error=error,
         followed=followed,
     )
@@ -435,5 +436,6 @@ def load_job(
         batch=BatchPart.parse(record["batch"].decode()) if record.get("batch") else None,
         cached=bool(record.get("cached")),
         moderation=text("moderation") or "",
+        tenant=text("tenant") or "",
         webhook=Webhook.from_record(_object(record, "webhook")) if record.get("webhook") else None,
     )

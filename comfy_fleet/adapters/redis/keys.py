@@ -216,6 +216,9 @@ class Keyspace:
     reading = _Each("reading:NODE")  # string: somebody asks the node what it has
     report = _Each("report:NODE")  # string: what an agent last saw of the node, for 10 s
 
+    # hash: PROCESS HOST ADDRESS, or agent HOST -> where it serves its metrics, as JSON, with `at`
+    scrape_targets = _One("scrape:targets")
+
     # -- hosts
     hosts = _One("hosts")  # zset: HOST -> last heartbeat
     host = _Each("host:HOST")  # string: that heartbeat, for 10 s

@@ -80,6 +80,9 @@ class LoggingTelemetry:
     def judged(self, stage: str, outcome: str) -> None:
         """Nothing: a refusal has a line of its own."""
 
+    def webhook_tried(self, outcome: str) -> None:
+        """Nothing: whoever sends it says what came of it."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Log now and then that Redis is asked again."""
         if tell:

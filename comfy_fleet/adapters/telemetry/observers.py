@@ -51,6 +51,9 @@ class NullTelemetry:
     def judged(self, stage: str, outcome: str) -> None:
         """See the port."""
 
+    def webhook_tried(self, outcome: str) -> None:
+        """See the port."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """See the port."""
 
@@ -73,6 +76,7 @@ class Observers:
         self.staged_ahead = _contained([one.staged_ahead for one in observers])
         self.fetched = _contained([one.fetched for one in observers])
         self.judged = _contained([one.judged for one in observers])
+        self.webhook_tried = _contained([one.webhook_tried for one in observers])
         self.store_retried = _contained([one.store_retried for one in observers])
 
 

@@ -421,3 +421,16 @@ class NotReadyAnswer(_ReadyFields):
     """No job could run now."""
 
     error: ErrorAnswer
+
+
+class ScrapeTargetAnswer(TypedDict):
+    """A page of metrics, as Prometheus' HTTP service discovery reads it."""
+
+    targets: Annotated[list[str], Field(description="One: `HOST:PORT`.")]
+    labels: Annotated[
+        dict[str, str],
+        Field(
+            description="`job`, `instance`, `host` and `__metrics_path__`; for relabelling "
+            "`__meta_fleet_namespace`, `__meta_fleet_process` and `__meta_fleet_host`."
+        ),
+    ]

@@ -1,5 +1,6 @@
 """REST: GPU hosts. Their agents report here and get orders; operators read the list."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from comfy_fleet.domain.networks import parse_networks
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.agent_token import AgentToken
 from comfy_fleet.domain.nodes.host import (
+    METRICS_HEADER,
     Cleanup,
     GpuAllocation,
     Heartbeat,
@@ -31,9 +33,12 @@ from comfy_fleet.domain.nodes.host import (
 from comfy_fleet.domain.nodes.node import NAME, Node, check_name, parse_url, split_credentials
 from comfy_fleet.domain.nodes.node_networks import why_not
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
+from comfy_fleet.ports.scrape_targets import ScrapeTarget
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}")
 
 MAX_FACTS_BYTES, MAX_FACTS_DEPTH = 16 * 1024, 16
 """Limit of an agent's free-form facts about a node or GPU, which are stored and shown unchanged."""
@@ -162,6 +167,7 @@ async def heartbeat(request: Request) -> Response:
         deleted=[Cleanup.parse(line) for line in body.deleted],
     )
     orders = await d.hosts.beat(beat, now=now)
+    await _note_metrics(request, host)
     idle = await idle_by_pool(d)
     return json_response(
         {
@@ -176,6 +182,20 @@ async def heartbeat(request: Request) -> Response:
             "store": orders.store,
         }
     )
+
+
+async def _note_metrics(request: Request, host: str) -> None:
+    """Have it remembered where the agent serves its metrics, if Prometheus may be sent there."""
+    d, address = deps(request), request.headers.get(METRICS_HEADER, "")
+    if not _ADDRESS.fullmatch(address):
+        return
+    name, local = address.rpartition(":")[0].strip("[]"), _is_local(request)
+    if is_loopback(name) and not local:  # on another machine, which this name does not mean
+        return
+    if why_not(name, parse_networks(d.settings.node_networks), local=local):
+        return
+    only_on = d.machine if is_loopback(name) else ""
+    await d.agent_targets.heard(ScrapeTarget(process="agent", host=host, address=address, only_on=only_on))
 
 
 async def list_hosts(request: Request) -> Response:

@@ -418,6 +418,7 @@ class Job:
         cached: Whether its outputs were not computed for it: it got those of an equal job.
         follows: Whether it waits, or has waited, for the result of an equal job, and is in no queue.
         moderation: How its files are judged before they are given out; empty: not at all.
+        tenant: Its owner's tenant; empty: the default one.
         webhook: Who is told what becomes of it.
     """
 
@@ -477,6 +478,7 @@ class Job:
     cached: bool = False
     follows: bool = False
     moderation: str = ""
+    tenant: str = ""
     webhook: Webhook | None = None
 
 

@@ -9,6 +9,9 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.node import Node, check_name
 
+METRICS_HEADER = "Fleet-Metrics"
+"""With a heartbeat: ``HOST:PORT`` where its agent serves its metrics."""
+
 HOST_LABEL = "host"
 """Every node that an agent registers has its host's name under this label."""
 

@@ -68,12 +68,12 @@ local function end_job(id, status, err, result, at, progress)
   if f[6] then left_flight(id, f[6], f[7], at, end_job) end
 end
 
--- Facts for observers about a job that ended without the end of a run: {job, workflow, seconds since its submit}.
+-- Facts for observers about a job that ended without the end of a run: {job, workflow, seconds since its submit, tenant}.
 -- A field that can't be read is ''.
 local function ended_job(id, at)
-  local f = redis.pcall('HMGET', job_key(id), 'workflow', 'created')
+  local f = redis.pcall('HMGET', job_key(id), 'workflow', 'created', 'tenant')
   if f.err then f = {} end
-  return { id, f[1] or '', num(at - (tonumber(f[2] or '') or at)) }
+  return { id, f[1] or '', num(at - (tonumber(f[2] or '') or at)), f[3] or '' }
 end
 
 -- End a job that waits; return the facts for observers.

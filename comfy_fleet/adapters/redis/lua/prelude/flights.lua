@@ -5,7 +5,7 @@ local MOST_FOLLOWERS = 250
 local SETTLED_AT_ONCE = 300  -- followers that one call ends, and outputs that it gives them: about ten milliseconds
 local settled = 0  -- so many of them were in this call
 
--- Followers that this call has ended: {id, workflow, seconds since the submit, status}, facts for observers.
+-- Followers that this call has ended: {id, workflow, seconds since the submit, tenant, status}, facts for observers.
 local ended_followers = {}
 
 -- A follower's state is its leader's: say so where it is not.  status: queued | running.
@@ -173,7 +173,7 @@ local function settle_flight(flight, at, end_job)
     if settled > 0 and settled + each > SETTLED_AT_ONCE then return end
     settled = settled + each
     local key = job_key(id)
-    local j = fields(key, 'status', 'owner', 'expires_in', 'workflow', 'created')
+    local j = fields(key, 'status', 'owner', 'expires_in', 'workflow', 'created', 'tenant')
     if j[1] == 'queued' or j[1] == 'running' then
       redis.call('HDEL', key, 'node', 'run')  -- the run is not counted again
       redis.call('ZREM', deadlines_key, id)
@@ -186,7 +186,7 @@ local function settle_flight(flight, at, end_job)
         end_job(id, 'failed', f[4], '', at)
       end
       redis.call('HSET', key, 'run', f[6] or '', 'node', f[2] or '')
-      ended_followers[#ended_followers + 1] = { id, j[4] or '', num(at - (tonumber(j[5] or '') or at)), f[1] }
+      ended_followers[#ended_followers + 1] = { id, j[4] or '', num(at - (tonumber(j[5] or '') or at)), j[6] or '', f[1] }
     end
     redis.call('ZREM', flight_jobs_key(flight), id)
   end

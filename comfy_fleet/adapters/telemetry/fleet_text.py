@@ -1,0 +1,284 @@
+"""The whole fleet's figures as Prometheus reads them.
+
+A fleet of a thousand nodes has ten thousand samples. prometheus_client makes an object of each, which takes
+longer than writing them, and writing is all that is done with them here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_fleet.domain.nodes.gpu_assessment import FATAL_XIDS
+from comfy_fleet.domain.nodes.host import HostState
+from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.ports.figures import FleetView
+
+_FAULTS = ("lost", "reset_pending", "remap_failed", "recovery", "ecc_uncorrected")
+MOST_POOLS = 200
+OTHER = "other"
+
+Samples = Iterable[tuple[tuple[str, ...], float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A metric.
+
+    Attributes:
+        name: Its name.
+        help: What it says.
+        labels: The names of its labels.
+        kind: ``gauge`` or ``counter``.
+    """
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    kind: str = "gauge"
+
+
+def _shown(name: str, text: str, *labels: str) -> Shown:
+    return Shown(name=name, help=text, labels=labels, kind="counter" if name.endswith("_total") else "gauge")
+
+
+DEPTH = _shown("fleet_queue_depth", "Jobs that wait, by the pool that is tried first.", "pool")
+OLDEST = _shown("fleet_queue_oldest_seconds", "For how long the oldest of them has waited.", "pool")
+NODES = _shown("fleet_nodes", "Nodes by state.", "pool", "state")
+BUSY = _shown("fleet_nodes_busy", "Nodes that run a job.", "pool")
+ABLE = _shown("fleet_nodes_able", "Nodes that may get jobs.", "pool")
+STATE = _shown("fleet_node_state", "1 for the node's present state.", "node", "state")
+INFO = _shown(
+    "fleet_node_info", "1; its labels say what the node is.", "node", "pool", "host", "gpu", "version"
+)
+NODE_BUSY = _shown("fleet_node_busy", "1 while a run has the node.", "node")
+MEMORY = _shown(
+    "fleet_gpu_memory_bytes",
+    "The node's card: all of it (total), what the node holds (own), what other programs hold (foreign), "
+    "what jobs may use (available).",
+    "node",
+    "kind",
+)
+UTILIZATION = _shown("fleet_gpu_utilization", "Share of the time in which a kernel ran, 0 to 1.", "node")
+HEAT = _shown("fleet_gpu_temperature_celsius", "The card's temperature.", "node")
+POWER = _shown("fleet_gpu_power_watts", "What the card takes.", "node")
+FAULTY = _shown("fleet_gpu_faulty", "1 if the card is lost, worn, or needs a reset or a repair.", "node")
+ORPHANS = _shown("fleet_node_orphans", "Prompts on the node that no run explains.", "node")
+RESTARTS = _shown("fleet_node_restarts", "Restarts of its process since its agent started.", "node")
+HOST_MEMORY = _shown("fleet_node_host_memory_bytes", "Main memory that its process holds.", "node")
+HEARD = _shown("fleet_host_heartbeat_age_seconds", "Since the last heartbeat of the host's agent.", "host")
+ERRORS = _shown(
+    "fleet_estimate_error_ratio",
+    "Real time over the estimated one of the last jobs: half of them (p50), nine of ten (p90) were below.",
+    "kind",
+    "bound",
+)
+MESSAGES = _shown("fleet_webhook_messages", "Messages to webhooks that are not delivered yet.")
+LATE = _shown("fleet_webhook_late_seconds", "For how long the first of them has been due.")
+FAILING = _shown("fleet_webhook_receivers_failing", "Receivers of webhooks that fail.")
+DISPATCHERS = _shown("fleet_dispatchers", "Dispatchers that live.")
+FREE = _shown("fleet_disk_free_bytes", "Free space on the disk of FLEET_DATA.")
+FLOOR = _shown("fleet_disk_floor_bytes", "Free space below which nothing new is taken.")
+LOOK = _shown("fleet_figures_seconds", "How long reading these figures took.")
+REDIS = {
+    "memory_used_bytes": "Memory that Redis' data takes.",
+    "memory_resident_bytes": "Memory that Redis' process has.",
+    "memory_limit_bytes": "What its data may take; 0: any amount.",
+    "clients": "Connections to Redis.",
+    "replicas": "Replicas that are connected.",
+    "commands_total": "Commands that Redis has carried out.",
+    "evicted_keys_total": "Keys that Redis has thrown away for want of memory: jobs are lost if it is not 0.",
+    "uptime_seconds": "Since Redis' start.",
+    "saves": "1 if Redis' last writes to its disk succeeded.",
+}
+REDIS_SHOWN = {name: _shown(f"fleet_redis_{name}", text) for name, text in REDIS.items()}
+ALL = (
+    *(DEPTH, OLDEST, NODES, BUSY, ABLE, STATE, INFO, NODE_BUSY, MEMORY, UTILIZATION, HEAT, POWER, FAULTY),
+    *(ORPHANS, RESTARTS, HOST_MEMORY, HEARD, ERRORS, MESSAGES, LATE, FAILING, DISPATCHERS, FREE, FLOOR),
+    *(LOOK, *REDIS_SHOWN.values()),
+)
+"""All metrics of the whole fleet."""
+
+
+def fleet_text(view: FleetView) -> bytes:
+    """Return the text for a scrape."""
+    return b"".join(_written(one, samples) for one, samples in _families(view))
+
+
+def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
+    store = view.store
+    pools = _pools(view)
+
+    def pool(name: str) -> str:
+        return name if name in pools else OTHER
+
+    depth, oldest = Counter(dict.fromkeys(pools, 0)), dict.fromkeys(pools, 0.0)
+    for queue in store.queues:
+        depth[pool(queue.pool)] += queue.waiting
+        oldest[pool(queue.pool)] = max(oldest.get(pool(queue.pool), 0.0), queue.oldest_s)
+    yield DEPTH, (((name,), count) for name, count in depth.items())
+    yield OLDEST, (((name,), seconds) for name, seconds in oldest.items())
+    states = [(one, state_of(one)) for one in view.nodes]
+    counted = Counter((pool(one.node.pool), state) for one, state in states)
+    yield NODES, counted.items()
+    busy, able = Counter(dict.fromkeys(pools, 0)), Counter(dict.fromkeys(pools, 0))
+    for one, state in states:
+        busy[pool(one.node.pool)] += one.run is not None
+        able[pool(one.node.pool)] += state == "up"
+    yield BUSY, (((name,), count) for name, count in busy.items())
+    yield ABLE, (((name,), count) for name, count in able.items())
+    yield STATE, (((one.node.name, state), 1) for one, state in states)
+    yield (
+        INFO,
+        (
+            (
+                (
+                    one.node.name,
+                    pool(one.node.pool),
+                    one.node.labels.get("host", ""),
+                    one.reading.gpu[:80],
+                    one.reading.comfyui[:40],
+                ),
+                1,
+            )
+            for one, _ in states
+        ),
+    )
+    yield NODE_BUSY, (((one.node.name,), one.run is not None) for one, _ in states)
+    yield from _of_hosts(view)
+    yield ERRORS, _errors(view.errors)
+    yield MESSAGES, [((), store.webhooks.waiting)]
+    yield LATE, [((), store.webhooks.late_s)]
+    yield FAILING, [((), store.webhooks.failing)]
+    yield DISPATCHERS, [((), store.dispatchers)]
+    yield FREE, [((), view.room.free_bytes)]
+    yield FLOOR, [((), view.room.floor_bytes)]
+    yield LOOK, [((), round(view.took_s, 6))]
+    for name, shown in REDIS_SHOWN.items():
+        if name in store.server:
+            yield shown, [((), store.server[name])]
+
+
+def state_of(one: NodeState) -> str:
+    """Return a node's state: an operator's order goes before what HAProxy sees."""
+    if one.quarantined:
+        return "quarantined"
+    return "drained" if one.node.cordoned else one.verdict
+
+
+def _pools(view: FleetView) -> set[str]:
+    """Return the pools that are named: those with nodes first, as clients may name any."""
+    found = dict.fromkeys(one.node.pool for one in view.nodes)
+    found |= dict.fromkeys(queue.pool for queue in view.store.queues)
+    return set(list(found)[:MOST_POOLS])
+
+
+def _of_hosts(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
+    known = {one.node.name for one in view.nodes}
+    memory: list[tuple[tuple[str, ...], float]] = []
+    found: dict[Shown, list[tuple[tuple[str, ...], float]]] = {
+        shown: [] for shown in (UTILIZATION, HEAT, POWER, FAULTY, ORPHANS, RESTARTS, HOST_MEMORY)
+    }
+    for host in view.hosts:
+        cards = _cards(host)
+        for report in _maps(host.record.get("nodes")):
+            name = report.get("name")
+            if name not in known:  # an agent may say anything
+                continue
+            known.discard(name)
+            facts = _map(report.get("facts"))
+            vram = _map(facts.get("vram"))
+            memory += [
+                ((name, kind), vram[kind])
+                for kind in ("total", "own", "foreign", "available")
+                if _is_number(vram.get(kind))
+            ]
+            orphans = facts.get("orphans")
+            card = _card_facts(cards.get(str(_map(report.get("seat")).get("gpu") or facts.get("gpu"))))
+            values = {
+                **card,
+                ORPHANS: len(orphans) if isinstance(orphans, list) else None,
+                RESTARTS: facts.get("restarts"),
+                HOST_MEMORY: facts.get("host_memory_bytes"),
+            }
+            for shown, value in values.items():
+                if _is_number(value):
+                    found[shown].append(((name,), value))
+    yield MEMORY, memory
+    yield from found.items()
+    yield HEARD, [((host.host,), round(max(0.0, view.at - host.seen_at), 3)) for host in view.hosts]
+
+
+def _cards(host: HostState) -> dict[str, Mapping[str, Any]]:
+    """Return a host's cards by UUID and by index, MIG instances by UUID."""
+    cards: dict[str, Mapping[str, Any]] = {}
+    for card in _maps(host.record.get("gpus")):
+        for name in (card.get("index"), card.get("uuid")):
+            cards[str(name)] = card
+        for instance in _maps(card.get("instances")):
+            # An instance has no sensors of its own.
+            cards[str(instance.get("uuid"))] = {
+                **card,
+                **{name: value for name, value in instance.items() if value is not None},
+            }
+    return cards
+
+
+def _card_facts(card: Mapping[str, Any] | None) -> dict[Shown, Any]:
+    if card is None:
+        return {}
+    used = card.get("utilisation")
+    xids = card.get("xids")
+    faulty = any(card.get(name) for name in _FAULTS) or (
+        isinstance(xids, list) and not FATAL_XIDS.isdisjoint(xid for xid in xids if isinstance(xid, int))
+    )
+    return {
+        UTILIZATION: used / 100 if isinstance(used, int | float) else None,
+        HEAT: card.get("temperature_c"),
+        POWER: card.get("power_w"),
+        FAULTY: int(faulty),
+    }
+
+
+def _errors(errors: Mapping[str, Sequence[float]]) -> Samples:
+    for kind, ratios in errors.items():
+        if ratios:
+            ordered = sorted(ratios)
+            for bound, share in (("p50", 0.5), ("p90", 0.9)):
+                yield (kind, bound), ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _maps(value: object) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _written(shown: Shown, samples: Samples) -> bytes:
+    lines = [f"{_place(shown, values)} {_number(value)}\n" for values, value in samples]
+    head = f"# HELP {shown.name} {shown.help}\n# TYPE {shown.name} {shown.kind}\n"
+    return (head + "".join(lines)).encode() if lines else b""
+
+
+def _number(value: float) -> str:
+    return f"{value:d}" if isinstance(value, int) else repr(value)
+
+
+def _place(shown: Shown, values: tuple[str, ...]) -> str:
+    if not values:
+        return shown.name
+    named = zip(shown.labels, values, strict=True)
+    pairs = ",".join([f'{name}="{_escaped(value)}"' for name, value in named])
+    return f"{shown.name}{{{pairs}}}"
+
+
+def _escaped(value: str) -> str:
+    if "\\" in value or '"' in value or "\n" in value:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return value
