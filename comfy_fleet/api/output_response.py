@@ -52,10 +52,10 @@ def chosen(request: Request, asset: Asset) -> tuple[OutputForm | None, bool]:
     asked = query.format or query.quality or query.width or query.metadata
     kind = query.format or (_negotiated(request, own) if own.startswith("image/") else None)
     if not asked or query == FormQuery(metadata="keep"):
-        form = None if kind is None else OutputForm(kind=kind)
-        if form is not None and _saves(request) and kind != "png":
-            form = OutputForm(kind=form.kind, quality=_SAVING)
-        return form, False
+        if kind is None:
+            return None, False
+        quality = _SAVING if _saves(request) and kind != "png" else QUALITY
+        return OutputForm(kind=kind, quality=quality, keeps=query.metadata == "keep"), False
     kind = kind or (own.removeprefix("image/") if own.removeprefix("image/") in KINDS else "webp")
     if kind == "png" and query.quality is not None:
         raise HttpError(

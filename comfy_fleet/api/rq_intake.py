@@ -127,8 +127,9 @@ class RqIntake:
         if not taken.turn or taken.idle:
             self._held = ""
             return IDLE_S
-        for id_, why in taken.dropped:
-            logger.info("RQ's entry dropped", extra={"rq_id": id_, "why": why})
+        if taken.dropped:  # one line, however many somebody has put there
+            id_, why = taken.dropped[0]
+            logger.info("RQ's entries dropped", extra={"count": len(taken.dropped), "rq_id": id_, "why": why})
         for entry in taken.gone:
             await self._inbox.end(entry, "canceled", ttl_s=0)
         if who is not None:

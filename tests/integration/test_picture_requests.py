@@ -69,6 +69,8 @@ async def test_a_picture_comes_as_it_is_asked_for(api: Api) -> None:
     assert picture(stripped).tobytes() == picture(whole).tobytes()
     kept = await api.client.get(url, params={"width": 40, "metadata": "keep"})
     assert picture(kept).info["prompt"] == '{"1": "secret words"}'
+    as_webp = await api.client.get(url, params={"metadata": "keep"}, headers={"Accept": "image/webp"})
+    assert picture(as_webp).format == "WEBP" and b"secret words" in as_webp.content
     sizes = [
         len((await api.client.get(url, params={"format": "webp", "quality": q})).content) for q in (10, 95)
     ]

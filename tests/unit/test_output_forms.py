@@ -276,19 +276,21 @@ def test_what_is_accepted(header: str, weights: tuple[float, float, float]) -> N
 
 async def test_what_was_made_is_kept_within_bounds_of_bytes_and_time(tmp_path: Path) -> None:
     now = [1_000_000.0]
-    kept = MadePicturesFolder(tmp_path / "made", most_bytes=1000, clock=lambda: now[0])
+    most = 10 * 4096
+    kept = MadePicturesFolder(tmp_path / "made", most_bytes=most, clock=lambda: now[0])
     for number in range(30):
         now[0] += 1
-        await kept.put(f"a-{number}", bytes(100))
-        assert await kept.get("a-0") == bytes(100)  # it is used, so it stays
-    files = list((tmp_path / "made").iterdir())
-    assert sum(one.stat().st_size for one in files) <= 1100
+        data = bytes(100 if number % 2 else 4096)  # on a disk, they take as much
+        await kept.put(f"a-{number}", data)
+        assert await kept.get("a-0") == bytes(4096)  # it is used, so it stays
+    assert len(list((tmp_path / "made").iterdir())) <= 11
     assert await kept.get("a-1") is None and await kept.get("a-29") == bytes(100)
-    await kept.put("large", bytes(300))
+    assert (await kept.size("a-29"), await kept.size("a-1")) == (100, None)
+    await kept.put("large", bytes(most // 4 + 1))
     assert await kept.get("large") is None
     now[0] += KEPT_S + 1
     assert await kept.get("a-0") is None
-    again = MadePicturesFolder(tmp_path / "made", most_bytes=1000, clock=lambda: now[0])
+    again = MadePicturesFolder(tmp_path / "made", most_bytes=most, clock=lambda: now[0])
     await again.put("b", b"new")
     assert [one.name for one in (tmp_path / "made").iterdir()] == ["b"]
 

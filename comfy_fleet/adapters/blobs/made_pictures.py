@@ -17,6 +17,8 @@ KEPT_S = 86_400.0
 SWEEP_S = 3600.0
 _LARGEST, _UNSEEN = 4, 16
 """One file may have such a part of all bytes; after such a part was written, the folder is read again."""
+_LEAST = 4096
+"""Bytes that the smallest file takes on a disk: else millions of tiny ones would be within any limit."""
 _ROOM = 0.9
 
 
@@ -87,7 +89,7 @@ class MadePicturesFolder:
             drawn.replace(self._folder / name)
         finally:
             drawn.unlink(missing_ok=True)
-        self._written += len(data)
+        self._written += max(len(data), _LEAST)
         if self._written > self._most // _UNSEEN:
             self._tidy()
 
@@ -103,7 +105,7 @@ class MadePicturesFolder:
                 if self._clock() - stat.st_mtime > KEPT_S:
                     os.unlink(entry.path)  # noqa: PTH108 - an entry of scandir is no Path
                 else:
-                    found.append((stat.st_atime_ns, stat.st_size, entry.path))
+                    found.append((stat.st_atime_ns, max(stat.st_size, _LEAST), entry.path))
         left = sum(size for _, size, _ in found)
         if left <= self._most:
             return
