@@ -552,8 +552,15 @@ class Settings(BaseSettings):
         10_000,
         gt=0,
         le=100_000,
-        description="Most items of one batch. All of them must fit into the queue at once, too "
-        "(`FLEET_QUEUE_DEPTH`).",
+        description="Most items of one batch.",
+    )
+    max_batch_waiting: int = Field(
+        20_000,
+        gt=0,
+        le=10_000_000,
+        description="How many items of all batches may wait until the queue has room for them: batches fill "
+        "half of it (`FLEET_QUEUE_DEPTH`). Further batches are refused with 429, but an owner may always "
+        "have a tenth of this number. Each takes the memory of a job in Redis.",
     )
     max_kept_jobs: Count = Field(
         1000,

@@ -167,6 +167,8 @@ class JobFields(TypedDict):
     batch: NotRequired[
         Annotated[BatchPartAnswer, Field(description="Only if it was merged with other jobs into one batch.")]
     ]
+    batch_id: NotRequired[Annotated[str, Field(description="Only of an item of a batch: which batch.")]]
+    custom_id: NotRequired[Annotated[str, Field(description="Only of an item of a batch: its name there.")]]
     cached: Annotated[bool, Field(description="Whether it got the result of an equal job.")]
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 

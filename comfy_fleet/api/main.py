@@ -260,6 +260,7 @@ def build(
         stores.events,
         ageing_s=settings.ageing_s,
         mirror=settings.rq_mirror,
+        depth=settings.queue_depth,
         telemetry=telemetry,
     )
     batch_keeper = BatchKeeper(batches, clock=stores.clock, fetch=fetcher.wake)
@@ -369,7 +370,7 @@ def build(
             assets=assets,
             retrying=retrying,
             telemetry=telemetry,
-            depth=settings.queue_depth,
+            most_waiting=settings.max_batch_waiting,
             retry_after=estimator.retry_after,
             wake=batch_keeper.wake,
         ),

@@ -109,6 +109,9 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
     }
     if value.batch is not None:
         fields["batch"] = batch(value.batch)
+    if value.batch_id:
+        fields["batch_id"] = value.batch_id
+        fields["custom_id"] = value.custom_id
     if value.traceparent:
         fields["traceparent"] = value.traceparent
     return fields

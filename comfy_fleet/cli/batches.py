@@ -1,4 +1,4 @@
-"""``fleet batch``: list, show, cancel, run again and download batches."""
+"""``fleet batch``: list, show, cancel, run again, download and remove batches."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from comfy_fleet.cli.paths import path_of
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
-app = typer.Typer(help="List, show, cancel, repeat and download batches.", no_args_is_help=True)
+app = typer.Typer(help="List, show, cancel, repeat, download and remove batches.", no_args_is_help=True)
 
 COLUMNS = ["<Batch", "<Status", ">Items", ">Done", ">Failed", ">Age", "<Workflow"]
 ITEM_COLUMNS = ["<Item", "<Status", "<Job", "What is wrong"]
@@ -137,6 +137,20 @@ def cancel(batch: BatchId, json_: Json = False, api: Api = DEFAULT_API, key: Key
         print_json(found)
     else:
         say(found)
+
+
+@app.command("rm")
+def remove(
+    batch: BatchId,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel it first, if it has not ended.")] = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Remove a batch with its jobs and their files."""
+    from comfy_fleet.cli.client import Client
+
+    with Client(api, key, timeout_s=NO_REQUEST_S) as client:
+        client.delete(path_of("batch", batch), **({"cancel": "true"} if cancel else {}))
 
 
 @app.command()

@@ -33,6 +33,7 @@ class NewBatch:
     Attributes:
         jobs: How many of them are to be queued.
         total: How many there are.
+        most_waiting: So many items of all batches may wait to be queued.
         webhook: Who is told when the last one has ended.
         quota: What is checked as it begins; None: nothing.
     """
@@ -41,7 +42,7 @@ class NewBatch:
     owner: str
     jobs: int
     total: int
-    depth_limit: int
+    most_waiting: int
     workflow: str = ""
     version: str = ""
     webhook: Webhook | None = None
@@ -56,11 +57,28 @@ class BatchPage:
     cursor: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Queueing:
+    """How far the items of a batch are queued.
+
+    Attributes:
+        left: How many still wait for it.
+        full: Whether the queue has no room for them now.
+    """
+
+    left: int
+    full: bool = False
+
+
 class BatchStore(Protocol):
     """The batches, in Redis."""
 
-    async def stage(self, batch_id: str, items: Sequence[StagedItem]) -> None:
-        """Write items of a batch, or of a retry, that does not exist yet; they are kept for an hour."""
+    async def stage(self, batch_id: str, items: Sequence[StagedItem]) -> int:
+        """Write items of a batch, or of a retry, that does not exist yet; they are kept for an hour.
+
+        Returns:
+            How many bytes those take that are to be queued.
+        """
 
     async def discard(self, batch_id: str) -> None:
         """Forget items that were staged in vain."""
@@ -69,7 +87,7 @@ class BatchStore(Protocol):
         """Let a batch exist, in one step; return its id, or that of the batch that the key has made.
 
         Raises:
-            QueueFull: There is no room for all of its jobs.
+            QueueFull: Too many items of batches wait to be queued.
             LimitReached: A limit of somebody's is used up.
             IdempotencyKeyReuse: The key came with another body.
             Busy: What was staged is no longer there.
@@ -91,14 +109,27 @@ class BatchStore(Protocol):
             IdempotencyKeyReuse: The key came with another body.
         """
 
-    async def queue(self, batch_id: str, *, most: int) -> int:
-        """Queue some of the items that wait for it; return how many are left."""
+    async def queue(self, batch_id: str, *, most: int) -> Queueing:
+        """Queue some of the items that wait for it, as far as there is room."""
 
     async def cancel(self, batch_id: str, *, most: int, marked: bool = False) -> int:
         """Cancel some items, and mark the batch; with ``marked``, only if it is. Return how many are left."""
 
-    async def tend(self, batch_id: str, *, first: int, most: int) -> int:
-        """Compare items with their jobs' records, leaving the first ones out; return how many."""
+    async def tend(self, batch_id: str, *, first: int, most: int, ended: bool = False) -> int:
+        """Compare items that have not ended, or those that have, with their jobs' records.
+
+        Args:
+            first: How many are left out.
+
+        Returns:
+            How many were looked at and are still there.
+        """
+
+    async def some(self, first: int, limit: int) -> Sequence[str]:
+        """Return batches, the oldest first, leaving so many out."""
+
+    async def drop(self, batch_id: str, numbers: Sequence[int]) -> bool:
+        """Take items whose jobs are gone, or that had none, out of a batch; return whether it is gone."""
 
     async def live(self, limit: int) -> Sequence[tuple[str, float]]:
         """Return batches that are not completed, with the time at which they were looked after last."""

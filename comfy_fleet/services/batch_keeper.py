@@ -18,8 +18,12 @@ logger = logging.getLogger(__name__)
 QUEUED_AT_ONCE = 20
 """Items of one call: a few milliseconds of the server's time."""
 LOOK_S = 1.0
+ROOM_S = 0.1
+"""So often a full queue is asked for room: jobs end meanwhile, and no node shall wait for the next ones."""
 TEND_S = 60.0
 TENDED_AT_ONCE = 200
+SWEPT = 20
+"""So many batches that are completed are looked at each minute."""
 _BATCHES = 100
 
 
@@ -39,6 +43,8 @@ class BatchKeeper:
         self._clock = clock
         self._fetch = fetch
         self._news = asyncio.Event()
+        self._full = False
+        self._swept = 0
 
     def wake(self) -> None:
         """Look at once."""
@@ -58,18 +64,19 @@ class BatchKeeper:
             except FleetError as error:
                 logger.warning("batches wait", extra={"error": str(error)})
             with contextlib.suppress(TimeoutError):
-                async with Timeout(LOOK_S):
+                async with Timeout(ROOM_S if self._full else LOOK_S):
                     await self._news.wait()
 
     async def work(self) -> bool:
-        """Give each batch that has something to do one turn; return whether there is more."""
-        more = False
+        """Give each batch that has something to do one turn; return whether more can be done at once."""
+        more = self._full = False
         for batch_id in await self._store.busy(_BATCHES):
             asked = time.monotonic()
-            left = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
-            left += await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
+            queued = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
+            left = await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
             self._fetch()
-            more = more or left > 0
+            self._full = self._full or queued.full
+            more = more or left > 0 or (queued.left > 0 and not queued.full)
             await asyncio.sleep(time.monotonic() - asked)  # others want something, too
         return more
 
@@ -77,7 +84,7 @@ class BatchKeeper:
         """Cancel a batch, and return when nothing of it waits any more."""
         left = await self._store.cancel(batch_id, most=QUEUED_AT_ONCE)
         while left:
-            left = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
+            left = (await self._store.queue(batch_id, most=QUEUED_AT_ONCE)).left
             left += await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
         self.wake()
 
@@ -91,3 +98,11 @@ class BatchKeeper:
             first = 0
             while found := await self._store.tend(batch_id, first=first, most=TENDED_AT_ONCE):
                 first += found
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Look at some batches that are completed, those of the minutes before left out."""
+        some = await self._store.some(self._swept, SWEPT)
+        self._swept = self._swept + len(some) if len(some) == SWEPT else 0
+        for batch_id in some:
+            await self._store.tend(batch_id, first=0, most=TENDED_AT_ONCE, ended=True)

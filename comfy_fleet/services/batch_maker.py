@@ -24,8 +24,11 @@ from comfy_fleet.services.retrying import Retry, Retrying
 
 STAGED_AT_ONCE = 50
 CHECKED_AT_ONCE = 8
-HELD_S = 86_400
-"""For so long files wait for jobs that are to be queued."""
+HELD_S = 7200
+"""For so long files are held for a batch that has not begun; then until all of it is queued."""
+MOST_BYTES = 256 * 1024 * 1024
+"""Bytes of a batch's items as they wait to be queued, with their graphs."""
+TOLD_AT_ONCE = 100
 PAGE = 100
 
 
@@ -74,7 +77,8 @@ class StagedBatch:
     refused: int = 0
     errors: list[ItemError] = field(default_factory=list)
     more: int = 0
-    held: list[tuple[str, list[str]]] = field(default_factory=list)
+    size: int = 0
+    held: set[str] = field(default_factory=set)
     told: list[NewJob] = field(default_factory=list)
 
     @property
@@ -120,7 +124,7 @@ class BatchMaker:
         assets: Files are held for what is to be queued.
         retrying: Makes jobs that repeat others.
         telemetry: Is told of each job.
-        depth: The queue's limit.
+        most_waiting: So many items of all batches may wait to be queued.
         retry_after: Estimates the whole seconds until a full queue has room.
         wake: Called when a batch has begun.
     """
@@ -133,7 +137,7 @@ class BatchMaker:
         assets: AssetStore,
         retrying: Retrying,
         telemetry: Telemetry,
-        depth: int,
+        most_waiting: int,
         retry_after: Callable[[], Awaitable[int]],
         wake: Callable[[], None],
     ) -> None:
@@ -142,7 +146,7 @@ class BatchMaker:
         self._assets = assets
         self._retrying = retrying
         self._telemetry = telemetry
-        self._depth = depth
+        self._most_waiting = most_waiting
         self._retry_after = retry_after
         self._wake = wake
 
@@ -151,7 +155,7 @@ class BatchMaker:
 
         Raises:
             InvalidBatch: Items can't be taken.
-            QueueFull: There is no room for all of its jobs.
+            QueueFull: Too many items of batches wait to be queued.
             LimitReached: A limit of somebody's is used up.
             FleetError: What concerns all items: see :meth:`Submitter.graph`.
         """
@@ -166,7 +170,7 @@ class BatchMaker:
                     owner=owner,
                     jobs=staged.jobs,
                     total=staged.total,
-                    depth_limit=self._depth,
+                    most_waiting=self._most_waiting,
                     workflow=workflow.name if workflow else "",
                     version=workflow.version if workflow else "",
                     webhook=asked.webhook,
@@ -180,7 +184,7 @@ class BatchMaker:
         if made != staged.id:
             await self._forget(staged)
             return MadeBatch(id=made, replayed=True)
-        self._begun(staged)
+        await self._begun(staged)
         return MadeBatch(id=made, jobs=staged.jobs, errors=staged.errors, more=staged.more)
 
     async def retry(
@@ -208,7 +212,7 @@ class BatchMaker:
                         owner=batch.owner,
                         jobs=staged.jobs,
                         total=batch.total,
-                        depth_limit=self._depth,
+                        most_waiting=self._most_waiting,
                         quota=script_quota(asked.quotas),
                     ),
                     list_id=staged.id,
@@ -217,7 +221,7 @@ class BatchMaker:
         except BaseException as error:
             await self._give_up(staged, error)
             raise
-        self._begun(staged)
+        await self._begun(staged)
         return MadeBatch(id=batch.id, jobs=staged.jobs, errors=staged.errors, more=staged.more)
 
     async def _again(
@@ -267,7 +271,9 @@ class BatchMaker:
                     staged.jobs += 1
                     staged.told.append(replace(one.job, graph=b"", params={}, uploads={}, extra_data={}))
             kept = [one for one in found if one.job is not None or not one.was]
-            await self._store.stage(staged.id, kept)
+            staged.size += await self._store.stage(staged.id, kept)
+            if staged.size > MOST_BYTES:
+                raise _too_large(staged)
             some.clear()
 
         async for item in items:
@@ -281,19 +287,29 @@ class BatchMaker:
         errors = item.errors
         if item.make is not None:
             try:
-                new = replace(await item.make(), quota=None, in_batch=f"{batch_id} {item.number}")
-                if ids := sorted(new.assets):
-                    staged.held.append((new.id, ids))
-                    await self._assets.hold(owner=owner, asset_ids=ids, job_id=new.id, seconds=HELD_S)
+                place = f"{batch_id} {item.number} {item.custom_id}"
+                new = replace(await item.make(), quota=None, in_batch=place)
+                if ids := new.assets - staged.held:
+                    await self._hold(staged, owner, ids)
                 return StagedItem(number=item.number, custom_id=item.custom_id, job=new, was=item.was)
             except (BadInput, ContentRefused, Conflict) as error:
                 errors = item_errors(item, error)
         return StagedItem(number=item.number, custom_id=item.custom_id, errors=errors, was=item.was)
 
-    def _begun(self, staged: StagedBatch) -> None:
-        for new in staged.told:
-            self._telemetry.submitted(new)
+    async def _hold(self, staged: StagedBatch, owner: str, ids: Collection[str]) -> None:
+        staged.held.update(ids)
+        try:
+            await self._assets.hold(owner=owner, asset_ids=sorted(ids), job_id=staged.id, seconds=HELD_S)
+        except FleetError:
+            staged.held.difference_update(ids)
+            raise
+
+    async def _begun(self, staged: StagedBatch) -> None:
         self._wake()
+        for number, new in enumerate(staged.told):
+            if number % TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            self._telemetry.submitted(new)
 
     async def _give_up(self, staged: StagedBatch, error: BaseException) -> None:
         if isinstance(error, StoreDown):
@@ -306,8 +322,16 @@ class BatchMaker:
 
     async def _forget(self, staged: StagedBatch) -> None:
         await self._store.discard(staged.id)
-        for job_id, ids in staged.held:
-            await self._assets.release(asset_ids=ids, job_id=job_id)
+        if staged.held:
+            await self._assets.release(asset_ids=sorted(staged.held), job_id=staged.id)
+
+
+def _too_large(staged: StagedBatch) -> InvalidBatch:
+    return InvalidBatch(
+        f"the first {staged.total} items with their graphs are larger than {MOST_BYTES >> 20} MiB: send "
+        "fewer items at a time",
+        details={"field": "items", "limit": MOST_BYTES, "value": staged.size},
+    )
 
 
 def item_errors(item: PlannedItem, error: FleetError) -> tuple[ItemError, ...]:

@@ -8,53 +8,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.services import batch_keeper
 from tests.fleet import until
 from tests.integration.api_kit import Api, code, running, upload
-from tests.integration.test_batches import GRAPH, TABLE
+from tests.integration.batch_kit import PATH, folder, item, keys, post, queued, show
 from tests.integration.test_input_urls import png
 from tests.integration.test_limits import ANN, ART, OPS, bearer, limited
-
-PATH = "/api/v1/workflows/card/batches"
-NUMBERS = (
-    TABLE
-    + """
-[parameters.width]
-type = "integer"
-target = { title = "Wide", input = "width" }
-default = 64
-min = 8
-max = 512
-multiple_of = 8
-
-[parameters.strength]
-type = "number"
-target = { title = "Wide", input = "strength" }
-default = 1.0
-"""
-)
-
-
-def folder(into: Path) -> Path:
-    """Write a stored workflow with a picture, a text and numbers."""
-    made = into / "workflows" / "card"
-    made.mkdir(parents=True)
-    graph = {
-        **GRAPH,
-        "3": {
-            "class_type": "EmptyImage",
-            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0},
-            "_meta": {"title": "Wide"},
-        },
-        "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
-    }
-    (made / "workflow.json").write_bytes(orjson.dumps(graph))
-    (made / "workflow.toml").write_text(NUMBERS.replace('input = "strength"', 'input = "color"'))
-    return into / "workflows"
 
 
 @pytest.fixture
@@ -63,43 +25,6 @@ async def api(redis_port: int, redis: Any, tmp_path: Path) -> AsyncIterator[Api]
         await made.add_node()
         await upload(made, png(), "cat.png")
         yield made
-
-
-async def post(api: Api, body: Any, status: int = 201, **headers: str) -> dict[str, Any]:
-    answer = await api.client.post(PATH, json=body, headers=headers)
-    assert answer.status_code == status, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def show(api: Api, batch: dict[str, Any], query: str = "") -> dict[str, Any]:
-    answer = await api.client.get(f"/api/v1/batches/{batch['id']}{query}")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def queued(api: Api, batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """Wait until all of a batch is in the queue."""
-    found: dict[str, Any] = {}
-
-    async def over() -> bool:
-        nonlocal found
-        found = await show(api, batch)
-        return bool(found["waiting"] == 0)
-
-    await until(over, what="all items are queued")
-    assert found["counts"]["queued"] == count
-    return found
-
-
-async def keys(api: Api, pattern: str) -> list[bytes]:
-    client: Any = api.stores.redis
-    return [key async for key in client.scan_iter(match=pattern)]
-
-
-def item(name: str = "cat.png", **params: Any) -> dict[str, Any]:
-    return {"params": {"picture": name, **params}}
 
 
 # -- errors ------------------------------------------------------------------
@@ -410,7 +335,7 @@ async def test_a_process_that_dies_leaves_a_batch_to_the_next_or_nothing(
 
 async def test_limits_decide_before_anything_is_queued(redis_port: int, redis: Any, tmp_path: Path) -> None:
     limits = "submit: queued=5 submits=3/1h; artist: workflows=card"
-    async with limited(redis_port, tmp_path, limits, workflows=folder(tmp_path), queue_depth=8) as api:
+    async with limited(redis_port, tmp_path, limits, workflows=folder(tmp_path), max_batch_waiting=8) as api:
         for who in (ANN, ART):
             await upload(api, png(), "cat.png", headers=bearer(who))
         answer = await api.client.post(PATH, json={"items": [item()] * 6}, headers=bearer(ANN))
@@ -425,10 +350,73 @@ async def test_limits_decide_before_anything_is_queued(redis_port: int, redis: A
         assert answer.status_code == 201, "a batch counts as one submit"
         answer = await api.client.post(PATH, json={"items": [item()] * 9}, headers=bearer(ART))
         assert code(answer) == (429, "queue_full")
-        assert "more than the queue ever takes: 8 (FLEET_QUEUE_DEPTH)" in answer.text
+        assert "more than may ever wait to be queued: 8 (FLEET_MAX_BATCH_WAITING)" in answer.text
         graph: dict[str, Any] = {"items": [{"workflow": {}}]}
         answer = await api.client.post("/api/v2/batches", json=graph, headers=bearer(ART))
         assert code(answer) == (403, "not_allowed")
+
+
+async def test_a_batch_waits_for_room_in_the_queue(redis_port: int, redis: Any, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"queue_depth": 20, "max_batch_waiting": 40}
+    async with limited(redis_port, tmp_path, workflows=folder(tmp_path), **more) as api:
+        for who in (ANN, ART):
+            await upload(api, png(), "cat.png", headers=bearer(who))
+
+        async def send(who: str, count: int, status: int = 201, **all_: Any) -> dict[str, Any]:
+            body = {"items": [item(prefix=f"n{n}") for n in range(count)], "defaults": all_}
+            answer = await api.client.post(PATH, json=body, headers=bearer(who))
+            assert answer.status_code == status, answer.text
+            found: dict[str, Any] = answer.json()
+            return found
+
+        async def waiting(who: str, batch: dict[str, Any], count: int) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+
+            async def there() -> bool:
+                nonlocal found
+                found = (
+                    await api.client.get(f"/api/v1/batches/{batch['id']}?limit=100", headers=bearer(who))
+                ).json()
+                return bool(found["waiting"] == count)
+
+            await until(there, what=f"{count} items wait")
+            return found
+
+        anns = await send(ANN, 30)
+        found = await waiting(ANN, anns, 20)
+        assert (found["status"], found["counts"]["queued"], found["counts"]["pending"]) == (
+            "queueing",
+            10,
+            20,
+        )
+        refused = (await send(ANN, 21, 429))["error"]
+        assert refused["code"] == "queue_full" and "FLEET_MAX_BATCH_WAITING" in refused["message"]
+        assert refused["details"] == {"waiting": 20, "limit": 40, "jobs": 21}
+        single = await api.client.post(
+            "/api/v1/workflows/card/jobs", json=item(prefix="single"), headers=bearer(ANN)
+        )
+        assert single.status_code == 201, "half of the queue is for single jobs"
+        arts = await send(ART, 4)
+        assert (await waiting(ART, arts, 2))["counts"]["queued"] == 2, "a tenth of the queue is anybody's"
+        for one in [one for one in found["items"] if one["status"] == "queued"][:5]:
+            await api.client.post(f"/api/v1/jobs/{one['job_id']}/cancel", headers=bearer(ANN))
+        batches = api.deps.batches
+
+        async def fed() -> bool:
+            two = [await batches.get(one["id"]) for one in (anns, arts)]
+            return sum(one.waiting for one in two if one is not None) == 20
+
+        await until(fed, what="as many are queued as there is room for")
+        assert await api.stores.jobs.depth() == 10
+        canceled = await api.client.post(f"/api/v1/batches/{anns['id']}/cancel", headers=bearer(ANN))
+        assert canceled.json()["counts"]["canceled"] == 30
+        assert (await waiting(ART, arts, 0))["counts"]["queued"] == 4
+        # The time to start by begins with the batch, not when an item comes into the queue.
+        late = await send(ART, 30, ttl_s=2)
+        found = await waiting(ART, late, 0)
+        assert found["counts"]["expired"] >= 20 and found["counts"]["pending"] == 0
+        ended = [one for one in found["items"] if one["status"] == "expired"]
+        assert {one["error"]["code"] for one in ended} == {"deadline_exceeded"}
 
 
 async def test_only_its_owner_sees_a_batch(redis_port: int, redis: Any, tmp_path: Path) -> None:
@@ -439,6 +427,7 @@ async def test_only_its_owner_sees_a_batch(redis_port: int, redis: Any, tmp_path
         asked: list[tuple[str, str]] = [
             *(("GET", base + rest) for rest in ("", "/events", "/outputs.zip")),
             *(("POST", base + rest) for rest in ("/cancel", "/retry")),
+            ("DELETE", base),
         ]
         for method, path in asked:
             answer = await api.client.request(method, path, headers=bearer(ART))
@@ -449,81 +438,3 @@ async def test_only_its_owner_sees_a_batch(redis_port: int, redis: Any, tmp_path
         assert (await api.client.post(f"{base}/cancel", headers=bearer(OPS))).json()["status"] == "completed"
         trail = (await api.client.get("/api/v1/audit", headers=bearer(OPS))).json()
         assert "batch.canceled" in json.dumps(trail)
-
-
-# -- ends --------------------------------------------------------------------
-
-
-async def test_cancel_and_retry_what_was_canceled(api: Api) -> None:
-    batch = await post(api, {"items": [item(prefix=f"n{n}") for n in range(30)]})
-    canceled = await api.client.post(f"/api/v1/batches/{batch['id']}/cancel")
-    assert (canceled.json()["status"], canceled.json()["counts"]["canceled"]) == ("completed", 30)
-    assert await api.stores.jobs.depth() == 0
-    again = await api.client.post(f"/api/v1/batches/{batch['id']}/retry", json={})
-    assert again.json()["retried"] == 0, "canceled ones only on request"
-    body = {"statuses": ["canceled", "failed"]}
-    key = {"Idempotency-Key": "r"}
-    again = await api.client.post(f"/api/v1/batches/{batch['id']}/retry", json=body, headers=key)
-    assert again.json()["retried"] == 30, again.text
-    same = await api.client.post(f"/api/v1/batches/{batch['id']}/retry", json=body, headers=key)
-    assert (same.json(), same.headers["Idempotency-Replayed"]) == (again.json(), "true")
-    found = await queued(api, batch, 30)
-    assert (found["status"], await api.stores.jobs.depth()) == ("running", 30)
-
-
-async def test_a_batch_goes_with_its_jobs(api: Api) -> None:
-    batch = await post(api, {"items": [item(prefix="a"), item(prefix="b")]})
-    found = await queued(api, batch, 2)
-    await api.client.post(f"/api/v1/batches/{batch['id']}/cancel")
-    for one in found["items"]:
-        assert (await show(api, batch))["total"] == 2
-        assert (await api.client.delete(f"/api/v1/jobs/{one['job_id']}")).status_code == 204
-    assert (await api.client.get(f"/api/v1/batches/{batch['id']}")).status_code == 404
-    assert await keys(api, "fleet:batch*") == []
-
-
-async def test_what_a_version_without_batches_has_ended_is_seen(api: Api) -> None:
-    batch = await post(api, {"items": [item()]})
-    found = await queued(api, batch, 1)
-    client: Any = api.stores.redis
-    await client.hset(f"fleet:job:{found['items'][0]['job_id']}", "status", "succeeded")
-    await api.deps.batches.tend(batch["id"], first=0, most=10)
-    assert (await show(api, batch))["status"] == "completed"
-
-
-async def test_pages_of_batches_and_items(api: Api) -> None:
-    made = [await post(api, {"items": [item(prefix=f"{n}-{m}") for m in range(5)]}) for n in range(3)]
-    first = (await api.client.get("/api/v1/batches?limit=2")).json()
-    rest = (await api.client.get(f"/api/v1/batches?limit=2&cursor={first['next_cursor']}")).json()
-    assert [one["id"] for one in first["batches"] + rest["batches"]] == [one["id"] for one in reversed(made)]
-    await queued(api, made[0], 5)
-    names: list[str] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = await show(api, made[0], f"?limit=2&status=queued{cursor and f'&cursor={cursor}'}")
-        names += [one["custom_id"] for one in page["items"]]
-        cursor = page["next_cursor"]
-    assert names == ["1", "2", "3", "4", "5"]
-    for query in ("?status=done", "?cursor=x", "?cursor=queued.x"):
-        assert (await api.client.get(f"/api/v1/batches/{made[0]['id']}{query}")).status_code == 400
-
-
-async def test_events_tell_each_item_and_the_end(api: Api) -> None:
-    batch = await post(api, {"items": [item(prefix="a"), item(prefix="b")]})
-    told: list[tuple[str, dict[str, Any]]] = []
-    canceled = False
-    async with api.client.stream("GET", f"/api/v1/batches/{batch['id']}/events") as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        name = ""
-        async for line in stream.aiter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            elif line.startswith("data: "):
-                told.append((name, json.loads(line.removeprefix("data: "))))
-                if not canceled:
-                    canceled = True
-                    await api.client.post(f"/api/v1/batches/{batch['id']}/cancel")
-    assert told[0][0] == "batch"
-    ends = {data["custom_id"]: data["status"] for name, data in told if name == "item"}
-    assert ends == {"1": "canceled", "2": "canceled"}
-    assert told[-1][0] == "batch" and told[-1][1]["status"] == "completed"

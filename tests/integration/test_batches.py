@@ -85,6 +85,7 @@ async def test_twenty_items_three_dead_urls_one_webhook_and_a_retry_of_three(wor
             "expired": 0,
             "refused": 0,
         }
+        assert (told["data"]["round"], told["data"]["round_counts"]) == (1, told["data"]["counts"])
         for number in range(17, 20):
             web.pages[f"/{number}.png"] = page(png(number + 1))
         again = await world.client.post(f"/api/v1/batches/{batch['id']}/retry", json={})
@@ -93,6 +94,9 @@ async def test_twenty_items_three_dead_urls_one_webhook_and_a_retry_of_three(wor
         assert done["counts"]["succeeded"] == 20
         await until(lambda: len(hooks.taken) == 2, what="another message, of what was run again")
         assert len(set(hooks.counts)) == 2
+        told = hooks.taken[1].message["data"]
+        assert (told["round"], done["round"], told["counts"]["succeeded"]) == (2, 2, 20)
+        assert {state: count for state, count in told["round_counts"].items() if count} == {"succeeded": 3}
         zipped = await world.client.get(f"/api/v1/batches/{batch['id']}/outputs.zip")
         with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
             assert archive.testzip() is None

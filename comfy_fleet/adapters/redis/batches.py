@@ -14,8 +14,9 @@ import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import RedisEvents
-from comfy_fleet.adapters.redis.job_records import ended_job, hashed
+from comfy_fleet.adapters.redis.job_records import dump_error, ended_job, hashed, rq_failure
 from comfy_fleet.adapters.redis.quotas import limit_error
+from comfy_fleet.adapters.redis.runs import DEADLINE
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.submit_calls import submit_call
 from comfy_fleet.domain.errors import (
@@ -29,7 +30,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.job import JobStatus, NewJob
 from comfy_fleet.domain.jobs.job_batch import BatchItem, ItemState, JobBatch
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.batches import BatchPage, NewBatch, StagedItem
+from comfy_fleet.ports.batches import BatchPage, NewBatch, Queueing, StagedItem
 from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.ports.telemetry import Telemetry
 
@@ -49,6 +50,7 @@ class RedisBatches:
         events: What brings news.
         ageing_s: Waiting this long is worth one point of priority.
         mirror: Whether RQ's tools see the fleet's own jobs, see ``FLEET_RQ_MIRROR``.
+        depth: The queue's limit; batches fill half of it.
         telemetry: Is told of jobs that end without a run.
     """
 
@@ -59,6 +61,7 @@ class RedisBatches:
         *,
         ageing_s: float,
         mirror: str,
+        depth: int,
         telemetry: Telemetry,
     ) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
@@ -67,9 +70,10 @@ class RedisBatches:
         self._events = events
         self._ageing_s = ageing_s
         self._mirror = mirror
+        self._depth = depth
         self._telemetry = telemetry
 
-    async def stage(self, batch_id: str, items: Sequence[StagedItem]) -> None:
+    async def stage(self, batch_id: str, items: Sequence[StagedItem]) -> int:
         """See the port."""
         keys = self._keys
         pending, places, jobs, names, refused = (
@@ -106,6 +110,7 @@ class RedisBatches:
             for key in (pending, places, jobs, names, refused):
                 pipe.expire(key, STAGED_S)
             await pipe.execute()
+        return sum(map(len, waiting))
 
     def _entry(self, item: StagedItem, job: NewJob) -> bytes:
         blobs, args = submit_call(job, ageing_s=self._ageing_s, mirror=self._mirror)
@@ -173,12 +178,21 @@ class RedisBatches:
             raise IdempotencyKeyReuse("this Idempotency-Key came with another body before: use a new key")
         return str(made)
 
-    async def queue(self, batch_id: str, *, most: int) -> int:
+    async def queue(self, batch_id: str, *, most: int) -> Queueing:
         """See the port."""
-        left, *ended = await self._scripts.begin("queue_batch", batch=batch_id, most=most)
-        for status, facts in ended:
-            self._telemetry.ended_without_run(ended_job(facts, JobStatus(status.decode())))
-        return int(left)
+        left, full, *ended = await self._scripts.begin(
+            "queue_batch",
+            dump_error(DEADLINE),
+            rq_failure(DEADLINE),
+            batch=batch_id,
+            most=most,
+            depth_limit=self._depth,
+        )
+        for word, facts in ended:
+            status = JobStatus(word.decode())
+            error = DEADLINE if status is JobStatus.EXPIRED else None
+            self._telemetry.ended_without_run(ended_job(facts, status, error))
+        return Queueing(left=int(left), full=bool(full))
 
     async def cancel(self, batch_id: str, *, most: int, marked: bool = False) -> int:
         """See the port."""
@@ -189,9 +203,21 @@ class RedisBatches:
             self._telemetry.ended_without_run(ended_job(facts, JobStatus.CANCELED))
         return int(left)
 
-    async def tend(self, batch_id: str, *, first: int, most: int) -> int:
+    async def tend(self, batch_id: str, *, first: int, most: int, ended: bool = False) -> int:
         """See the port."""
-        return int(await self._scripts.call("tend_batch", batch=batch_id, **{"from": first}, most=most))
+        found = await self._scripts.call(
+            "tend_batch", batch=batch_id, **{"from": first}, most=most, ended=ended or None
+        )
+        return int(found)
+
+    async def some(self, first: int, limit: int) -> Sequence[str]:
+        """See the port."""
+        rows = await self._redis.zrange(self._keys.batches, first, first + limit - 1)
+        return [raw.decode() for raw in rows]
+
+    async def drop(self, batch_id: str, numbers: Sequence[int]) -> bool:
+        """See the port."""
+        return bool(await self._scripts.call("drop_batch", batch=batch_id, items=list(map(str, numbers))))
 
     async def live(self, limit: int) -> Sequence[tuple[str, float]]:
         """See the port."""
@@ -317,7 +343,7 @@ def _common(new: NewBatch, idempotency: Idempotency | None) -> dict[str, Any]:
         "batch": new.id,
         "owner": new.owner,
         "jobs": new.jobs,
-        "depth_limit": new.depth_limit,
+        "most_waiting": new.most_waiting,
         "quota": new.quota,
         "idempotency": None
         if idempotency is None
@@ -329,15 +355,18 @@ def _common(new: NewBatch, idempotency: Idempotency | None) -> dict[str, Any]:
     }
 
 
-def _full(new: NewBatch, depth: int) -> QueueFull:
-    limit, room = new.depth_limit, max(0, new.depth_limit - depth)
-    what = f"{new.jobs} jobs don't fit: {depth} wait already, and the queue takes {limit} (FLEET_QUEUE_DEPTH)"
+def _full(new: NewBatch, waiting: int) -> QueueFull:
+    limit = new.most_waiting
+    what = (
+        f"{new.jobs} items don't fit: {waiting} items of batches wait to be queued already, and "
+        f"{limit} may (FLEET_MAX_BATCH_WAITING)"
+    )
     if new.jobs > limit:
-        what = f"{new.jobs} jobs are more than the queue ever takes: {limit} (FLEET_QUEUE_DEPTH)"
+        what = f"{new.jobs} items are more than may ever wait to be queued: {limit} (FLEET_MAX_BATCH_WAITING)"
     return QueueFull(
-        f"{what}: send at most {room or limit} at a time, or try again later",
+        f"{what}: send at most {max(0, limit - waiting) or limit} at a time, or try again later",
         retry_after_s=1,
-        details={"depth": depth, "limit": limit, "jobs": new.jobs},
+        details={"waiting": waiting, "limit": limit, "jobs": new.jobs},
     )
 
 
@@ -358,6 +387,7 @@ def _read(batch_id: str, raw: Mapping[bytes, bytes], waiting: int, counts: Seque
             version=record.get("version", b"").decode(),
             canceled="cancel" in record,
             completed_at=float(completed) if completed else None,
+            round=int(record.get("rounds", 1)),
         )
     except UNREADABLE:
         return None

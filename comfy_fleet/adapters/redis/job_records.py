@@ -378,6 +378,7 @@ def load_job(
         return record[field].decode() if record.get(field) else None
 
     status = JobStatus(record["status"].decode())
+    batch_id, _, item = record.get("in_batch", b"").decode(errors="replace").partition(" ")
     return Job(
         id=job_id,
         owner=record["owner"].decode(),
@@ -438,4 +439,6 @@ def load_job(
         moderation=text("moderation") or "",
         tenant=text("tenant") or "",
         webhook=Webhook.from_record(_object(record, "webhook")) if record.get("webhook") else None,
+        batch_id=batch_id,
+        custom_id=item.partition(" ")[2],
     )

@@ -59,7 +59,7 @@ _BRIEF = (
     *("cancel", "progress", "seq", "waits", "traceparent"),
     *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
     *("excerpt", "retry_of", "kept", "removed"),
-    *("tier", "finish_by", "timeout_s", "memory", "cached", "follows"),
+    *("tier", "finish_by", "timeout_s", "memory", "cached", "follows", "in_batch"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 

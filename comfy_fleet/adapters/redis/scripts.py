@@ -45,6 +45,7 @@ _PRELUDE = (
     "batches",
     "lists",
     "quotas",
+    "batch_room",
     "queues",
     "merges",
     "failover",

@@ -43,6 +43,7 @@ class BatchAnswer(TypedDict):
     total: Annotated[int, Field(description="How many items were sent.")]
     counts: Annotated[dict[str, int], Field(description="How many items are in each state.")]
     waiting: Annotated[int, Field(description="How many jobs are still to be queued.")]
+    round: Annotated[int, Field(description="1, and 1 more for each retry after its end.")]
     urls: BatchUrlsAnswer
 
 

@@ -2,7 +2,7 @@
 
 from comfy_fleet.api.batch_requests import BatchQuery, WorkflowBatchBody
 from comfy_fleet.api.endpoint import EVENTS, Endpoint
-from comfy_fleet.api.v1 import batch_answers, batches
+from comfy_fleet.api.v1 import batch_answers, batch_changes, batches
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -71,11 +71,23 @@ TABLE = (
         method="POST",
         path="/api/v1/batches/{batch}/cancel",
         operation="cancel_batch",
-        handler=batches.cancel_batch,
+        handler=batch_changes.cancel_batch,
         summary="Cancel a batch",
         tag="batches",
         answers={200: batch_answers.BatchAnswer},
         at_once=True,
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/api/v1/batches/{batch}",
+        operation="remove_batch",
+        handler=batch_changes.remove_batch,
+        summary="Remove a batch with its jobs and their files",
+        tag="batches",
+        query=batch_changes.RemoveBatchQuery,
+        answers={204: None},
+        errors=(409,),
+        console=True,  # as for jobs
     ),
     Endpoint(
         method="POST",

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -13,7 +14,6 @@ from starlette.responses import Response, StreamingResponse
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.asset_response import SAFE_HEADERS
-from comfy_fleet.api.audit import audit
 from comfy_fleet.api.batch_events import BatchStream
 from comfy_fleet.api.batch_requests import (
     GraphItemBody,
@@ -275,15 +275,23 @@ def _after(cursor: str | None) -> BatchItem | None:
 
 
 async def _estimate(request: Request, batch: JobBatch) -> Any:
-    """Return when the last item should have ended: of those that wait, the last one goes last."""
+    """Return when the last item should have ended: of those that wait, the last one goes last.
+
+    Items that are in no queue yet follow those that are, and take as long as these.
+    """
     d = deps(request)
-    if batch.status is BatchStatus.COMPLETED or batch.waiting:
+    if batch.status is BatchStatus.COMPLETED:
         return None
+    ahead = batch.counts.get(ItemState.QUEUED, 0) + batch.counts.get(ItemState.RUNNING, 0)
     for state in (ItemState.QUEUED, ItemState.RUNNING):
-        if count := batch.counts.get(state, 0):
+        if batch.counts.get(state, 0):
             last = await d.batches.last(batch.id, state)
-            job = await d.jobs.get(last) if last and count else None
-            return None if job is None else serialize.estimate((await d.estimator.outlook(job)).end)
+            job = await d.jobs.get(last) if last else None
+            end = None if job is None else (await d.estimator.outlook(job)).end
+            if end is None:
+                return None
+            more = 1 + batch.waiting / ahead
+            return serialize.estimate(replace(end, p50_s=end.p50_s * more, p90_s=end.p90_s * more))
     return None
 
 
@@ -301,6 +309,7 @@ def shown(batch: JobBatch, to: Links) -> BatchAnswer:
         "total": batch.total,
         "counts": {state.value: batch.counts.get(state, 0) for state in ItemState},
         "waiting": batch.waiting,
+        "round": batch.round,
         "urls": {
             "self": url,
             "events": f"{url}/events",
@@ -348,7 +357,7 @@ async def _read(request: Request, *, by_operator: bool = True) -> JobBatch:
     return batch
 
 
-async def _own(request: Request, *, by_operator: bool = False) -> JobBatch:
+async def own_batch(request: Request, *, by_operator: bool = False) -> JobBatch:
     """Return a batch that the caller may change."""
     batch = await _read(request, by_operator=by_operator)
     if batch.owner != owner(request) and not (by_operator and principal(request).operator):
@@ -412,20 +421,6 @@ async def batch_outputs(request: Request) -> Response:
 # -- changing ----------------------------------------------------------------
 
 
-async def cancel_batch(request: Request) -> Response:
-    """Items that wait end at once, running ones at their next step. Safe to send again.
-
-    Operators cancel everybody's.
-    """
-    d = deps(request)
-    batch = await _own(request, by_operator=True)
-    await d.batch_keeper.cancel(batch.id)
-    logger.info("batch canceled", extra={"batch_id": batch.id, "by": owner(request)})
-    if batch.owner != principal(request).owner:
-        await audit(request, "batch.canceled", batch=batch.id, user=batch.owner)
-    return json_response(shown(await d.batches.get(batch.id) or batch, links(request)))
-
-
 class RetryBatchBody(BaseModel):
     """Which items run again, and how."""
 
@@ -458,7 +453,7 @@ async def retry_batch(request: Request) -> Response:
     once = batch_key(request, who, print_)
     if once is not None and (earlier := await _replayed(request, once)) is not None:
         return earlier
-    batch = await _own(request)
+    batch = await own_batch(request)
     most, trace = most_priority(request), traceparent_in(request)
 
     def how(_: Job) -> Retry:

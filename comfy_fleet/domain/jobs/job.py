@@ -326,7 +326,8 @@ class NewJob:
         bounds: How many jobs may run at once, by who is counted, if it is to start.
         rq_id: Its id in RQ, if one of RQ's clients has enqueued it; else empty.
         moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
-        in_batch: The batch that it is in, a blank, and the number of its item there; empty: it is in none.
+        in_batch: The batch that it is in, the number of its item there, and what that is called, with blanks
+            between them; empty: it is in none.
     """
 
     id: str
@@ -420,6 +421,8 @@ class Job:
         moderation: How its files are judged before they are given out; empty: not at all.
         tenant: Its owner's tenant; empty: the default one.
         webhook: Who is told what becomes of it.
+        batch_id: The batch that it was submitted with; empty: none.
+        custom_id: What its item is called there.
     """
 
     id: str
@@ -480,6 +483,8 @@ class Job:
     moderation: str = ""
     tenant: str = ""
     webhook: Webhook | None = None
+    batch_id: str = ""
+    custom_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

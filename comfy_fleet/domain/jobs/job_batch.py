@@ -97,6 +97,7 @@ class JobBatch:
         workflow: The stored workflow; empty: its items have graphs of their own.
         canceled: Whether it was canceled.
         completed_at: When the last item had ended.
+        round: How often it has been run: 1, and 1 more for each retry after its end.
     """
 
     id: str
@@ -109,6 +110,7 @@ class JobBatch:
     version: str = ""
     canceled: bool = False
     completed_at: float | None = None
+    round: int = 1
 
     @property
     def status(self) -> BatchStatus:

@@ -17,7 +17,7 @@ for _, item in ipairs(items) do
   local facts = id and cancel_job(id) or ''
   if type(facts) == 'table' then ended[#ended + 1] = facts end
   local status = id and fields(job_key(id), 'status')[1]
-  if status then batch_put(batch, item, status) else redis.call('ZREM', batch_items_key(batch), item) end
+  if status then batch_put(batch, item, status) else batch_loses(batch, item, now()) end  -- a version without batches has forgotten it
 end
 batch_completes(batch, now())
 local left = redis.call('ZCOUNT', batch_items_key(batch), BATCH_STATES.queued * BATCH_STEP, '(' .. last) + redis.call('LLEN', batch_pending_key(batch))

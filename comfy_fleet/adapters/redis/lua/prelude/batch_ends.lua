@@ -9,9 +9,13 @@ local function batch_completes(batch, at)
   batch_tell(batch, { status = 'completed' })
   local hook = f[2] and decoded(f[2])
   if not hook or not hook.url or not hook.receiver then return end
-  local counts = {}
-  for _, state in ipairs({ 'succeeded', 'failed', 'canceled', 'expired', 'refused' }) do counts[state] = batch_count(batch, state) end
+  local counts, ended = {}, {}
+  for _, state in ipairs({ 'succeeded', 'failed', 'canceled', 'expired', 'refused' }) do
+    counts[state] = batch_count(batch, state)
+    ended[state] = tonumber(fields(key, 'round_' .. state)[1] or '') or 0
+  end
   local data = { id = batch, status = 'completed', workflow = f[5] or cjson.null, counts = counts,
+    round = tonumber(f[4] or '') or 1, round_counts = ended,
     url = (hook.base or '') .. '/api/v1/batches/' .. batch }
   webhook_put('msg_' .. batch .. '_completed_' .. (f[4] or '1'), { owner = f[1], type = 'batch.completed', at = num(at), url = hook.url,
     receiver = hook.receiver, data = cjson.encode(data) })
@@ -31,10 +35,8 @@ local function batch_drop(batch, owner)
   redis.call('ZREM', batches_of_key(owner), batch)
 end
 
--- A job's owner finds it no more: neither does its batch, which goes with the last of its jobs.
-local function batch_forgets(id, at)
-  local batch, item = batch_place(id)
-  if not batch then return end
+-- An item's job is there no more.  The batch goes with the last of its jobs.
+local function batch_loses(batch, item, at)
   redis.call('ZREM', batch_items_key(batch), item)
   redis.call('HDEL', batch_jobs_key(batch), item)
   redis.call('HDEL', batch_names_key(batch), item)
@@ -43,4 +45,10 @@ local function batch_forgets(id, at)
   else
     batch_completes(batch, at)
   end
+end
+
+-- A job's owner finds it no more: neither does its batch.
+local function batch_forgets(id, at)
+  local batch, item = batch_place(id)
+  if batch then batch_loses(batch, item, at) end
 end

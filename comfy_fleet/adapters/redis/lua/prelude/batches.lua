@@ -9,12 +9,16 @@ local BATCH_ENDS = 4  -- the first state that is an end
 
 -- The batch and the item whose job this is; nil if it is in none, or another job has taken its place there.
 local function batch_place(id)
-  local batch, item = string.match(fields(job_key(id), 'in_batch')[1] or '', '^(%S+) (%d+)$')
+  local batch, item = string.match(fields(job_key(id), 'in_batch')[1] or '', '^(%S+) (%d+)')
   if batch and redis.call('HGET', batch_jobs_key(batch), item) == id then return batch, item end
 end
 
+-- The record counts what has ended in this round: round_STATE.
 local function batch_put(batch, item, state)
+  local was = tonumber(redis.call('ZSCORE', batch_items_key(batch), item) or '')
+  if not was then return end
   redis.call('ZADD', batch_items_key(batch), 'XX', BATCH_STATES[state] * BATCH_STEP + item, item)
+  if was < BATCH_ENDS * BATCH_STEP and BATCH_STATES[state] >= BATCH_ENDS then redis.call('HINCRBY', batch_key(batch), 'round_' .. state, 1) end
 end
 
 local function batch_tell(batch, told) redis.call('PUBLISH', batch_events_key(batch), cjson.encode(told)) end

@@ -27,9 +27,9 @@ local function submit_job(args, blobs)
     return redis.sha1hex(result .. ' ' .. args.placement .. ' ' .. (args.timeout_s or '') .. (args.silence_s and ' ' .. args.silence_s or ''))
   end
   local open = args.wanted and not earlier and open_flight(args.owner, flight_hash(args.wanted.key))
-  local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key) + to_be_queued('')
+  local depth = sched_call('ZCARD', queued_key) + redis.call('ZCARD', fetching_key)
   if args.depth_limit and not earlier and not open and depth >= args.depth_limit then
-    local own = redis.call('ZCARD', listed_key(args.owner, 'pending')) + to_be_queued(args.owner)
+    local own = redis.call('ZCARD', listed_key(args.owner, 'pending'))
     if own >= math.floor(args.depth_limit / ALWAYS) or depth >= 2 * args.depth_limit then return { 'full', tostring(depth) } end
   end
   local over = args.quota and over_quota(args.quota, at, earlier and 0 or 1, 0)
