@@ -13,7 +13,7 @@ from comfy_fleet.api.job_views import TOLD_S
 from comfy_fleet.api.links import Links, Signing
 from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.api.v1.workflows import NewJobBody
-from comfy_fleet.domain.errors import Busy, FleetError, StoreDown
+from comfy_fleet.domain.errors import Busy, EntryEnded, FleetError, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Progress
 from comfy_fleet.domain.jobs.rq_entry import (
     CALLBACK_TIMEOUT_S,
@@ -130,8 +130,6 @@ class RqIntake:
         if taken.dropped:  # one line, however many somebody has put there
             id_, why = taken.dropped[0]
             logger.info("RQ's entries dropped", extra={"count": len(taken.dropped), "rq_id": id_, "why": why})
-        for entry in taken.gone:
-            await self._inbox.end(entry, "canceled", ttl_s=0)
         if who is not None:
             self._held = ""
             for entry in taken.entries:
@@ -165,6 +163,8 @@ class RqIntake:
             made = await self._submitter.stored(who.owner, asked.workflow, body.params, options)
         except StoreDown:
             raise
+        except EntryEnded:  # another process had the turn meanwhile, and has refused it
+            logger.info("RQ's entry had ended", extra={"rq_id": entry.id})
         except Busy as error:
             self._held = error.message
             return False
@@ -180,7 +180,7 @@ class RqIntake:
 
     async def _refuse(self, entry: RqEntry, why: str) -> None:
         ttl_s = entry.seconds("failure_ttl", FAILURE_TTL_S)
-        await self._inbox.end(entry, "failed", ttl_s=ttl_s, why=why)
+        await self._inbox.end(entry, "failed", checked=True, ttl_s=ttl_s, why=why)
 
     async def _follow(self, change: Change) -> None:
         entry = change.entry

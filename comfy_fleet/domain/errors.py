@@ -171,6 +171,10 @@ class WrongOffset(Conflict):
     code = "wrong_offset"
 
 
+class EntryEnded(Conflict):
+    """What one of RQ's clients has enqueued became no job: its end was told while it was checked."""
+
+
 class IdempotencyKeyReuse(Conflict):
     """The key was used already; ``details["job_id"]`` is the job that it made."""
 

@@ -88,6 +88,7 @@ class JobStore(Protocol):
                 many wait; the key stays unused.
             IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
             MissingAsset: An asset that it reads was removed, because it was held too long before.
+            EntryEnded: It is what one of RQ's clients enqueued, which was refused or replaced meanwhile.
         """
 
     async def made_by(self, idempotency: Idempotency) -> str | None:

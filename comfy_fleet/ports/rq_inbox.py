@@ -18,7 +18,6 @@ class Taken:
         more: Whether there may be more new entries.
         dropped: Ids of entries that can't be told of anything, and why.
         entries: Entries to check.
-        gone: Entries whose record has gone meanwhile.
     """
 
     turn: bool = True
@@ -26,7 +25,6 @@ class Taken:
     more: bool = False
     dropped: Sequence[tuple[str, str]] = ()
     entries: Sequence[RqEntry] = ()
-    gone: Sequence[RqEntry] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +82,7 @@ class RqInbox(Protocol):
         entry: RqEntry,
         status: str,
         *,
+        checked: bool = False,
         ttl_s: int,
         result: Mapping[str, Any] | None = None,
         why: str = "",
@@ -94,6 +93,8 @@ class RqInbox(Protocol):
         Args:
             entry: The entry.
             status: RQ's: ``finished``, ``failed``, ``stopped`` or ``canceled``.
+            checked: Whether the entry was only checked. Nothing is told if another process has made a job
+                of it meanwhile.
             ttl_s: How long RQ keeps it; negative: for ever.
             result: The return value.
             why: The exception's text.

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
@@ -20,7 +21,9 @@ from rq.serializers import JSONSerializer
 from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.api.rq_intake import RqIntake
+from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
+from comfy_fleet.domain.jobs.rq_entry import RqEntry
 from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import submit
@@ -280,6 +283,19 @@ async def gone(redis: Any, key: str) -> bool:
     return not await redis.exists(key)
 
 
+def intake_of(api: Api, inbox: RedisRqInbox) -> RqIntake:
+    d = api.deps
+    return RqIntake(
+        inbox,
+        submitter=d.submitter,
+        jobs=d.jobs,
+        keys=d.keys,
+        settings=d.settings,
+        signed_urls=d.signed_urls,
+        clock=d.clock,
+    )
+
+
 async def test_a_death_between_move_and_record_loses_nothing_and_doubles_nothing(
     redis_port: int, redis: Redis, tmp_path: Path, client: Client
 ) -> None:
@@ -290,15 +306,7 @@ async def test_a_death_between_move_and_record_loses_nothing_and_doubles_nothing
         dying = RedisRqInbox(first.stores.redis)
         taken = await dying.take(new=True, most_data=100_000)
         assert [one.id for one in taken.entries] == [job.id for job in made]
-        intake = RqIntake(
-            dying,
-            submitter=first.deps.submitter,
-            jobs=first.deps.jobs,
-            keys=first.deps.keys,
-            settings=first.deps.settings,
-            signed_urls=first.deps.signed_urls,
-            clock=first.deps.clock,
-        )
+        intake = intake_of(first, dying)
         who = first.deps.keys.ring.principal("local", frozenset())
         for entry in taken.entries[:3]:
             await intake.submit(who, entry)
@@ -368,3 +376,100 @@ async def test_a_scheduled_job_is_taken_when_it_is_due(api: Api, client: Client)
     assert await client.status(job.id) == "scheduled"
     await fleet_job(api, job.id)
     assert await client.status(job.id) == "queued"
+
+
+@pytest.fixture
+async def idle(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    """A fleet whose own intake does nothing: the test plays several processes that have the turn by turns."""
+    async with running(redis_port, tmp_path, rq_inbox="off") as made:
+        await made.add_node()
+        yield made
+
+
+async def taken(api: Api, inbox: RedisRqInbox) -> list[RqEntry]:
+    """Return what a process takes; it has the turn, as the one before has worked for longer than its own."""
+    redis: Any = api.stores.redis
+    found: list[RqEntry] = []
+
+    async def turn() -> bool:
+        await redis.delete("fleet:inbox:turn")
+        answer = await inbox.take(new=True, most_data=100_000)
+        found[:] = answer.entries
+        return answer.turn
+
+    await until(turn, what="it has the turn")
+    return found
+
+
+async def test_of_two_that_check_an_entry_the_slower_one_changes_nothing(idle: Api, client: Client) -> None:
+    """One makes a job of it and one refuses it, as may be when a limit or a workflow changes meanwhile."""
+    who = idle.deps.keys.ring.principal("local", frozenset())
+    slow_inbox, quick_inbox = RedisRqInbox(idle.stores.redis), RedisRqInbox(idle.stores.redis)
+    slow, quick = intake_of(idle, slow_inbox), intake_of(idle, quick_inbox)
+    made = [await client.run(), await client.run()]
+    first, second = await taken(idle, slow_inbox)
+    assert await taken(idle, quick_inbox) == [first, second]
+    assert await quick.submit(who, first)
+    await slow_inbox.end(first, "failed", checked=True, ttl_s=60, why="too late")
+    assert await client.status(made[0].id) == "queued"
+    assert await status_of(idle, first.job_id) is JobStatus.QUEUED
+    await quick_inbox.end(second, "failed", checked=True, ttl_s=60, why="refused")
+    assert await slow.submit(who, second)
+    assert await client.status(made[1].id) == "failed"
+    assert await idle.stores.jobs.get(second.job_id) is None
+    await client.call(lambda: client.job(made[1].id).requeue())
+    (anew,) = await taken(idle, quick_inbox)
+    assert anew.job_id != second.job_id
+    assert await slow.submit(who, second) and await slow.submit(who, anew)
+    assert await idle.stores.jobs.get(second.job_id) is None
+    assert await status_of(idle, anew.job_id) is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("way", ["cancel", "delete"])
+async def test_what_its_client_takes_back_while_it_is_checked_becomes_no_job(
+    idle: Api, client: Client, way: str
+) -> None:
+    inbox = RedisRqInbox(idle.stores.redis)
+    job = await client.run()
+    (entry,) = await taken(idle, inbox)
+    await client.call(getattr(client.job(job.id), way))
+    assert not await taken(idle, inbox)
+    assert await intake_of(idle, inbox).submit(idle.deps.keys.ring.principal("local", frozenset()), entry)
+    assert await idle.stores.jobs.get(entry.job_id) is None
+    if way == "cancel":
+        assert await client.status(job.id) == "canceled"
+        assert await client.call(client.queue.canceled_job_registry.get_job_ids) == [job.id]
+
+
+async def test_the_same_name_again_waits_for_the_first_one_to_end(api: Api, client: Client) -> None:
+    """Applications name jobs after orders, and send an order again while the first one still runs."""
+    await client.run(job_id="order-1")
+    first = await started(api, client, "order-1")
+    await client.run({**CARD, "params": {"prompt": "a blue fox"}}, job_id="order-1")
+    await ends(api, first.job.id, JobStatus.CANCELING)
+    await asyncio.sleep(1)  # the list is looked at meanwhile
+    await api.finish(first)
+
+    async def anew() -> bool:
+        return await fleet_job(api, "order-1") != first.job.id
+
+    await until(anew, what="the second one is taken", timeout_s=45)
+    second = await started(api, client, "order-1")
+    assert second.job.params["prompt"] == "a blue fox"
+    await api.finish(second)
+    await client.becomes("order-1", "finished")
+
+
+async def test_what_is_read_of_many_jobs_comes_in_portions(stores: Stores) -> None:
+    redis: Any = stores.redis
+    ids = {f"r{n}" for n in range(90)}
+    for id_ in ids:
+        await redis.hset(f"rq:job:{id_}", mapping={"created_at": "x", "meta": "x" * 60_000})
+        link = {"state": "live", "job": str(uuid4()), "created": "x"}
+        await redis.hset(f"fleet:inbox:job:{id_}", mapping=link)
+        await redis.zadd("fleet:inbox:live", {id_: 0})
+    inbox = RedisRqInbox(redis)
+    portions = [await inbox.changes() for _ in range(2)]
+    for portion in portions:
+        assert sum(len(one.entry.fields["meta"]) for one in portion) < 4_300_000
+    assert {one.entry.id for portion in portions for one in portion} == ids

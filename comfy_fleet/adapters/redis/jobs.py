@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.submit_calls import submit_call
 from comfy_fleet.domain.errors import (
     BadInput,
     Conflict,
+    EntryEnded,
     JobLive,
     MissingAsset,
     NotFound,
@@ -127,6 +128,8 @@ class RedisJobStore:
             raise MissingAsset(f"asset {asset_id} does not exist any more", details={"id": asset_id})
         if outcome == b"limit":
             raise limit_error(answer[1:])
+        if outcome == b"ended":
+            raise EntryEnded(f"the entry of job {new.id} has ended already", details={"job_id": new.id})
         if outcome == b"ok":
             job = _fresh(new, created_at=float(answer[1]), number=float(answer[3]))
             return Submitted(job=job, position=int(answer[2]) or None)

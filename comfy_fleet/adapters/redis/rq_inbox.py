@@ -19,7 +19,6 @@ AT_ONCE = 100  # new entries of one call of a script: takes a few milliseconds o
 LOOKED_AT = 500  # live jobs of one call
 HOLD_S = 3.0
 """How long a process has the turn without asking again."""
-GONE = "gone"
 
 
 class RedisRqInbox:
@@ -53,12 +52,10 @@ class RedisRqInbox:
         )
         if answer[0] in (b"other", b"idle"):
             return Taken(turn=answer[0] == b"idle", idle=answer[0] == b"idle")
-        rows = [_entry(*row) for row in answer[3]]
         return Taken(
             more=int(answer[1]) == AT_ONCE,
             dropped=[(id_.decode(errors="replace"), why.decode(errors="replace")) for id_, why in answer[2]],
-            entries=[one for one in rows if one.too_long != GONE],
-            gone=[one for one in rows if one.too_long == GONE],
+            entries=[_entry(*row) for row in answer[3]],
         )
 
     async def changes(self) -> Sequence[Change]:
@@ -82,6 +79,7 @@ class RedisRqInbox:
         entry: RqEntry,
         status: str,
         *,
+        checked: bool = False,
         ttl_s: int,
         result: Mapping[str, Any] | None = None,
         why: str = "",
@@ -96,6 +94,7 @@ class RedisRqInbox:
             call,
             id=entry.id,
             job=entry.job_id,
+            checked=checked,
             status=status,
             ttl=ttl_s,
             callback={
@@ -122,7 +121,7 @@ class RedisRqInbox:
 
 
 def _entry(id_: bytes, job: bytes, too_long: bytes, *values: bytes) -> RqEntry:
-    fields = dict(zip(FIELDS, values or [b""] * len(FIELDS), strict=True))
+    fields = dict(zip(FIELDS, values, strict=True))
     return RqEntry(id=id_.decode(), job_id=job.decode(), fields=fields, too_long=too_long.decode())
 
 

@@ -1,14 +1,14 @@
 -- Tell RQ of a job's end, and enqueue what waited for it: dependents, and a callback for its client's workers.
--- args: id, job, status (finished, failed, stopped or canceled), ttl (seconds for which RQ keeps it; negative: for ever),
+-- args: id, job, checked (bool: it was only checked, and is no job), status (finished, failed, stopped or canceled), ttl (seconds for which RQ keeps it; negative: for ever),
 --       callback (nil, or {id, queue, description, timeout}).
 -- ARGV: the return value or the exception's text as RQ keeps it, or ''; what RQ calls for the callback, or ''.
--- Returns 1; 0 if the entry is another job's, or none, now.
+-- Returns 1; 0 if the entry is another job's, or none, now; or if it has become a job, and was only checked.
 local id = args.id
-local link = fields(inbox_job_key(id), 'job', 'running', 'created')
-if link[1] ~= args.job then return 0 end
+local link = fields(inbox_job_key(id), 'job', 'running', 'created', 'state')
+if link[1] ~= args.job or (link[4] == 'taken') ~= args.checked then return 0 end
 inbox_drop(id)
 if link[2] then inbox_left(id, link[2]) end
-if not inbox_recorded(id) or (inbox_value(id, 'created_at', 64) or '') ~= (link[3] or '') then return 1 end
+if not inbox_same(id, link[3]) then return 1 end
 local at = now()
 local KINDS = { finished = { rq_inbox_finished_key, 1 }, failed = { rq_inbox_failed_key, 2 }, stopped = { rq_inbox_failed_key, 2 },
   canceled = { rq_inbox_canceled_key, 3 } }
@@ -20,7 +20,7 @@ if ARGV[2] ~= '' then
   entry[#entry + 1] = args.status == 'finished' and 'return_value' or 'exc_string'
   entry[#entry + 1] = ARGV[2]
 end
-redis.call(unpack(entry))
+redis.pcall(unpack(entry))  -- others may have used up a stream's ids
 redis.call('ZADD', cleared(registry, 'zset'), args.ttl < 0 and '+inf' or num(at + args.ttl), id)
 if args.status == 'finished' or args.status == 'failed' then inbox_free(id, at) end
 local call = args.callback

@@ -1,7 +1,8 @@
 -- Compare RQ's records of live jobs with ours: tell RQ what has begun, and return what is for the caller to do.
 -- args: most (jobs).
 -- Returns {id, job, 'cancel'}: its client wishes it | {id, job, 'ended', stopped ('1'), INBOX_FIELDS} | {id, job, 'progress', progress (JSON), meta}.
-local at, rows, looked = now(), {}, {}
+local MOST_BYTES = 4194304  -- of one answer
+local at, rows, looked, size = now(), {}, {}, 0
 
 -- Returns what is to do for a job, if anything.
 local function look(id)
@@ -16,14 +17,16 @@ local function look(id)
   redis.call('ZADD', inbox_live_key, num(at), id)
   local f = fields(job_key(job), 'status', 'run', 'started', 'progress')
   local live = f[1] == 'queued' or f[1] == 'running' or f[1] == 'canceling'
-  -- Another record by the same name is another entry.
-  local there = inbox_recorded(id) and inbox_value(id, 'created_at', 64) == link[2]
-  if not there then
+  if not inbox_same(id, link[2]) then
     if link[3] then inbox_left(id, link[3]) end
     if live then return { id, job, 'cancel' } end
     return inbox_drop(id)
   end
-  if not live then return { id, job, 'ended', link[6] or '', unpack((inbox_values(id, 0))) } end
+  if not live then
+    local values = inbox_values(id, 0)
+    for _, value in ipairs(values) do size = size + #value end
+    return { id, job, 'ended', link[6] or '', unpack(values) }
+  end
   local status = inbox_value(id, 'status', 32)
   if status == 'canceled' or status == 'stopped' then return { id, job, 'cancel' } end
   if f[1] ~= 'queued' and f[2] and f[2] ~= link[3] then
@@ -39,14 +42,21 @@ local function look(id)
   end
   if f[4] and f[4] ~= link[4] then
     local meta = inbox_value(id, 'meta', 65536)
-    if meta then return { id, job, 'progress', f[4], meta } end
+    if meta then
+      size = size + #meta
+      return { id, job, 'progress', f[4], meta }
+    end
   end
 end
 
 local changed = redis.call('SRANDMEMBER', inbox_changed_key, 200)
 for _, id in ipairs(changed) do
+  if size > MOST_BYTES then break end
   redis.call('SREM', inbox_changed_key, id)
   rows[#rows + 1] = look(id)
 end
-for _, id in ipairs(redis.call('ZRANGE', inbox_live_key, 0, args.most - 1)) do rows[#rows + 1] = look(id) end
+for _, id in ipairs(redis.call('ZRANGE', inbox_live_key, 0, args.most - 1)) do
+  if size > MOST_BYTES then break end
+  rows[#rows + 1] = look(id)
+end
 return rows

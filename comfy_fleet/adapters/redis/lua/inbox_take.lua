@@ -2,7 +2,7 @@
 -- args: holder (the caller), hold_ms (for how long it has the turn), ids (for the jobs of new entries, one each; nil: none are taken now),
 --       most_data (bytes).
 -- Returns {'schema', layout} | {'other'}: another process has the turn | {'idle'}: there is nothing to do
---         | {'ok', new entries, dropped {id, why}, entries {id, job, too long a field or '' or 'gone', INBOX_FIELDS}}.
+--         | {'ok', new entries, dropped {id, why}, entries {id, job, too long a field or '', INBOX_FIELDS}}.
 local MOST_BYTES = 4194304  -- of one answer
 local MOST_LISTED = 262144  -- bytes of ids that are looked at
 
@@ -38,13 +38,17 @@ end
 local kept, shown, seen, dropped, new = {}, 0, {}, {}, 0
 local function drop(id, why) dropped[#dropped + 1] = { string.sub(id, 1, 100), why } end
 for _, id in ipairs(listed) do
-  local known = inbox_id(id) and fields(inbox_job_key(id), 'state', 'running')
+  local known = inbox_id(id) and fields(inbox_job_key(id), 'state', 'running', 'created')
   if not known then
     drop(id, 'it is no id of RQ\'s')
   elseif known[1] then
-    if not known[2] and not seen[id] and shown < INBOX_SHOWN then
+    if seen[id] then
+      -- once is enough
+    elseif not known[2] and shown < INBOX_SHOWN then
       shown = shown + 1
       kept[#kept + 1] = id
+    elseif inbox_recorded(id) and not inbox_same(id, known[3]) then
+      kept[#kept + 1] = id  -- another entry by the same name waits until the first one has ended
     end
   elseif redis.call('EXISTS', job_key(id)) == 1 then
     drop(id, 'it is the id of another job, which did not come from RQ')
@@ -77,11 +81,10 @@ end
 local rows, size = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', inbox_taken_key, 0, 99)) do
   if size > MOST_BYTES then break end
-  local link = fields(inbox_job_key(id), 'job')
-  if not link[1] then
-    redis.call('ZREM', inbox_taken_key, id)
-  elseif not inbox_recorded(id) then
-    rows[#rows + 1] = { id, link[1], 'gone' }
+  local link = fields(inbox_job_key(id), 'job', 'created')
+  local status = link[1] and inbox_same(id, link[2]) and inbox_value(id, 'status', 32)
+  if not status or status == 'canceled' or status == 'stopped' then
+    inbox_drop(id)  -- its client has deleted or canceled it, or has sent another one by its name
   else
     local values, long = inbox_values(id, args.most_data)
     size = size + #values[1] + #values[2]

@@ -8,7 +8,7 @@
 --       timeout_s (longest run), silence_s (of it without progress), fetches (nil, or {id, url, shown, inputs} of each file that it has to wait for),
 --       webhook (bool: the record has one), quota (see quotas.lua).
 -- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
--- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'gone', asset} | {'limit', ...} as over_quota says | {'used', job} | {'replay', job}
+-- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'shared', record, outputs} | {'again'} | {'full', depth} | {'gone', asset} | {'limit', ...} as over_quota says | {'ended'}: RQ's entry became no job | {'used', job} | {'replay', job}
 local other = other_schema()
 if other then return other end
 return submit_job(args, { unpack(ARGV, 2) })

@@ -4,8 +4,8 @@
 -- Most waiting jobs that stay in RQ's list, where its clients see them.
 local INBOX_SHOWN = 500
 
--- What is read of RQ's record, and the most bytes of each.
-local INBOX_FIELDS = { { 'data', 1048576 }, { 'meta', 65536 }, { 'timeout', 32 }, { 'ttl', 32 }, { 'result_ttl', 32 }, { 'failure_ttl', 32 },
+-- What is read of RQ's record, and the most bytes of each; how many of the data, the caller says.
+local INBOX_FIELDS = { { 'data' }, { 'meta', 65536 }, { 'timeout', 32 }, { 'ttl', 32 }, { 'result_ttl', 32 }, { 'failure_ttl', 32 },
   { 'success_callback_name', 512 }, { 'failure_callback_name', 512 }, { 'stopped_callback_name', 512 }, { 'success_callback_timeout', 32 },
   { 'failure_callback_timeout', 32 }, { 'stopped_callback_timeout', 32 }, { 'webhooks', 32 }, { 'repeats_left', 32 } }
 
@@ -20,6 +20,11 @@ local function inbox_value(id, name, most)
   return size > 0 and redis.call('HGET', rq_job_key(id), name) or ''
 end
 
+-- Whether RQ's record is that of the entry which was created then: another one may have the same name.
+local function inbox_same(id, created)
+  return inbox_recorded(id) and (inbox_value(id, 'created_at', 64) or '') == (created or '')
+end
+
 -- All of INBOX_FIELDS; those that are too long are '', and the first of them is returned, too.
 local function inbox_values(id, most_data)
   local found, long = {}, ''
@@ -29,6 +34,12 @@ local function inbox_values(id, most_data)
     found[i] = value or ''
   end
   return found, long
+end
+
+-- Whether an entry waits to become this job.  Another process may have told its end meanwhile, or its client may have sent it anew.
+local function inbox_awaits(id, job)
+  local link = fields(inbox_job_key(id), 'job', 'state')
+  return link[1] == job and link[2] == 'taken'
 end
 
 -- The fleet has a job now for what was taken.

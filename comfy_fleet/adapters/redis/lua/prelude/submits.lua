@@ -17,6 +17,7 @@ local function submit_job(args, blobs)
   end
   local key = job_key(id)
   if redis.call('EXISTS', key) == 1 then return { 'again' } end
+  if args.rq.id and not inbox_awaits(args.rq.id, id) then return { 'ended' } end
   for asset in string.gmatch(args.assets, '%S+') do  -- a process that was stopped for long no longer holds it
     if redis.call('EXISTS', asset_key(asset)) == 0 then return { 'gone', asset } end
   end
