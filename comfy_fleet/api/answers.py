@@ -75,6 +75,7 @@ class OutputAnswer(TypedDict):
     hash: Annotated[str, Field(description="`blake3:` and 64 hexadecimal digits.")]
     url: Url
     url_expires_at: Time
+    thumbnail_url: Annotated[Url | None, Field(description="A small WebP of a picture; else null.")]
     job_id: str
     temporary: Annotated[bool, Field(description="A preview.")]
     withheld: Annotated[bool, Field(description="It may not be given out; its content is a placeholder.")]
@@ -191,7 +192,7 @@ class JobAnswer(JobFields):
 
 
 class ListedJobAnswer(JobFields):
-    """A job in a list: without its outputs, attempts, and its last run's story.
+    """A job in a list: without attempts, its last run's story, and outputs that were not asked for.
 
     Of a very long error, only code, message, node and class are there.
     """

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from comfy_fleet.services.signed_urls import LONGEST_S
 logger = logging.getLogger(__name__)
 
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+MOST_LISTED_OUTPUTS = 8
+"""Of each job in a list."""
 _STATUSES = frozenset(status.value for status in JobStatus)
 
 
@@ -116,29 +119,42 @@ def _links(request: Request, job: Job) -> Links:
     Raises:
         HttpError: 422 if the time is none; 403 for an operator who may read the job, and none of its files.
     """
-    if request.method != "GET" or "signed" not in request.query_params:
-        return links(request)
-    d = deps(request)
-    seconds = read_query(request, SignedQuery).signed
+    return signing_links(request)(job)
+
+
+def signing_links(request: Request) -> Callable[[Job], Links]:
+    """Return what makes the links in an answer about jobs, signed if the query asks for it.
+
+    Raises:
+        HttpError: 422 if the time is none. What is returned raises 403 for an operator who may read a job,
+            and none of its files.
+    """
+    plain, d, seconds = links(request), deps(request), None
+    if request.method == "GET" and "signed" in request.query_params:
+        seconds = read_query(request, SignedQuery).signed
     if seconds is None:
-        return links(request)
-    if job.owner not in d.keys.ring.seen_by(principal(request)):
-        raise HttpError(
-            403,
-            "forbidden",
-            "this job's files are not yours to read: its owner may ask for signed URLs",
-            details={"field": "signed"},
-        )
-    expires_at = min(d.clock() + seconds, job.expires_at) if job.status.terminal else d.clock() + seconds
-    return Links.public(request, d.settings).signed(
-        Signing(urls=d.signed_urls, owner=job.owner, expires_at=expires_at)
-    )
+        return lambda _: plain
+    public, until = Links.public(request, d.settings), d.clock() + seconds
+    seen_by = frozenset(d.keys.ring.seen_by(principal(request)))
+
+    def signed(job: Job) -> Links:
+        if job.owner not in seen_by:
+            raise HttpError(
+                403,
+                "forbidden",
+                "this job's files are not yours to read: its owner may ask for signed URLs",
+                details={"field": "signed", "job_id": job.id},
+            )
+        expires_at = min(until, job.expires_at) if job.status.terminal else until
+        return public.signed(Signing(urls=d.signed_urls, owner=job.owner, expires_at=expires_at))
+
+    return signed
 
 
 # -- listing -----------------------------------------------------------------
 
 
-class JobsQuery(BaseModel):
+class JobsQuery(SignedQuery):
     """The documented query of a list of jobs; :func:`page` reads it.
 
     ``metadata[KEY]`` is left out: some generators write such a parameter as ``KEY``, which asks for all jobs.
@@ -149,6 +165,9 @@ class JobsQuery(BaseModel):
     kept: bool = Field(False, description="Only jobs that are exempt from retention.")
     limit: int = Field(50, ge=1, le=100, description="Jobs a page.")
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+    outputs: int = Field(
+        0, ge=0, le=MOST_LISTED_OUTPUTS, description="So many of each job's first outputs, with thumbnails."
+    )
 
 
 class AllJobsQuery(JobsQuery):
@@ -179,15 +198,29 @@ async def page(request: Request, *, wide: bool = False) -> JobPageAnswer:
         if query.cursor is not None and error.details.get("field") == "cursor":
             raise HttpError(400, "invalid_cursor", error.message, details=error.details) from None
         raise
+    if each := _listed_outputs(request):
+        first = await d.jobs.first_outputs([job.id for job in found.jobs if job.output_count], each)
+        jobs = [replace(job, outputs=tuple(first.get(job.id, ()))) for job in found.jobs]
+    else:
+        jobs = [*found.jobs]
     places = await d.jobs.positions([job.id for job in found.jobs if job.status is JobStatus.QUEUED])
-    to = links(request)
+    to = signing_links(request)
     return {
         "jobs": [
-            serialize.list_item(job, to, queue_position=places.get(job.id), simulated=d.simulated(job.node))
-            for job in found.jobs
+            serialize.list_item(
+                job, to(job), queue_position=places.get(job.id), simulated=d.simulated(job.node)
+            )
+            for job in jobs
         ],
         "next_cursor": found.next_cursor,
     }
+
+
+def _listed_outputs(request: Request) -> int:
+    value = request.query_params.get("outputs", "0")
+    if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) > MOST_LISTED_OUTPUTS:
+        raise _bad_query("outputs", f"must be a whole number from 0 to {MOST_LISTED_OUTPUTS}")
+    return int(value)
 
 
 def _whose(request: Request) -> dict[str, Any]:

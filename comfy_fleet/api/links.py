@@ -10,6 +10,8 @@ from comfy_fleet.api.origins import Origin, editor_base, forwarded_prefix, marke
 from comfy_fleet.services.signed_urls import Readable, SignedUrls
 from comfy_fleet.settings import Settings
 
+THUMBNAIL_WIDTH = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signing:
@@ -71,6 +73,11 @@ class Links:
     def output(self, job_id: str, asset_id: str) -> str:
         """Return the URL of the bytes of a job's output."""
         return self.asset(asset_id) + self._query(Readable.OUTPUT, asset_id, job_id)
+
+    def thumbnail(self, job_id: str, asset_id: str) -> str:
+        """Return the URL of a small picture of an output that is a picture."""
+        whole = self.output(job_id, asset_id)
+        return f"{whole}{'&' if '?' in whole else '?'}format=webp&width={THUMBNAIL_WIDTH}"
 
     def _query(self, kind: Readable, id_: str, job_id: str) -> str:
         by = self.signing

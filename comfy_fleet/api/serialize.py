@@ -19,6 +19,7 @@ from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.batch_part import BatchPart
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
+from comfy_fleet.domain.jobs.media import is_picture
 from comfy_fleet.domain.schedule.calibration import EndEstimate
 from comfy_fleet.domain.schedule.waiting_job import SINGLE, TIER_NAMES
 
@@ -56,7 +57,7 @@ def estimate(end: EndEstimate | None) -> EstimateAnswer | None:
 
 
 def list_item(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> ListedJobAnswer:
-    """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
+    """Return a job in a list, without its attempts; it has the outputs that were read for it.
 
     The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` in lists.
     """
@@ -166,6 +167,7 @@ def output(value: Output, job_id: str, expires_at: float, links: Links) -> Outpu
         "hash": value.hash,
         "url": links.output(job_id, value.asset_id),
         "url_expires_at": time(min(expires_at, links.signing.expires_at) if links.signing else expires_at),
+        "thumbnail_url": links.thumbnail(job_id, value.asset_id) if is_picture(value.content_type) else None,
         "job_id": job_id,
         "temporary": value.temporary,
         "withheld": value.withheld,

@@ -46,6 +46,7 @@ class OutputData(TypedDict):
     hash: str
     url: str
     url_expires_at: str
+    thumbnail_url: str | None
     job_id: str
     temporary: bool
     withheld: bool

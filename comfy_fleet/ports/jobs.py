@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, Output, OwnerEvent
 from comfy_fleet.domain.jobs.output_names import SavedFile
 from comfy_fleet.domain.schedule.standing import Standing
 from comfy_fleet.domain.schedule.waiting_words import QueuePlace
@@ -106,6 +106,9 @@ class JobStore(Protocol):
 
     async def load(self, ids: Sequence[str]) -> list[Job | None]:
         """Return several jobs as :meth:`get` does."""
+
+    async def first_outputs(self, ids: Sequence[str], each: int) -> Mapping[str, Sequence[Output]]:
+        """Return the first outputs of some jobs, at most so many of each; those without any are left out."""
 
     async def graph(self, job: Job) -> bytes:
         """Return the graph as submitted.

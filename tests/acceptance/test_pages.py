@@ -136,7 +136,7 @@ def test_every_call_of_the_page_about_http(reader: Reader) -> None:
                 if "text/event-stream" in answer.headers["content-type"]:
                     assert answer.text.rstrip().endswith('data: {"status":"succeeded","queue_position":null}')
                     events += 1
-    assert (made, compared, events) == (18, 6, 1)
+    assert (made, compared, events) == (19, 6, 1)
 
 
 def test_the_call_that_waits(fleet: Up, reader: Reader) -> None:

@@ -97,6 +97,10 @@ async def test_twenty_items_three_dead_urls_one_webhook_and_a_retry_of_three(wor
         told = hooks.taken[1].message["data"]
         assert (told["round"], done["round"], told["counts"]["succeeded"]) == (2, 2, 20)
         assert {state: count for state, count in told["round_counts"].items() if count} == {"succeeded": 3}
+        shown = await world.client.get(f"/api/v1/batches/{batch['id']}?limit=2&signed=60")
+        for item in shown.json()["items"]:
+            assert "signature=" in item["outputs"][0]["url"]
+            assert item["outputs"][0]["thumbnail_url"] == f"{item['outputs'][0]['url']}&format=webp&width=256"
         zipped = await world.client.get(f"/api/v1/batches/{batch['id']}/outputs.zip")
         with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
             assert archive.testzip() is None

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from PIL import Image
+from redis.asyncio.client import Pipeline
 
-from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
 from tests.factories import GRAPH, picture
 from tests.fleet import until
 from tests.integration.api_kit import Api, code, running
@@ -21,7 +24,7 @@ PAGE = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Origin": "
 @pytest.fixture
 async def api(redis_port: int, redis: object, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
-    keys.write_text(f"ada {KEY}\nbob bob-key-bob-key-bob\n")
+    keys.write_text(f"ada {KEY}\nbob bob-key-bob-key-bob\nops ops-key-ops-key-ops operator\n")
     keys.chmod(0o600)
     async with running(redis_port, tmp_path / "data", keys_file=keys) as started:
         await started.add_node()
@@ -146,6 +149,68 @@ async def test_only_the_owner_gets_one(api: Api) -> None:
     headers = {"Authorization": "Bearer bob-key-bob-key-bob"}
     answer = await api.client.get(f"/api/v2/jobs/{job_id}?signed=60", headers=headers)
     assert code(answer) == (404, "not_found")
+
+
+async def test_a_list_has_thumbnails_where_they_are_asked_for(
+    api: Api, page: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await api.submit(picture(7))
+    run = await api.claim(job["id"])
+    drawn = BytesIO()
+    Image.new("RGB", (600, 300), "red").save(drawn, "PNG")
+    for n in range(12):  # "12" is before "2"
+        await api.output(run, drawn.getvalue() + b"%d" % n, node=str(n), name=f"{n}.png")
+    await api.output(run, b"ID3", node="0a", name="a.mp3", content_type="audio/mpeg", kind=OutputKind.AUDIO)
+    await api.finish(run)
+    other = await done(api, 9)
+    bare = await api.submit(picture(8))
+
+    async def listed(surface: str = "v1", **query: object) -> dict[str, Any]:
+        answer = await api.client.get(f"/api/{surface}/jobs", params=cast("dict[str, str]", query))
+        assert answer.status_code == 200, answer.text
+        return {one["id"]: one["outputs"] for one in answer.json()["jobs"]}
+
+    assert await listed() == {job["id"]: [], bare["id"]: [], other: []}
+    whole = (await api.client.get(f"/api/v1/jobs/{job['id']}")).json()["outputs"]
+    for surface in ("v1", "v2"):
+        found = await listed(surface, outputs=3)
+        assert found[job["id"]] == whole[:3] and len(found[other]) == 1 and found[bare["id"]] == []
+    assert [one["thumbnail_url"] is None for one in whole[:3]] == [False, True, False]
+    assert len((await listed(outputs=8, limit=3))[job["id"]]) == 8
+
+    found = await listed(outputs=1, signed=60)
+    url = found[job["id"]][0]["thumbnail_url"]
+    answer = await page.get(url)
+    assert (answer.status_code, Image.open(BytesIO(answer.content)).size) == (200, (256, 128))
+    assert (await page.get(url.replace("signature=", "signature=0"))).status_code == 403
+
+    for query in ("outputs=9", "outputs=-1", "outputs=x", "outputs="):
+        refused = await api.client.get(f"/api/v1/jobs?{query}")
+        assert code(refused) == (400, "invalid_request") and "outputs" in refused.text
+    assert code(await api.client.get("/api/v1/jobs?signed=0")) == (422, "invalid_request")
+
+    ops = {"Authorization": "Bearer ops-key-ops-key-ops"}
+    shown = await api.client.get("/api/v1/jobs?all=true&outputs=1", headers=ops)
+    assert len(shown.json()["jobs"]) == 3
+    refused = await api.client.get("/api/v1/jobs?all=true&outputs=1&signed=60", headers=ops)
+    assert code(refused) == (403, "forbidden")
+
+    trips = 0
+    execute = Pipeline.execute
+
+    async def counted(self: Any, *args: Any, **more: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return await execute(self, *args, **more)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    await listed(limit=3)
+    without, trips = trips, 0
+    await listed(limit=3, outputs=8)
+    assert trips == without + 2
+    # One output that can't be read hides no other job's.
+    await cast(Any, api.stores.redis).hset(f"fleet:job:{other}:outputs", "0", "{")
+    assert len((await listed(outputs=8))[job["id"]]) == 8
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "604801", "x", "1.5", ""])

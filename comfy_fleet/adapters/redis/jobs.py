@@ -30,9 +30,10 @@ from comfy_fleet.domain.errors import (
 )
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
-from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob, Output
 from comfy_fleet.domain.jobs.media import MODELS, extension_of
 from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in
+from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.domain.schedule.waiting_words import QueuePlace
 from comfy_fleet.domain.text import clean
 from comfy_fleet.ports.jobs import Idempotency, JobSnapshot, Submitted, Waits
@@ -188,6 +189,26 @@ class RedisJobStore:
             self.shown(job_id, record or {}, outputs or {})
             for job_id, record, outputs in zip(ids, answers, answers, strict=True)
         ]
+
+    async def first_outputs(self, ids: Sequence[str], each: int) -> Mapping[str, Sequence[Output]]:
+        """Return the first outputs of some jobs; see the port. Two trips, however many jobs there are."""
+        places: dict[str, list[bytes]] = {}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hkeys(self._keys.job_outputs(job_id))
+            for job_id, names in zip(ids, await pipe.read(), strict=True):
+                if first := sorted(names or ())[:each]:
+                    places[job_id] = first
+        found: dict[str, Sequence[Output]] = {}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, names in places.items():
+                pipe.hmget(self._keys.job_outputs(job_id), names)
+            for job_id, values in zip(places, await pipe.read(), strict=True):
+                try:
+                    found[job_id] = [job_records.load_output(one) for one in values or () if one is not None]
+                except UNREADABLE as error:
+                    self._complaints.about("outputs", job_id, error)
+        return found
 
     def _ask_for(self, pipe: Any, job_id: str) -> None:
         pipe.hgetall(self._keys.job(job_id))

@@ -32,6 +32,7 @@ from comfy_fleet.api.deps import deps, let_others_in, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.events import HEADERS
 from comfy_fleet.api.job_options import most_priority, traceparent_in
+from comfy_fleet.api.jobs import SignedQuery, signing_links
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.typed_bodies import read_optional, read_query
@@ -216,7 +217,7 @@ async def list_batches(request: Request) -> Response:
     return json_response({"batches": [shown(one, to) for one in page.batches], "next_cursor": page.cursor})
 
 
-class BatchItemsQuery(BaseModel):
+class BatchItemsQuery(SignedQuery):
     """Which items."""
 
     status: str | None = Field(
@@ -236,13 +237,13 @@ async def get_batch(request: Request) -> Response:
     items = await d.batches.items(batch.id, states, after=after, limit=query.limit) if query.limit else ()
     found = await d.jobs.load([one.job_id for one in items if one.job_id])
     jobs = {one.id: one for one in found if one is not None}
-    to = links(request)
+    to, signed = links(request), signing_links(request)
     last = items[-1] if items and len(items) == query.limit else None
     return json_response(
         {
             **shown(batch, to),
             "estimate": await _estimate(request, batch),
-            "items": [_item(one, jobs.get(one.job_id), to) for one in items],
+            "items": [_item(one, jobs.get(one.job_id), to, signed) for one in items],
             "next_cursor": None if last is None else f"{last.state.value}.{last.number}",
         }
     )
@@ -320,7 +321,7 @@ def shown(batch: JobBatch, to: Links) -> BatchAnswer:
     }
 
 
-def _item(item: BatchItem, job: Job | None, to: Links) -> BatchItemAnswer:
+def _item(item: BatchItem, job: Job | None, to: Links, signed: Callable[[Job], Links]) -> BatchItemAnswer:
     there = job is not None and not job.removed
     return {
         "item": item.number,
@@ -330,7 +331,7 @@ def _item(item: BatchItem, job: Job | None, to: Links) -> BatchItemAnswer:
         "job_url": to.job(item.job_id) if there else None,
         "error": serialize.error(job.error) if job is not None and job.error is not None else None,
         "errors": [dict(one) for one in item.errors],
-        "outputs": [serialize.output(one, job.id, job.expires_at, to) for one in job.outputs]
+        "outputs": [serialize.output(one, job.id, job.expires_at, signed(job)) for one in job.outputs]
         if job is not None and there
         else [],
     }

@@ -106,3 +106,13 @@ def extension_of(name: str) -> str:
     """Return a name's last dot and what follows, in small letters; empty without a dot."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot >= 0 else ""
+
+
+_PICTURES = frozenset(
+    f"image/{kind}" for kind in ("png", "apng", "jpeg", "webp", "gif", "bmp", "tiff", "avif")
+)
+
+
+def is_picture(content_type: str) -> bool:
+    """Return whether files of this type are pictures that can be had in another format or size."""
+    return content_type.partition(";")[0].strip().lower() in _PICTURES
