@@ -36,8 +36,8 @@ class FormQuery(BaseModel):
     )
     metadata: Literal["keep", "strip"] | None = Field(
         None,
-        description="Whether the graph, other texts and Exif stay in the file. If left out, they stay in the "
-        "file as it is, and are in no other form.",
+        description="Whether what is written in the file stays: the graph, Exif, and in a PNG other texts. "
+        "If left out, it stays in the file as it is, and is in no other form.",
     )
 
 

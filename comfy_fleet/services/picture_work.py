@@ -201,4 +201,5 @@ class PictureWork:
 
 async def _whole(content: AsyncGenerator[bytes, None]) -> bytes:
     async with aclosing(content) as chunks:
-        return b"".join([chunk async for chunk in chunks])
+        parts = [chunk async for chunk in chunks]
+    return parts[0] if len(parts) == 1 else await asyncio.to_thread(b"".join, parts)
