@@ -1,5 +1,6 @@
 """What is written about metrics is true: their table, the alerts and the dashboards."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -107,3 +108,19 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
     wanted = yaml.safe_load(text)["scrape_configs"][0]["http_sd_configs"][0]
     shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
     assert wanted in shown["scrape_configs"][0]["http_sd_configs"]
+
+
+def test_each_dashboard_is_told_of_and_whole() -> None:
+    paths = sorted((ROOT / "docker" / "grafana").glob("*.json"))
+    told = re.findall(r"^\| `(\w+\.json)` \|", PAGE, re.MULTILINE)
+    assert sorted(told) == [path.name for path in paths]
+    found = [json.loads(path.read_text()) for path in paths]
+    assert len({one["uid"] for one in found}) == len(found)
+    for one in found:
+        known = {f"${variable['name']}" for variable in one["templating"]["list"]}
+        known |= {"$__rate_interval", "$__range"}
+        ids = [panel["id"] for panel in one["panels"]]
+        assert len(set(ids)) == len(ids)
+        for panel in one["panels"]:
+            for target in panel.get("targets", ()):
+                assert set(re.findall(r"\$\w+", target["expr"])) <= known, panel["title"]
