@@ -36,6 +36,8 @@ from comfy_fleet.api.errors import HttpError, OperatorsOnly
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
+from comfy_fleet.api.openai import errors as openai_errors
+from comfy_fleet.api.openai import routes as openai
 from comfy_fleet.api.origins import Origin, client_address, marked, origin_of
 from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.signed_access import SignedAccess
@@ -76,6 +78,7 @@ def create_app(deps: ApiDeps) -> "Front":
     routes = [
         *v2.routes(),
         *v1.routes(),
+        *openai.routes(),
         *native.routes(deps.settings.extension_prefixes),
         *metrics.routes,
         *front_page.routes,
@@ -138,7 +141,8 @@ class Front:
 
     async def _unserved(self, request: Request, error: HTTPException) -> Response:
         """Answer one of the framework's errors."""
-        return console_page.for_browser(request.scope, await errors.on_http_exception(request, error))
+        answer = await errors.on_http_exception(request, error)
+        return console_page.for_browser(request.scope, _shaped(request.scope, answer))
 
     def _place(self, scope: Scope, headers: Headers) -> str:
         """Note where a request came to; return the key in its path."""
@@ -253,7 +257,9 @@ class Front:
             extra = {"method": scope["method"], "path": scope["path"]}
             logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
             if not status:
-                await console_page.for_browser(scope, errors.unexpected())(scope, incoming, sending)
+                await console_page.for_browser(scope, _shaped(scope, errors.unexpected()))(
+                    scope, incoming, sending
+                )
             elif not finished:
                 raise  # break off the connection, so that nobody takes the answer for complete
         finally:
@@ -270,4 +276,9 @@ def _answer(scope: Scope, error: FleetError) -> Response:
         found = login.signed_out(scope["path"])
         if found is not None and scope["origin"] is Origin.CONSOLE:
             return found
-    return console_page.for_browser(scope, errors.fleet_error(error))
+    return console_page.for_browser(scope, _shaped(scope, errors.fleet_error(error)))
+
+
+def _shaped(scope: Scope, answer: Response) -> Response:
+    """Return an error in the form of the interface whose path was asked for."""
+    return openai_errors.reshaped(answer) if openai_errors.is_asked(scope["path"]) else answer

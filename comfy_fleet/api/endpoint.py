@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from comfy_fleet.api.answers import ErrorEnvelope
 from comfy_fleet.api.errors import HttpError, OperatorsOnly, fleet_error
 from comfy_fleet.api.origins import Origin, console_base
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
@@ -129,6 +130,7 @@ class Endpoint:
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
         waits: Whether it may wait for its job's end; it takes a ``WaitQuery`` then.
+        failure: The form of errors.
         console: As in :class:`ServedRoute`, as are ``figures``, ``passing`` and ``refusal``.
     """
 
@@ -153,6 +155,7 @@ class Endpoint:
     passing: bool = False
     console: bool = False
     figures: bool = False
+    failure: Any = ErrorEnvelope
     refusal: Callable[[FleetError], Response] = fleet_error
 
     @property

@@ -192,7 +192,7 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
         error.status_code, "invalid_request" if error.status_code < 500 else "upstream_error"
     )
     path = request.url.path
-    if error.status_code == 404 and not path.startswith(("/api/v1/", "/api/v2/")):
+    if error.status_code == 404 and not path.startswith(("/api/v1/", "/api/v2/", "/v1/")):
         return envelope(404, code, NOTHING_HERE, WHERE_INSTEAD)
     message = {
         404: f"there is nothing at {path[:200]}; see {WHERE_INSTEAD['docs']}",

@@ -145,6 +145,8 @@ class LiveStream(Response):
                     why = next((why for why, end in ends.items() if not end.cancelled()), None)
                     if telling.cancelled() and why is not None:
                         await _goodbye(send, why)
+                    elif telling.cancelled() and not left.cancelled() and not self._deps.closing.is_set():
+                        await self.hung_up()
                 finally:  # until then the connection counts
                     streams[self._who] -= 1
                     if not streams[self._who]:
@@ -153,6 +155,9 @@ class LiveStream(Response):
     async def tell(self, send: Send) -> None:
         """Send an answer's start, and all of its body."""
         raise NotImplementedError
+
+    async def hung_up(self) -> None:
+        """Do what is to be done when the client is gone before the end."""
 
 
 class EventStream(LiveStream):

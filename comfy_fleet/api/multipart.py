@@ -21,7 +21,7 @@ def _bad(message: str, field: str | None = None) -> HttpError:
     return HttpError(422, "invalid_request", message, details={"field": field} if field else None)
 
 
-def _base_name(filename: bytes | None) -> str | None:
+def base_name(filename: bytes | None) -> str | None:
     """Return a file's name without the folders that some clients put before it."""
     name = (filename or b"").decode("utf-8", "replace")
     return name.replace("\\", "/").rpartition("/")[2] or None
@@ -110,7 +110,7 @@ class UploadedForm:
     @property
     def file_name(self) -> str | None:
         """The file's name in its part, without folders; None if there is none."""
-        return _base_name(self._sent_name)
+        return base_name(self._sent_name)
 
     @property
     def sent_name(self) -> str:
@@ -174,19 +174,32 @@ class UploadedForm:
         if encoding.lower() not in _AS_THEY_ARE:
             words = f"Content-Transfer-Encoding {encoding[:40]} is not taken: send the bytes as they are"
             raise _bad(f"{self._name}: {words}", self._name)
-        if self._name == self._part:
-            self._files += 1
-            if self._files > 1:
-                raise _bad(f"{self._part} must come only once", self._part)
-            kind = self._headers.get(b"content-type")
-            self._file_type = kind.decode("latin-1") if kind else None
-            self._sent_name = self._filename
+        if self._is_file():
+            self._file_begins()
         elif self._filename and self._misplaced is None:
             self._misplaced = self._name
 
+    def _is_file(self) -> bool:
+        """Whether the part that has begun is a file's."""
+        return self._name == self._part
+
+    def _file_begins(self) -> None:
+        self._files += 1
+        if self._files > 1:
+            raise _bad(f"{self._part} must come only once", self._part)
+        kind = self._headers.get(b"content-type")
+        self._file_type = kind.decode("latin-1") if kind else None
+        self._sent_name = self._filename
+
+    def _file_piece(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+
+    def _file_ends(self) -> None:
+        """Note the end of a file's part."""
+
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == self._part:
-            self._pieces.append(data[start:end])
+        if self._is_file():
+            self._file_piece(data[start:end])
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD:
@@ -195,7 +208,9 @@ class UploadedForm:
             raise _bad(f"{self._name} is longer than {_MAX_FIELD} bytes", self._name)
 
     def _part_end(self) -> None:
-        if self._name and self._name != self._part:
+        if self._is_file():
+            self._file_ends()
+        elif self._name:
             try:
                 text = self._value.decode()
             except UnicodeDecodeError:

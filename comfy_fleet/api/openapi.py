@@ -128,12 +128,18 @@ def document(
         dict.fromkeys(
             kind
             for endpoint in table
-            for kind in (*endpoint.answers.values(), *endpoint.events.values(), endpoint.body, endpoint.query)
+            for kind in (
+                endpoint.failure,
+                *endpoint.answers.values(),
+                *endpoint.events.values(),
+                endpoint.body,
+                endpoint.query,
+            )
             if kind is not None
         )
     )
-    components = Components([ErrorEnvelope, *kinds])
-    refs = dict(zip([ErrorEnvelope, *kinds], components.refs, strict=True))
+    components = Components(kinds)
+    refs = dict(zip(kinds, components.refs, strict=True))
     made: dict[str, dict[str, Any]] = {}
     for endpoint in table:
         operation = _operation(endpoint, refs, components.schemas, paths)
@@ -215,8 +221,10 @@ def _operation(
         *(wait_document.ERRORS if endpoint.waits else ()),
         *endpoint.errors,
     }
+    if endpoint.failure is not ErrorEnvelope:  # OpenAI's interface has 400 instead
+        statuses.discard(422)
     for status in sorted(statuses - endpoint.answers.keys()):
-        responses[str(status)] = _failure(status, refs[ErrorEnvelope])
+        responses[str(status)] = _failure(status, refs[endpoint.failure])
     operation: dict[str, Any] = {
         "operationId": endpoint.operation,
         "summary": endpoint.summary,

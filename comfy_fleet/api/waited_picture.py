@@ -13,7 +13,7 @@ from comfy_fleet.domain.errors import Busy, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output, OutputKind
 
 _JSON = "application/json"
-_STATUS = {
+STATUS = {
     **dict.fromkeys(("node_execution_error", "invalid_workflow", "missing_asset", "content_refused"), 422),
     **dict.fromkeys(("input_not_fetched", "output_limit", "frame_too_large", "out_of_memory"), 422),
     "moderation_unavailable": 503,
@@ -46,7 +46,7 @@ async def answer(request: Request, job: Job) -> Response:
         message = job.error.message if job.error else "the job has failed"
         if job.error is not None and job.error.node_id is not None:
             about |= {"node_id": job.error.node_id, "class_type": job.error.class_type}
-        return envelope(_STATUS.get(code, 502), code, message, about)
+        return envelope(STATUS.get(code, 502), code, message, about)
     found = _first(job)
     if found is None:
         kinds = sorted({one.content_type for one in job.outputs})[:20]

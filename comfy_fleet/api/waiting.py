@@ -183,7 +183,7 @@ class WaitedAnswer(Response):
         d = deps(request)
         with d.session_watch.follow(request.scope["session"], principal(request).key) as signed_out:
             ended = asyncio.ensure_future(until_ended(self._job.id, jobs=d.jobs, events=d.events))
-            left = asyncio.ensure_future(_left(receive))
+            left = asyncio.ensure_future(client_left(receive))
             others = [asyncio.ensure_future(one.wait()) for one in (d.closing, signed_out)]
             every = (ended, left, *others)
             try:
@@ -262,7 +262,8 @@ def _seconds(value: str) -> int:
     return int(value)
 
 
-async def _left(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
+    """Return once the client has hung up."""
     with suppress(OSError):
         while (await receive())["type"] != "http.disconnect":
             pass

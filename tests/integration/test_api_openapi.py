@@ -1,5 +1,6 @@
 """The OpenAPI documents: valid, complete, of each fleet its own, and what the server answers fits them."""
 
+import asyncio
 import re
 import shutil
 from base64 import b64encode
@@ -62,7 +63,8 @@ async def test_documents_are_valid_and_refer_to_nothing_that_is_not_there(api: A
         for status, response in one["responses"].items():
             if status >= "400" and one["operationId"] != "ready":
                 schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}
+                form = "PictureErrorEnvelope" if one["tags"] == ["openai"] else "ErrorEnvelope"
+                assert schema == {"$ref": f"#/components/schemas/{form}"}
 
 
 READABLE = {"application/json", "application/octet-stream", "text/event-stream", KIND}
@@ -278,6 +280,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
     await call("POST", "/api/v1/jobs-cancel", 200, json={"waiting_only": True})
     await _batches(call)
+    await _pictures(call, api)
     await _stores(call)
     await _uploads(api, call)
     await _webhooks(call)
@@ -371,6 +374,23 @@ async def _stores(call: Callable[..., Awaitable[Any]]) -> None:
     await call("POST", f"{path}/shop/test", 200)
     await call("DELETE", f"{path}/shop", 204)
     await call("GET", f"{path}/shop", 404)
+
+
+async def _pictures(call: Callable[..., Awaitable[Any]], api: Api) -> None:
+    await call("GET", "/v1/models", 200)
+    await call("GET", "/v1/models/image_card", 200)
+    await call("GET", "/v1/models/none", 404)
+    fox = {"prompt": "a fox", "seed": 5, "response_format": "url", "size": "512x512"}
+    asked = call("POST", "/v1/images/generations", 200, json=fox)
+    waiting = asyncio.ensure_future(asked)
+    await until(lambda: api.deps.waits.total() == 1, what="a request waits")
+    [job] = (await api.client.get("/api/v1/jobs?status=queued")).json()["jobs"]
+    claim = await api.claim(job["id"])
+    await api.output(claim, b"picture")
+    await api.finish(claim)
+    await waiting
+    await call("POST", "/v1/images/generations", 400, json={})
+    await call("POST", "/v1/images/edits", 400, files={"image": ("a.png", b"x")}, data={"prompt": "a hat"})
 
 
 async def _batches(call: Callable[..., Awaitable[Any]]) -> None:

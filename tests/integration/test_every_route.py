@@ -19,6 +19,8 @@ from comfy_fleet.api.app import Front
 from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.endpoint import JSON, ServedRoute
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.openai import errors as openai_errors
+from comfy_fleet.api.openai import routes as openai
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
@@ -142,7 +144,9 @@ async def test_without_a_key_every_route_but_the_open_ones_is_closed(api: Api) -
             answer = await api.client.request(method, f"{path}?api_key={ANN}", headers=raw(wrong))
             assert answer.headers.get("location", "").startswith("/login") or answer.status_code == 401
             assert b"ann" not in answer.content
-            if answer.headers.get("content-type") == JSON and method != "HEAD":
+            if openai_errors.is_asked(path):
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+            elif answer.headers.get("content-type") == JSON and method != "HEAD":
                 assert code(answer) == (401, "unauthorized")
                 assert answer.headers["www-authenticate"] == "Bearer"
                 bodies.add(answer.content)
@@ -261,7 +265,7 @@ async def test_a_foreign_host_is_in_no_answer_if_the_public_addresses_are_set(
 
 
 async def test_json_comes_under_any_type_but_from_a_browser_as_json_alone(api: Api) -> None:
-    tables = [*v1.TABLE, *v2.TABLE]
+    tables = [*v1.TABLE, *v2.TABLE, *openai.TABLE]
     takes = {(one.method, one.path) for one in tables if one.body is not None and one.body_kind == JSON}
     assert len(takes) > 25
     kinds = itertools.cycle(KINDS)

@@ -43,7 +43,11 @@ _EDITOR_REQUESTS = 256
 
 _CORS_HEADERS = (
     "Authorization, X-API-Key, Content-Type, Cache-Control, Idempotency-Key, Prefer, Range, traceparent, "
-    "Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override"
+    "Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, "
+    # What OpenAI's client sends by itself.
+    "X-Stainless-Arch, X-Stainless-Lang, X-Stainless-OS, X-Stainless-Package-Version, "
+    "X-Stainless-Retry-Count, X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, "
+    "OpenAI-Organization, OpenAI-Project"
 )
 """What pages of other origins may send."""
 _CORS_SHOWN = (

@@ -25,6 +25,7 @@ _IN_USE = (
 
 _TAGS = {
     "generate": "A prompt in, a picture out.",
+    "openai": "OpenAI's interface to pictures, for its client: a model is a stored workflow.",
     "workflows": "Stored workflows: typed parameters in, jobs out.",
     "batches": "Many jobs at once: checked together, followed, run again, downloaded in one zip.",
     "uploads": "Files of any size, in parts, gone on with after any break: tus 1.0.0.",
@@ -40,6 +41,7 @@ _TAGS = {
 _PATH_NAMES = {
     "workflow": "The stored workflow's name; to read or run it, also `NAME@VERSION`, `NAME@LABEL` or "
     "`NAME@draft`.",
+    "model": "The stored workflow's name, perhaps with `@VERSION` or `@LABEL`.",
     "version": "A version's digits, the beginning of them, or a label.",
     "label": "A label of a version.",
     "job_id": "The job's id.",

@@ -3,6 +3,7 @@
 from comfy_fleet.api import endpoint, jobs, metrics
 from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer
 from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
+from comfy_fleet.api.openai import routes as openai
 from comfy_fleet.api.v1 import (
     agent_tokens,
     answers,
@@ -620,7 +621,7 @@ TABLE = (
 
 def routes() -> list[ServedRoute]:
     """Return the routes, with the document that describes them."""
-    described = document.FleetDocument(TABLE)
+    described = document.FleetDocument((*TABLE, *openai.TABLE))
     return [
         *endpoint.routes(TABLE),
         ServedRoute(document.PATH, described.openapi, name="openapi"),

@@ -1,0 +1,1 @@
+"""OpenAI's interface to pictures: a model is a stored workflow."""
