@@ -8,6 +8,7 @@ from dataclasses import replace
 from comfy_fleet.api import serialize
 from comfy_fleet.api.auth import LOCAL, Keys
 from comfy_fleet.api.body import has_more_values
+from comfy_fleet.api.errors import MAX_MESSAGE
 from comfy_fleet.api.job_options import options_for, priority_bound, webhook_of
 from comfy_fleet.api.job_views import TOLD_S
 from comfy_fleet.api.links import Links, Signing
@@ -23,6 +24,7 @@ from comfy_fleet.domain.jobs.rq_entry import (
 )
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.domain.roles import Role
+from comfy_fleet.domain.text import clip
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.rq_inbox import Callback, Change, RqInbox
 from comfy_fleet.services.rq_entries import read_entry, with_progress
@@ -169,8 +171,9 @@ class RqIntake:
             self._held = error.message
             return False
         except FleetError as error:
-            logger.info("RQ's entry refused", extra={"rq_id": entry.id, "why": error.message})
-            await self._refuse(entry, f"{error.code}: {error.message}")
+            why = clip(f"{error.code}: {error.message}", MAX_MESSAGE)
+            logger.info("RQ's entry refused", extra={"rq_id": entry.id, "why": why})
+            await self._refuse(entry, why)
         except Exception:
             logger.exception("RQ's entry failed", extra={"rq_id": entry.id})
             await self._refuse(entry, "internal_error: the fleet could not make a job of it")
