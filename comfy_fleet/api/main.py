@@ -21,6 +21,7 @@ from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.audit import RedisAudit
 from comfy_fleet.adapters.redis.batches import RedisBatches
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.fetches import RedisFetches
 from comfy_fleet.adapters.redis.figures import RedisFigures
 from comfy_fleet.adapters.redis.named_stores import RedisNamedStores
@@ -29,7 +30,6 @@ from comfy_fleet.adapters.redis.people import RedisPeople
 from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.scrape_targets import RedisScrapeTargets
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.server_memory import server_memory

@@ -117,7 +117,7 @@ async def _agent(settings: "Settings") -> str | None:
 async def _dispatch(settings: "Settings", name: str | None) -> str | None:
     import socket
 
-    from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+    from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
     from comfy_fleet.bootstrap import open_stores
     from comfy_fleet.domain.errors import StoreDown
     from comfy_fleet.timeouts import Timeout

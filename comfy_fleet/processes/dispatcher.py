@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.ahead import RedisAhead
+from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher
 from comfy_fleet.adapters.redis.life_line import RedisLifeLine
 from comfy_fleet.adapters.redis.rq_inbox import RedisRqInbox
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
@@ -154,8 +155,10 @@ async def run(
             if job_id := await inbox.stop(rq_id):
                 await jobs.request_cancel(job_id)
 
+        living = LivingDispatcher(stores.redis, dispatcher.name)
         worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=stop)
         background = [
+            asyncio.create_task(forever(lambda: _beat(living), name="heartbeat")),
             asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
@@ -168,6 +171,7 @@ async def run(
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             with contextlib.suppress(StoreDown):
+                await living.leave()
                 await worker.leave()
 
 
@@ -190,6 +194,15 @@ async def _run_once_store_answers(dispatcher: Dispatcher, stop: asyncio.Event) -
         with contextlib.suppress(TimeoutError):
             async with Timeout(BACKOFF.pause_s(failures)):
                 await stop.wait()
+
+
+async def _beat(living: LivingDispatcher) -> None:
+    while True:
+        try:
+            await living.beat()
+        except StoreDown as error:
+            logger.warning("heartbeat not written", extra={"error": str(error)})
+        await asyncio.sleep(WORKER_BEAT_S)
 
 
 async def _beat_worker(worker: RqWorker, dispatcher: Dispatcher) -> None:

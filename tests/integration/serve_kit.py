@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
 from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import picture

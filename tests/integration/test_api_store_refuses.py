@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType, connect_once
 from comfy_fleet.adapters.redis.clock import ServerClock
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import StoreDown, StoreRefuses
 from comfy_fleet.sim import SimTiming

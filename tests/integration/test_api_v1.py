@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.rq_worker import RqWorker
+from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.job import JobError, JobStatus
 from comfy_fleet.domain.nodes.node import Reading
@@ -532,10 +532,7 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
         assert "g1 is new" in (await api.client.get("/api/v1/ready")).text
         await api.stores.nodes.report("g1", verdict="up", why="")
 
-        async def cancel(_: str) -> None: ...
-
-        worker = RqWorker(api.stores.redis, api.stores.events, "d1", stop=cancel)
-        await worker.beat(busy=0, done=0)
+        await LivingDispatcher(api.stores.redis, "d1").beat()
         assert await missing() == []
         await api.stores.nodes.cordon("g1", reason="fans")
         assert await missing() == ["nodes"]

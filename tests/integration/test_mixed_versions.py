@@ -350,17 +350,17 @@ async def test_an_old_api_says_that_it_takes_no_new_jobs(stores: Stores, tmp_pat
         async def why() -> dict[str, str]:
             return {reason["part"]: reason["why"] for reason in await not_ready(deps)}
 
-        async def worker(name: str, **fields: str) -> None:
-            await client.hset(f"rq:worker:{name}", mapping={"state": "idle", **fields})
-            await client.sadd("rq:workers:fleet", f"rq:worker:{name}")
+        async def dispatcher(name: str, layout: int) -> None:
+            await client.set(f"fleet:dispatcher:{name}", layout)
+            await client.sadd("fleet:dispatchers", name)
 
-        await worker("old")  # one that told of no layout yet
+        await dispatcher("old", 1)  # as is a Redis whose layout is not written yet
         assert not {"schema", "dispatcher"} & (await why()).keys() and await deps.notes() == []
         await client.set("fleet:schema", SCHEMA + 1)
         reasons = await why()
         assert "takes no new jobs: start the newer version" in reasons["schema"]
         assert reasons["dispatcher"].startswith("no other dispatcher is running: 1 of an older version")
-        await worker("new", schema=str(SCHEMA + 1))
+        await dispatcher("new", SCHEMA + 1)
         assert "dispatcher" not in await why()
         (note,) = await deps.notes()
         assert note.startswith("dispatchers: 1 of an older version ends its runs")
@@ -381,8 +381,8 @@ async def test_fleet_status_says_that_an_older_process_is_held_back(
     ):
         client: Any = fleet.stores.redis
         for name, schema in (("new", SCHEMA), ("old", SCHEMA - 1)):
-            await client.hset(f"rq:worker:{name}", mapping={"state": "idle", "schema": schema})
-            await client.sadd("rq:workers:fleet", f"rq:worker:{name}")
+            await client.set(f"fleet:dispatcher:{name}", schema)
+            await client.sadd("fleet:dispatchers", name)
         code, text = await status(api.url)
         assert (code, "1 of an older version ends its runs" in text) == (0, True), text
         await client.set("fleet:schema", SCHEMA + 1)

@@ -15,7 +15,8 @@ from rq.serializers import JSONSerializer
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.client import FleetRedis
-from comfy_fleet.adapters.redis.rq_worker import RqWorker, live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher, live_dispatchers
+from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.bootstrap import Stores, check_schema, open_nodes, open_stores
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.jobs.job import JobFilter, JobStatus
@@ -64,6 +65,8 @@ async def test_each_sees_its_own_jobs_nodes_pools_and_dispatchers(pair: tuple[St
     await other.pools.set(Pool(name="default", free_idle_s=5))
     await worker(one, "d1").beat(busy=0, done=0)
     await worker(other, "d1").beat(busy=1, done=0)
+    for fleet in pair:
+        await LivingDispatcher(fleet.redis, "d1").beat()
 
     assert [job.id for job in (await one.jobs.find(JobFilter(owner=None))).jobs] == [mine.id]
     assert [job.id for job in (await other.jobs.find(JobFilter(owner=None))).jobs] == [theirs.id]

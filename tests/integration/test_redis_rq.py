@@ -14,11 +14,12 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher, live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.job_records import HANDLER
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
-from comfy_fleet.adapters.redis.rq_worker import RqWorker, live_dispatchers
+from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.adapters.redis.runs import RedisRunStore
-from comfy_fleet.adapters.redis.scripts import whole
+from comfy_fleet.adapters.redis.scripts import SCHEMA, whole
 from comfy_fleet.bootstrap import Stores, check_schema
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
@@ -239,12 +240,22 @@ async def test_what_others_put_in_the_place_of_a_dispatchers_record_is_replaced(
 
     client: Any = stores.redis
     worker = RqWorker(stores.redis, stores.events, "d1", stop=stop)
+    await LivingDispatcher(stores.redis, "d1").beat()
     await worker.beat(busy=0, done=0)
-    for key in ("rq:workers", "rq:workers:fleet", "rq:workers:fleet.jobs", "rq:worker:d1"):
+    for key, kind in (
+        *((key, b"set") for key in ("rq:workers", "rq:workers:fleet", "rq:workers:fleet.jobs")),
+        ("rq:worker:d1", b"hash"),
+    ):
         await client.set(key, "mine")
-        assert await live_dispatchers(stores.redis) in ([], ["d1"])
         await worker.beat(busy=0, done=0)
-        assert await live_dispatchers(stores.redis) == ["d1"]
+        assert await client.type(key) == kind
+        await client.delete(key)
+        assert await live_dispatchers(stores.redis) == ["d1"]  # nothing of RQ's is looked at
+    await client.sadd("rq:workers:fleet", "rq:worker:made-up")
+    await client.hset("rq:worker:made-up", mapping={"schema": 0, "state": "idle"})
+    await client.set("fleet:schema", SCHEMA)
+    assert await live_dispatchers(stores.redis) == ["d1"]
+    assert await outdated_dispatchers(stores.redis) == []
 
 
 @pytest.mark.parametrize(("mirror", "tenants"), [("auto", True), ("off", False)])

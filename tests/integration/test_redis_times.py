@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
@@ -57,7 +58,11 @@ async def test_dispatchers_that_were_killed_leave_no_names_for_good(stores: Stor
 
     for number in range(5):
         await worker(f"killed{number}").beat(busy=0, done=0)
-        await client.delete(f"rq:worker:killed{number}")  # as its time does
+        await LivingDispatcher(stores.redis, f"killed{number}").beat()
+        for key in (f"rq:worker:killed{number}", f"fleet:dispatcher:killed{number}"):
+            await client.delete(key)  # as its time does
     await worker("alive").beat(busy=0, done=0)
+    await LivingDispatcher(stores.redis, "alive").beat()
+    assert await client.smembers("fleet:dispatchers") == {b"alive"}
     for key in ("rq:workers", "rq:workers:fleet"):
         assert await client.smembers(key) == {b"rq:worker:alive"}

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture
 from tests.fleet import fleet_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.errors import StoreDown

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
-from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.dispatchers import live_dispatchers
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import StoreRefuses
 from comfy_fleet.domain.jobs.job import Placement

@@ -349,6 +349,10 @@ class Keyspace:
     webhook_secrets = _One("webhook:secrets")  # hash: OWNER -> what its messages are signed with, encrypted
     webhook_told = _One("webhook:told")  # hash: THING -> STATE SINCE TOLD, of what operators are told
 
+    # -- dispatchers
+    dispatchers = _One("dispatchers")  # set: names
+    dispatcher = _Each("dispatcher:NAME")  # string, for a minute after a heartbeat: the layout that it knows
+
     # -- the store itself
     secret_key = _One("secret_key")  # string: fingerprint of the secret.key that all this is sealed under
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another

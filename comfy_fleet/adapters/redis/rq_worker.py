@@ -1,6 +1,5 @@
 """A dispatcher as RQ sees a worker: registration, heartbeats and the commands that RQ's tools send."""
 
-import asyncio
 import contextlib
 import os
 import platform
@@ -13,10 +12,8 @@ from typing import Any
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.dispatchers import TTL_S
 from comfy_fleet.adapters.redis.events import RedisEvents
-from comfy_fleet.adapters.redis.scripts import SCHEMA
-
-TTL_S = 60
 
 
 def _stamp() -> str:
@@ -62,7 +59,6 @@ class RqWorker:
             "state": "busy" if busy else "idle",
             "successful_job_count": done,
             "inflight": busy,
-            "schema": SCHEMA,
         }
         try:
             await self._write(fields)
@@ -115,28 +111,3 @@ class RqWorker:
             pipe.hset(self._key, "death", _stamp())
             pipe.expire(self._key, TTL_S)
             await pipe.execute()
-
-
-async def live_dispatchers(redis: FleetRedis) -> list[str]:
-    """Return the names of dispatchers with a recent heartbeat."""
-    client: Any = redis
-    try:
-        members = await client.smembers(redis.keyspace.rq_workers)
-    except WrongType:  # by one of RQ's clients; the next heartbeat mends it
-        return []
-    keys = sorted(key.decode(errors="replace") for key in members)
-    alive = await asyncio.gather(*(client.exists(key) for key in keys))
-    return [
-        key.removeprefix(redis.keyspace.rq_worker(""))
-        for key, there in zip(keys, alive, strict=True)
-        if there
-    ]
-
-
-async def outdated_dispatchers(redis: FleetRedis) -> list[str]:
-    """Return the names of live dispatchers that don't know the layout in Redis and so claim nothing."""
-    names = await live_dispatchers(redis)
-    client: Any = redis
-    current = await client.get(redis.keyspace.schema) or b"1"
-    known = await asyncio.gather(*(client.hget(redis.keyspace.rq_worker(name), "schema") for name in names))
-    return [name for name, schema in zip(names, known, strict=True) if (schema or b"1") != current]
