@@ -28,6 +28,7 @@ _COMMANDS = {
     "sim": ("sim",),
     "simulate": ("simulate",),
     "health": ("health",),
+    "mcp": ("mcp",),
 }
 # For each group its heading, the module that has it (as `app`, or what stands behind a colon), and those that
 # add to it.

@@ -113,7 +113,7 @@ def _usual() -> tuple[str, Path | None]:
     return url, Path(certificate) if isinstance(certificate, str) else None
 
 
-def _trusted(url: str) -> ssl.SSLContext | bool:
+def trusted(url: str) -> ssl.SSLContext | bool:
     """Return how a fleet at this address shows who it is.
 
     The fleet of the data folder is known by its certificate, which is hardly for ``127.0.0.1``.
@@ -171,7 +171,7 @@ class Client:
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
-            verify=_trusted(self.url),
+            verify=trusted(self.url),
             # No proxy from the environment between this machine and its own fleet.
             trust_env=host not in ("127.0.0.1", "localhost", "::1"),
         )

@@ -147,6 +147,8 @@ class JobFieldsData(TypedDict):
     batch: NotRequired[BatchPartData]
     cached: bool
     traceparent: NotRequired[str]
+    batch_id: NotRequired[str]
+    custom_id: NotRequired[str]
 
 
 class JobData(JobFieldsData):
@@ -217,6 +219,7 @@ class WorkflowSummaryData(TypedDict):
     version: str
     folder: str | None
     parameters: list[str]
+    allowed: bool
 
 
 class WorkflowData(TypedDict):
@@ -264,6 +267,7 @@ class BatchData(TypedDict):
     created_at: str
     completed_at: str | None
     total: int
+    round: int
     counts: dict[str, int]
     waiting: int
     urls: BatchUrlsData

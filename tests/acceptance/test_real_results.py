@@ -1,7 +1,10 @@
 """Equal jobs and batches on a real ComfyUI; a shared result beside one that ComfyUI has in its own cache."""
 
+import base64
 import csv
 import io
+import os
+import sys
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
@@ -9,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import mcp
 import orjson
 import pytest
 from PIL import Image
@@ -44,6 +48,22 @@ def submit(up: Up, seed: int, **headers: str) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     job: dict[str, Any] = answer.json()
     return job
+
+
+async def test_an_agent_sees_what_a_real_comfyui_makes(up: Up) -> None:
+    agent_s = mcp.StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "comfy_fleet", "mcp", "--api", up.console],
+        env={"PATH": os.environ["PATH"]},
+    )
+    async with mcp.Client(agent_s) as agent:
+        made = await agent.call_tool("noise", {"seed": 11, "strength": 0.5})
+        assert not made.is_error, made
+        (shown,) = [one for one in made.content if one.type == "image"]
+        with Image.open(io.BytesIO(base64.b64decode(shown.data))) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (64, 64))
+        wrong = await agent.call_tool("noise", {"seed": 11, "strength": "much"})
+        assert wrong.is_error and any("strength" in one.text for one in wrong.content if one.type == "text")
 
 
 def contents(job: dict[str, Any]) -> list[bytes]:

@@ -22,7 +22,7 @@ def test_no_two_public_classes_share_a_name() -> None:
 
 
 def test_docs_name_files_that_exist() -> None:
-    rooms = "domain|ports|services|adapters|agent|api|cli|client|processes|sim"
+    rooms = "domain|ports|services|adapters|agent|api|cli|client|mcp|processes|sim"
     named = re.compile(rf"`(?:comfy_fleet/)?((?:{rooms})/[\w/.-]+)`")
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     found = {(page.name, path) for page in pages for path in named.findall(page.read_text())}

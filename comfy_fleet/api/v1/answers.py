@@ -47,6 +47,7 @@ class WorkflowSummaryAnswer(TypedDict):
     version: str
     folder: Annotated[str | None, Field(description="Where it is kept; null if it was published.")]
     parameters: Annotated[list[str], Field(description="Their names.")]
+    allowed: Annotated[bool, Field(description="Whether the caller's limits let them run it.")]
 
 
 class WorkflowListAnswer(TypedDict):

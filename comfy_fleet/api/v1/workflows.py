@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import job_options
-from comfy_fleet.api.deps import NodeFacts, deps, operator, owner
+from comfy_fleet.api.deps import NodeFacts, deps, operator, owner, principal
 from comfy_fleet.api.job_options import JobOptionsBody
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read, read_query
@@ -20,6 +20,7 @@ from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.graphs.graph_problems import Problem
 from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
+from comfy_fleet.domain.limits import refused_workflow
 from comfy_fleet.ports.jobs import Submitted
 from comfy_fleet.services.workflow_check import check_workflow
 
@@ -41,7 +42,7 @@ class NewJobBody(JobOptionsBody):
 async def list_workflows(request: Request) -> Response:
     """Every stored workflow with its parameters' names; `broken` says whose files can't be used, and why."""
     owner(request)
-    catalog = deps(request).catalog
+    catalog, quotas = deps(request).catalog, tuple(principal(request).quotas)
     found = [
         {
             "name": w.name,
@@ -50,6 +51,7 @@ async def list_workflows(request: Request) -> Response:
             "version": w.version,
             "folder": w.folder or None,
             "parameters": [p.name for p in w.parameters],
+            "allowed": refused_workflow(quotas, w.name) is None,
         }
         for w in await catalog.list()
     ]

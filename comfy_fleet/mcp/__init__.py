@@ -1,0 +1,1 @@
+"""Stored workflows as tools of agents, over the Model Context Protocol; to the fleet, it is a client."""
