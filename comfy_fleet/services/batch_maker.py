@@ -79,7 +79,7 @@ class StagedBatch:
     more: int = 0
     size: int = 0
     held: set[str] = field(default_factory=set)
-    told: list[NewJob] = field(default_factory=list)
+    told: list[tuple[str, str | None, int, str | None, str]] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -184,7 +184,7 @@ class BatchMaker:
         if made != staged.id:
             await self._forget(staged)
             return MadeBatch(id=made, replayed=True)
-        await self._begun(staged)
+        await self._begun(staged, owner)
         return MadeBatch(id=made, jobs=staged.jobs, errors=staged.errors, more=staged.more)
 
     async def retry(
@@ -221,7 +221,7 @@ class BatchMaker:
         except BaseException as error:
             await self._give_up(staged, error)
             raise
-        await self._begun(staged)
+        await self._begun(staged, batch.owner)
         return MadeBatch(id=batch.id, jobs=staged.jobs, errors=staged.errors, more=staged.more)
 
     async def _again(
@@ -269,7 +269,9 @@ class BatchMaker:
                     staged.refuse(one.errors)
                 else:
                     staged.jobs += 1
-                    staged.told.append(replace(one.job, graph=b"", params={}, uploads={}, extra_data={}))
+                    new = one.job  # texts only: the garbage collector would walk through thousands of jobs
+                    assets = " ".join(new.assets)
+                    staged.told.append((new.id, new.workflow, new.priority, new.traceparent, assets))
             kept = [one for one in found if one.job is not None or not one.was]
             staged.size += await self._store.stage(staged.id, kept)
             if staged.size > MOST_BYTES:
@@ -304,12 +306,25 @@ class BatchMaker:
             staged.held.difference_update(ids)
             raise
 
-    async def _begun(self, staged: StagedBatch) -> None:
+    async def _begun(self, staged: StagedBatch, owner: str) -> None:
         self._wake()
-        for number, new in enumerate(staged.told):
+        for number, (job_id, workflow, priority, traceparent, assets) in enumerate(staged.told):
             if number % TOLD_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            self._telemetry.submitted(new)
+            self._telemetry.submitted(
+                NewJob(
+                    id=job_id,
+                    owner=owner,
+                    graph=b"",
+                    graph_hash="",
+                    created_at=0.0,
+                    expires_in_s=0.0,
+                    workflow=workflow,
+                    priority=priority,
+                    traceparent=traceparent,
+                    assets=frozenset(assets.split()),
+                )
+            )
 
     async def _give_up(self, staged: StagedBatch, error: BaseException) -> None:
         if isinstance(error, StoreDown):

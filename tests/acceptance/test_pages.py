@@ -19,6 +19,7 @@ from tests.acceptance.up import Up
 from tests.unit.test_docs import split
 
 HOWTO = Path(__file__).parents[2] / "docs" / "howto"
+PATH = "/api/v1/workflows/image_card/batches"
 PRINTED = "http://127.0.0.1:8188"
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -137,6 +138,35 @@ def test_every_call_of_the_page_about_http(reader: Reader) -> None:
                     assert answer.text.rstrip().endswith('data: {"status":"succeeded","queue_position":null}')
                     events += 1
     assert (made, compared, events) == (19, 6, 1)
+
+
+def test_the_calls_of_the_page_about_batches(fleet: Up, reader: Reader) -> None:
+    page = blocks("batches.md")
+    (first,) = (block for language, block in page if language == "sh" and "/batches" in block)
+    (words,) = curls(first)
+    made = reader.send(words)
+    assert made.status_code == 201, made.text
+    batch = made.json()
+    url = f"/api/v1/batches/{batch['id']}"
+    with httpx.Client(base_url=fleet.url, timeout=60) as http:
+        (table,) = (block for language, block in page if language == "csv")
+        sent = http.post(PATH, content=table, headers={"Content-Type": "text/csv"})
+        assert sent.status_code == 201, sent.text
+        deadline = time.monotonic() + 60
+        while http.get(url).json()["status"] != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (item, _) = http.get(url).json()["items"]
+        (told,) = (block for language, block in page if "event: item" in block)
+        printed = json.loads(told.partition("data: ")[2])
+        assert printed.keys() == {"item", "job_id", "status", "custom_id"} <= item.keys()
+        (message,) = (json.loads(block) for language, block in page if '"batch.completed"' in block)
+        assert message["data"].keys() >= {"id", "round", "round_counts", "counts", "url"}
+        (refused,) = (json.loads(block) for language, block in page if '"invalid_batch"' in block)
+        wrong = http.post(PATH, json={"items": [{"params": {"prompt": "x", "width": 9999}}]})
+        assert wrong.status_code == 422
+        error, shown = wrong.json()["error"], refused["error"]
+        assert (error["code"], error["details"].keys()) == (shown["code"], shown["details"].keys())
 
 
 def test_the_call_that_waits(fleet: Up, reader: Reader) -> None:
