@@ -752,6 +752,17 @@ class Settings(BaseSettings):
         description="Folders, separated by colons, below which stores `file:///FOLDER` may be; empty: there "
         "are no such stores.",
     )
+    store_patience_s: Seconds = Field(
+        259_200.0,
+        gt=0,
+        description="For how long a store may take nothing before the outputs that wait for it are given up.",
+    )
+    spool_bytes: Count = Field(
+        0,
+        ge=0,
+        description="Most bytes of outputs that may wait for stores; above it, jobs whose outputs go to a "
+        "store are refused with 503. 0: as many as FLEET_DISK_FLOOR_BYTES leaves room for.",
+    )
     webhook_allow: str = Field(
         "",
         description="Comma-separated hosts and networks that webhooks may call besides the public internet: "

@@ -10,6 +10,7 @@ from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
+from comfy_fleet.domain.stores.output_plan import StoreState
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Url = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
@@ -63,6 +64,28 @@ class AttemptAnswer(TypedDict):
     error: AttemptErrorAnswer | None
 
 
+class StoredAnswer(TypedDict):
+    """What has become of an output's way into a store."""
+
+    store: str
+    key: Annotated[str, Field(description="Its name there, below the store's prefix.")]
+    state: StoreState
+    url: Annotated[str | None, Field(description="Where it is; null until it is there.")]
+    signed_url: Annotated[
+        str | None, Field(description="Where it can be read without credentials for a while.")
+    ]
+    error: Annotated[str | None, Field(description="Why it is not there, or not yet.")]
+
+
+class OutputAskAnswer(TypedDict):
+    """Where a job's outputs are put, besides the fleet's own files."""
+
+    store: str
+    key: Annotated[str, Field(description="The template of their names.")]
+    format: str | None
+    on_conflict: str
+
+
 class OutputAnswer(TypedDict):
     """A file that a job has made."""
 
@@ -79,6 +102,10 @@ class OutputAnswer(TypedDict):
     job_id: str
     temporary: Annotated[bool, Field(description="A preview.")]
     withheld: Annotated[bool, Field(description="It may not be given out; its content is a placeholder.")]
+    stored: Annotated[
+        StoredAnswer | None,
+        Field(description="Its way into a store; null if it goes to none, or its job has not succeeded."),
+    ]
 
 
 class JobErrorAnswer(TypedDict):
@@ -171,6 +198,10 @@ class JobFields(TypedDict):
     batch_id: NotRequired[Annotated[str, Field(description="Only of an item of a batch: which batch.")]]
     custom_id: NotRequired[Annotated[str, Field(description="Only of an item of a batch: its name there.")]]
     cached: Annotated[bool, Field(description="Whether it got the result of an equal job.")]
+    output: Annotated[
+        OutputAskAnswer | None, Field(description="Where its outputs are put besides; null: nowhere.")
+    ]
+    storing: Annotated[bool, Field(description="Whether some of its outputs wait for their store.")]
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 
 

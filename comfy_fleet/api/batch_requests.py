@@ -45,7 +45,6 @@ _KINDS = {
     "application/x-jsonlines": JSON_LINES,
     "application/json-lines": JSON_LINES,
 }
-NO_STORE = "there are no stores: leave `output` out, and fetch the batch's outputs.zip"
 _YIELDED = 50  # items that are read before others have their turn
 
 
@@ -60,7 +59,6 @@ class ItemBody(JobOptionsBody):
         description="What you call the item, unlike all others of the batch. Left out, it is its number, "
         "from 1.",
     )
-    output: Annotated[Any, ANYTHING] = Field(None, description="Taken once there are stores; leave it out.")
 
 
 class WorkflowItemBody(ItemBody):
@@ -337,13 +335,11 @@ def _planned(
     if not errors:
         try:
             body = checked(merged(sent.defaults, item.values), model)
-            if body.output is not None:
-                raise _wrong("output", f"output: {NO_STORE}")
             if body.webhook_url is not None or body.webhook_events is not None:
                 raise _wrong(
                     "webhook_url", "webhook_url is the batch's: put it beside `items`, it gets one message"
                 )
-            options = job_options.options(request, body, None)
+            options = replace(job_options.options(request, body, None), custom_id=name)
             if body.tier is None:
                 options = replace(options, tier=BATCH)
 
@@ -377,7 +373,7 @@ def _faults(error: HttpError) -> list[tuple[str, str, str]]:
 def merged(defaults: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item with what it does not say itself; parameters and labels are merged one by one."""
     found = {**defaults, **item}
-    for name in ("params", "metadata"):
+    for name in ("params", "metadata", "output"):
         first, own = defaults.get(name), item.get(name)
         if isinstance(first, dict) and isinstance(own, dict):
             found[name] = {**first, **own}

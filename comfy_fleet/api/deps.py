@@ -36,6 +36,7 @@ from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.scrape_targets import ScrapeTargets
 from comfy_fleet.ports.sessions import Sessions
+from comfy_fleet.ports.transfers import Transfers
 from comfy_fleet.ports.webhooks import Webhooks
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
@@ -138,6 +139,7 @@ class ApiDeps:
         object_info: Their classes together.
         models: Their model files together.
         store_book: Where outputs may be put.
+        transfers: What waits for that.
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         warming: Warms nodes.
@@ -188,6 +190,7 @@ class ApiDeps:
     hosts: Hosts
     agent_tokens: AgentTokenStore
     store_book: StoreBook
+    transfers: Transfers
     pools: PoolStore
     assets: AssetStore
     uploads: UploadReceiver

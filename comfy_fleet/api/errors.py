@@ -20,6 +20,7 @@ from comfy_fleet.domain.errors import (
     IdempotencyKeyReuse,
     InvalidBatch,
     InvalidManifest,
+    InvalidOutput,
     InvalidParameter,
     InvalidWorkflow,
     LimitReached,
@@ -81,6 +82,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (InvalidManifest, 422),
     (InvalidBatch, 422),
     (UploadTooLarge, 413),
+    (InvalidOutput, 422),
     (BadInput, 400),
     (NotFound, 404),
     (IdempotencyKeyReuse, 422),  # the contract's choice, although it is a conflict

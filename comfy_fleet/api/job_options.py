@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.requests import Request
 
 from comfy_fleet.api.answers import ANYTHING
@@ -22,7 +22,16 @@ from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.domain.schedule.waiting_job import BATCH, SINGLE, TIER_NAMES
-from comfy_fleet.domain.webhooks.webhook import ENDS, EVENTS, MOST_URL, Webhook, checked_events, checked_url
+from comfy_fleet.domain.stores.object_key import DEFAULT_KEY, MOST_TEMPLATE
+from comfy_fleet.domain.stores.output_plan import MAX_WIDTH, OutputAsk
+from comfy_fleet.domain.webhooks.webhook import (
+    EVENTS,
+    MOST_URL,
+    TOLD_USUALLY,
+    Webhook,
+    checked_events,
+    checked_url,
+)
 from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.services.result_cache import CacheControl
 from comfy_fleet.services.submitter import JobOptions
@@ -35,7 +44,7 @@ MAX_LABEL_VALUE = 256
 MAX_METADATA_BYTES = 1024
 _TIERS = {TIER_NAMES[tier]: tier for tier in (SINGLE, BATCH)}
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ADDED_LATER = ("ttl_s", "timeout_s", "finish_by", "tier", "webhook_url", "webhook_events")
+_ADDED_LATER = ("ttl_s", "timeout_s", "finish_by", "tier", "webhook_url", "webhook_events", "output")
 """Fields that versions before did not know, and did not count among what identifies a request."""
 
 
@@ -146,6 +155,58 @@ def _bad_metadata(message: str, key: str | None = None) -> HttpError:
     return HttpError(422, "metadata_invalid", message, details=details)
 
 
+class OutputBody(BaseModel):
+    """Where a job's outputs are put, besides the fleet's own files."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "example": {"store": "shop", "key": "products/{metadata.sku}/{index}.{ext}", "format": "webp"}
+        },
+    )
+
+    store: str | None = Field(
+        None, max_length=63, description="The store's name; your tenant's default store if left out."
+    )
+    key: str | None = Field(
+        None,
+        max_length=MOST_TEMPLATE,
+        description="The name that each output gets there, of texts and placeholders: `{metadata.NAME}`, "
+        "`{params.NAME}`, `{job_id}`, `{custom_id}`, `{workflow}`, `{date}`, `{index}`, `{name}`, `{stem}`, "
+        f"`{{ext}}`, `{{node_id}}`. `{DEFAULT_KEY}` if left out.",
+    )
+    format: Literal["webp", "jpeg", "png"] | None = Field(
+        None, description="Pictures are converted into it; that which the key's end names if left out."
+    )
+    quality: int | None = Field(None, ge=1, le=100, description="Of WebP and JPEG; 85 if left out.")
+    width: int | None = Field(None, ge=1, le=MAX_WIDTH, description="Most pixels of a row.")
+    metadata: Literal["keep", "strip"] | None = Field(
+        None,
+        description="Whether what ComfyUI writes into pictures stays; if left out, it does unless they are "
+        "converted.",
+    )
+    on_conflict: Literal["replace", "fail"] = Field(
+        "replace", description="What if there is another object of that name."
+    )
+
+
+def _output(value: object) -> object:
+    if value is None or isinstance(value, OutputBody):
+        return value
+    if not isinstance(value, dict):
+        raise _invalid("output", "output must be an object: store, key, format, on_conflict")
+    try:
+        return OutputBody.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(["output", *map(str, first["loc"])])
+        what = first["msg"]
+        if first["type"] == "extra_forbidden":
+            what = f"there is no such field; there are {', '.join(OutputBody.model_fields)}"
+        raise _invalid(field, f"{field}: {what}") from None
+
+
 _SPAN: dict[str, Any] = {"minimum": 0, "exclusiveMinimum": True, "maximum": job_times.LONGEST_S}
 """Limits as OpenAPI 3.0 writes them."""
 
@@ -209,7 +270,11 @@ class JobOptionsBody(BaseModel):
         description="An http(s) URL that is told what becomes of the job, in the form of Standard Webhooks.",
     )
     webhook_events: WebhookEvents = Field(
-        None, description="What it is told of; each of the job's possible ends, if left out."
+        None,
+        description="What it is told of; each of the job's possible ends, and `job.stored`, if left out.",
+    )
+    output: Annotated[OutputBody | None, BeforeValidator(_output)] = Field(
+        None, description="Where its outputs are put, besides the fleet's own files."
     )
     pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
     prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
@@ -319,7 +384,13 @@ def options_for(
         cache_control=cache_control or CacheControl(),
         webhook=webhook,
         quotas=quotas,
+        output=output_ask(body.output),
     )
+
+
+def output_ask(body: OutputBody | None) -> OutputAsk | None:
+    """Return what a request says about where outputs are put."""
+    return None if body is None else OutputAsk(**body.model_dump())
 
 
 def webhook_in(request: Request, url: str | None, events: tuple[str, ...] | None) -> Webhook | None:
@@ -345,7 +416,7 @@ def webhook_of(
             raise _invalid("webhook_events", "webhook_events needs webhook_url: where should they be told?")
         return None
     url = _checked(lambda value: checked_url(value, settings.webhook_allowed), url)
-    return Webhook(url=url, events=events or ENDS, base=base())
+    return Webhook(url=url, events=events or TOLD_USUALLY, base=base())
 
 
 def most_priority(request: Request) -> int:

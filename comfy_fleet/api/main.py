@@ -35,6 +35,7 @@ from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.server_memory import server_memory
 from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
+from comfy_fleet.adapters.redis.transfers import RedisTransfers
 from comfy_fleet.adapters.redis.uploads import RedisUploads
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.adapters.telemetry import (
@@ -111,6 +112,7 @@ from comfy_fleet.services.operator_news import (
     node_facts,
     queue_fact,
 )
+from comfy_fleet.services.output_planner import OutputPlanner
 from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
@@ -125,6 +127,7 @@ from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.tenant_policies import TenantPolicies
+from comfy_fleet.services.transferrer import TransferLimits, Transferrer
 from comfy_fleet.services.unrun_saves import why_no_draft
 from comfy_fleet.services.upload_receiver import UploadLimits, UploadReceiver
 from comfy_fleet.services.user_files import UserFiles
@@ -209,6 +212,9 @@ def build(
         telemetry,
         quotas_of=keys.ring.quotas_of,
     )
+    objects = open_objects(settings, sealer)
+    store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
+    transfers = RedisTransfers(stores.redis, stores.events)
     policy = FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes)
     submitter = Submitter(
         jobs=stores.jobs,
@@ -245,6 +251,7 @@ def build(
             wake=fetcher.wake,
         ),
         moderation=moderation,
+        outputs=OutputPlanner(store_book, transfers, spool_bytes=settings.spool_bytes),
     )
     retrying = Retrying(
         submitter=submitter,
@@ -294,14 +301,14 @@ def build(
         new_id=lambda: str(uuid4()),
     )
     signed_urls = SignedUrls.under(sealer)
-    objects = open_objects(settings, sealer)
-    store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
     views = JobViews(
         jobs=stores.jobs,
         estimator=estimator,
         inventories=inventories,
         simulated=inventories.simulated,
         signed_urls=signed_urls,
+        objects=objects,
+        stores=store_book,
         clock=time.time,
     )
     intake = RqIntake(
@@ -334,6 +341,16 @@ def build(
         port=settings.api_port,
         advertise=settings.metrics_advertise,
     )
+    transferrer = Transferrer(
+        transfers=transfers,
+        jobs=stores.jobs,
+        assets=assets,
+        book=store_book,
+        objects=objects,
+        pictures=pictures,
+        telemetry=telemetry,
+        limits=TransferLimits(patience_s=settings.store_patience_s),
+    )
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -352,6 +369,7 @@ def build(
         hosts=stores.hosts,
         agent_tokens=stores.agent_tokens,
         store_book=store_book,
+        transfers=transfers,
         pools=stores.pools,
         assets=assets,
         uploads=uploads,
@@ -438,6 +456,7 @@ def build(
             fetcher.run,
             batch_keeper.run,
             deliverer.run,
+            transferrer.run,
             intake.run,
             stores.clock.keep,
             *_news(settings, stores, webhooks),

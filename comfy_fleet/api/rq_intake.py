@@ -238,6 +238,11 @@ class RqIntake:
         )
         links = Links(self._settings.base_url, signing)
         return [
-            {"name": one.name, "url": links.output(job.id, one.asset_id), "content_type": one.content_type}
+            {
+                "name": one.name,
+                "url": links.output(job.id, one.asset_id),
+                "content_type": one.content_type,
+                **({"store": there.store, "key": there.key} if (there := job.stored_of(one)) else {}),
+            }
             for one in job.outputs
         ]

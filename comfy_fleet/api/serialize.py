@@ -13,7 +13,9 @@ from comfy_fleet.api.answers import (
     JobFields,
     ListedJobAnswer,
     OutputAnswer,
+    OutputAskAnswer,
     ProgressAnswer,
+    StoredAnswer,
 )
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
@@ -22,6 +24,8 @@ from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
 from comfy_fleet.domain.jobs.media import is_picture
 from comfy_fleet.domain.schedule.calibration import EndEstimate
 from comfy_fleet.domain.schedule.waiting_job import SINGLE, TIER_NAMES
+from comfy_fleet.domain.stores.object_key import DEFAULT_KEY
+from comfy_fleet.domain.stores.output_plan import OutputPlan, StoredObject
 
 _URL_S = 86400.0  # the promised life of URLs of assets without an end
 
@@ -83,7 +87,7 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "expires_at": time(value.expires_at),
         "queue_position": queue_position,
         "progress": progress(value.progress) if value.progress else None,
-        "outputs": [output(o, value.id, value.expires_at, links) for o in value.outputs],
+        "outputs": outputs(value, links),
         "output_count": value.output_count,
         "error": error(value.error) if value.error else None,
         "metrics": {
@@ -107,6 +111,8 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "kept": value.kept,
         "retry_of": value.retry_of,
         "cached": value.cached,
+        "output": output_ask(value.output) if value.output else None,
+        "storing": value.storing,
     }
     if value.batch is not None:
         fields["batch"] = batch(value.batch)
@@ -155,7 +161,44 @@ def attempt(value: Attempt) -> AttemptAnswer:
     }
 
 
-def output(value: Output, job_id: str, expires_at: float, links: Links) -> OutputAnswer:
+def output_ask(value: OutputPlan) -> OutputAskAnswer:
+    """Return where a job's outputs are put besides."""
+    return {
+        "store": value.store,
+        "key": value.template or DEFAULT_KEY,
+        "format": value.format or None,
+        "on_conflict": value.on_conflict,
+    }
+
+
+def stored(value: StoredObject) -> StoredAnswer:
+    """Return what has become of an output's way into a store."""
+    return {
+        "store": value.store,
+        "key": value.key,
+        "state": value.state,
+        "url": value.url,
+        "signed_url": value.signed_url,
+        "error": value.error,
+    }
+
+
+def outputs(value: Job, links: Links) -> list[OutputAnswer]:
+    """Return a job's outputs."""
+    return [
+        output(one, value.id, value.expires_at, links, stored_as=value.stored_of(one))
+        for one in value.outputs
+    ]
+
+
+def output(
+    value: Output,
+    job_id: str,
+    expires_at: float,
+    links: Links,
+    *,
+    stored_as: StoredObject | None = None,
+) -> OutputAnswer:
     """Return an output."""
     return {
         "node_id": value.node_id,
@@ -171,6 +214,7 @@ def output(value: Output, job_id: str, expires_at: float, links: Links) -> Outpu
         "job_id": job_id,
         "temporary": value.temporary,
         "withheld": value.withheld,
+        "stored": stored(stored_as) if stored_as else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""``fleet job download``, ``rm``, ``retry`` and ``keep``."""
+"""``fleet job download``, ``rm``, ``retry``, ``keep`` and ``store``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +21,29 @@ JobIds = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (download, retry, keep):
+    for command in (download, retry, keep, store):
         app.command()(command)
     app.command("rm")(remove)
+
+
+def store(jobs: JobIds, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Put into their store again the outputs of jobs that it did not take."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stdout
+
+    console = stdout()
+    answers = []
+    with Client(api, key) as client:
+
+        def again(job_id: str) -> None:
+            answers.append(client.post(path_of("job", job_id, "/store")))
+            if not json_:
+                console.print(f"the outputs of {job_id} are put into their store again", markup=False)
+
+        code = _with_all(_each(client, jobs), again)
+    if json_:
+        print_json(answers[0] if len(answers) == 1 else {"jobs": answers})
+    raise typer.Exit(code)
 
 
 def download(

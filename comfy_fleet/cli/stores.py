@@ -139,10 +139,17 @@ def list_(here: Here = False, json_: Json = False, api: Api = DEFAULT_API, key: 
         stderr().print("there is no store: fleet store add NAME URL")
     else:
         rows = [
-            (one["name"], one["url"], ", ".join(one["tenants"]) or "all", ", ".join(one["default_for"]))
+            (
+                one["name"],
+                one["url"],
+                ", ".join(one["tenants"]) or "all",
+                ", ".join(one["default_for"]),
+                one["waiting"] or "",
+                one["error"] or (f"{one['not_stored']} jobs not stored" if one["not_stored"] else ""),
+            )
             for one in answer["stores"]
         ]
-        stdout().print(table(("<Store", "<URL", "<Tenants", "<Default for"), rows))
+        stdout().print(table(("<Store", "<URL", "<Tenants", "<Default for", ">Waiting", "Trouble"), rows))
 
 
 @app.command()
@@ -171,13 +178,34 @@ def try_(
         raise Fail(str(answer["error"]), hint="fleet store show says what is known of it", code=Exit.FAILED)
 
 
+@app.command()
+def retry(
+    name: StoreName, here: Here = False, json_: Json = False, api: Api = DEFAULT_API, key: Key = None
+) -> None:
+    """Put again into a store all outputs that it did not take."""
+    from comfy_fleet.cli.console import print_json, stdout
+
+    with connected(api, key, here=here) as client:
+        answer = client.post(path_of("store", name, "/retry"))
+    if json_:
+        print_json(answer)
+    else:
+        stdout().print(f"outputs of {answer['jobs']} jobs are put there again", markup=False)
+
+
 @app.command("rm")
-def remove(name: StoreName, here: Here = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+def remove(
+    name: StoreName,
+    force: Annotated[bool, typer.Option("--force", help="Give up the outputs that wait for it.")] = False,
+    here: Here = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
     """Forget a store and its credentials. What is in it stays there."""
     from comfy_fleet.cli.console import stderr
 
     with connected(api, key, here=here) as client:
-        client.delete(path_of("store", name))
+        client.delete(path_of("store", name, "?force=true" if force else ""))
     stderr().print(f"store {name} is removed: what is in it stays there", markup=False)
 
 

@@ -128,6 +128,24 @@ def submit(
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Tell this URL how the job, or the batch, has ended.")
     ] = None,
+    output_store: Annotated[
+        str | None, typer.Option(metavar="STORE", help="Put the outputs into this store, too.")
+    ] = None,
+    output_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="Their names there, e.g. products/{metadata.sku}/{index}.{ext}.",
+            show_default="{job_id}/{index}-{name}",
+        ),
+    ] = None,
+    output_format: Annotated[
+        str | None, typer.Option(metavar="webp|jpeg|png", help="The format of pictures there.")
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        typer.Option(metavar="replace|fail", help="What if there is another object of that name."),
+    ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -153,6 +171,16 @@ def submit(
         "tier": "batch" if batch or count > 1 else None,
         "metadata": pairs(metadata or [], "--metadata"),
         "webhook_url": webhook,
+        "output": {
+            name: value
+            for name, value in (
+                ("store", output_store),
+                ("key", output_key),
+                ("format", output_format),
+                ("on_conflict", on_conflict),
+            )
+            if value is not None
+        },
         "pool": pool,
         "prefer_pool": prefer_pool,
         "spill_to": spill_to,

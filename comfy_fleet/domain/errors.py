@@ -8,6 +8,7 @@ FleetError
 │   ├── InvalidParameter  a stored workflow's parameter is out of its limits
 │   ├── InvalidManifest   a stored workflow's manifest does not fit its graph
 │   ├── UploadTooLarge    a file is larger than it may be, or than it was announced
+│   ├── InvalidOutput     where its outputs are to be put can't be
 │   ├── InvalidBatch      some items of a batch can't be taken (all of them are named)
 │   └── OutboundRefused   a URL that the fleet does not call
 ├── NotFound              no such job, asset, node or workflow for this caller
@@ -109,6 +110,12 @@ class UploadTooLarge(BadInput):
     """A file is larger than it may be, or than it was announced."""
 
     code = "payload_too_large"
+
+
+class InvalidOutput(BadInput):
+    """Where a job's outputs are to be put can't be; ``details["field"]`` begins with ``output``."""
+
+    code = "invalid_output"
 
 
 class InvalidBatch(BadInput):

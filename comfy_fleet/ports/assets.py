@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from comfy_fleet.domain.graphs.folders import Folder
@@ -184,6 +185,9 @@ class AssetStore(Protocol):
         self, asset: Asset, start: int = 0, length: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Return the bytes, or a range of them; see :meth:`BlobStore.open`."""
+
+    async def file(self, asset: Asset) -> Path | None:
+        """Return the file that has an asset's bytes; None if it is gone, or there is none here."""
 
     async def url(self, asset: Asset) -> str | None:
         """Return a URL from which a client may fetch the bytes itself; see :meth:`BlobStore.url`."""

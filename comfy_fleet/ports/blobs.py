@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from comfy_fleet.domain.graphs.pictures.parsing import Edit
@@ -82,6 +83,9 @@ class BlobStore(Protocol):
 
     async def url(self, key: str) -> str | None:
         """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
+
+    async def file(self, key: str) -> Path | None:
+        """Return the file that has a blob's bytes; None if it is gone, or is no file of this machine's."""
 
     async def store_id(self) -> str:
         """Return what identifies this store; drawn at the first call, and kept with the bytes.

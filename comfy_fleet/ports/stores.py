@@ -13,13 +13,13 @@ class ObjectSource:
     """What is to be put into a store.
 
     Attributes:
-        path: A file that has the bytes.
+        content: The bytes, or a file that has them.
         size: How many these are.
         content_type: Of the object.
         metadata: Written beside it; names and values in ASCII.
     """
 
-    path: Path
+    content: bytes | Path
     size: int
     content_type: str
     metadata: Mapping[str, str]

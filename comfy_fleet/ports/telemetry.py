@@ -124,6 +124,15 @@ class Telemetry(Protocol):
                 ``gone``: its receiver wants no more.
         """
 
+    def stored(self, outcome: str, size_bytes: int) -> None:
+        """An output was to be put into a store.
+
+        Args:
+            outcome: ``stored``; ``failed``: given up; ``again``: the store did not take it, and is asked once
+                more; ``away``: the store takes nothing, and what waits for it waits on.
+            size_bytes: How many bytes it has, if it is stored.
+        """
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """The store did not answer and is asked again.
 

@@ -141,6 +141,7 @@ class DraftChecks:
             f"{workflow.name}@{DRAFT}",
             params,
             JobOptions(
+                stays_here=True,
                 metadata=MARK,
                 cache_control=CacheControl(max_age_s=0),  # it is to be tried
                 quotas=run.quotas,

@@ -148,6 +148,8 @@ class Retrying:
             retry_of=job.id,
             webhook=how.webhook,
             quotas=how.quotas,
+            output=job.output.asked() if job.output else None,
+            custom_id=job.output.custom_id if job.output else "",
         )
         workflow = await self._version(job)
         if workflow is not None:

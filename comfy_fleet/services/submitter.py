@@ -48,6 +48,8 @@ from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.people import Tenant
 from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.schedule.waiting_job import EDITOR, SINGLE, WARMING
+from comfy_fleet.domain.stores.object_key import KeyFacts
+from comfy_fleet.domain.stores.output_plan import OutputAsk
 from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
@@ -61,6 +63,7 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.moderation import Moderation
+from comfy_fleet.services.output_planner import OutputPlanner
 from comfy_fleet.services.result_cache import CacheControl, Computation, ResultCache
 from comfy_fleet.turns import FairTurns, NoTurn
 
@@ -136,6 +139,9 @@ class JobOptions:
         cache_control: What it says about results of earlier jobs.
         webhook: Who is told what becomes of it.
         quotas: The limits of who asks.
+        output: Where its outputs are to be put; None: where its tenant's default says.
+        stays_here: Whether they are put nowhere besides, whatever that default is.
+        custom_id: What its batch calls it; empty: it is in none.
         job_id: The UUID that it gets; empty: it is drawn. If there is such a job already, that is the answer.
         rq_id: Its id in RQ, if one of RQ's clients has enqueued it.
     """
@@ -156,6 +162,9 @@ class JobOptions:
     cache_control: CacheControl = field(default_factory=CacheControl)
     webhook: Webhook | None = None
     quotas: tuple[ScopedLimits, ...] = ()
+    output: OutputAsk | None = None
+    stays_here: bool = False
+    custom_id: str = ""
     job_id: str = ""
     rq_id: str = ""
 
@@ -213,6 +222,7 @@ class Submitter:
         results: Says which results of earlier jobs a job may get.
         inputs: Takes files that a request carries itself, or names by URL.
         moderation: Judges what jobs ask for.
+        outputs: Says where outputs are put.
     """
 
     def __init__(
@@ -238,6 +248,7 @@ class Submitter:
         results: ResultCache,
         inputs: InputFiles,
         moderation: Moderation,
+        outputs: OutputPlanner,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -259,6 +270,7 @@ class Submitter:
         self._results = results
         self._inputs = inputs
         self._moderation = moderation
+        self._outputs = outputs
         self._large = FairTurns(
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
@@ -288,6 +300,7 @@ class Submitter:
             MissingAsset: It refers to an asset that this owner does not have.
             Busy: Several large graphs are being checked already.
             NoNodes: No node is known at all.
+            InvalidOutput: Its outputs can't be put where it says.
             NotAllowed: By a limit, who asks may not submit this.
             LimitReached: A limit of theirs is used up.
             StoredTooMuch: They keep as many bytes as they may.
@@ -500,8 +513,21 @@ class Submitter:
                 large, lambda: self._results.keys(computed, placement, mode, options.cache_control)
             )
         tenant = self._tenant_of(owner)
+        job_id = options.job_id or self._new_id()
+        labels = options.metadata if isinstance(options.metadata, Mapping) else None
+        facts = KeyFacts(
+            job_id=job_id,
+            created_at=now,
+            custom_id=options.custom_id,
+            workflow=workflow.name if workflow else "",
+            labels=labels,
+            params=params,
+        )
+        plan = None
+        if not warming and not options.stays_here:
+            plan = await self._outputs.plan(options.output, facts, tenant=tenant.name)
         return NewJob(
-            id=options.job_id or self._new_id(),
+            id=job_id,
             owner=owner,
             graph=data,
             graph_hash=f"blake3:{blake3(data).hexdigest()}",
@@ -548,6 +574,7 @@ class Submitter:
             quota=script_quota(options.quotas),
             bounds=running_bounds(options.quotas),
             rq_id=options.rq_id,
+            output=plan,
         )
 
     def _check_count(self, checked: Graph) -> None:

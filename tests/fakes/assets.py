@@ -70,4 +70,4 @@ class FakeAssetStore(Fake):
         return self.runs.files.get(asset_id)
 
     receive = open_received = keep = upload = from_hash = has_hash = by_path = by_hash = uploads = unplayed
-    delete = hold = release = forget_job = open = url = replace_output = discard_output = unplayed
+    delete = hold = release = forget_job = open = file = url = replace_output = discard_output = unplayed

@@ -36,7 +36,9 @@ class Bucket:
         self.client.create_bucket(Bucket=name)
 
     def start(self) -> None:
-        """Answer, at the same place as before; what was stored is there."""
+        """Answer, at the same place as before, if it does not; what was stored is there."""
+        if self._server is not None:
+            return
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
         self._server.start()
         self._port = self._server.get_host_and_port()[1]
@@ -47,7 +49,7 @@ class Bucket:
             self._server.stop()
             self._server = None
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of all objects."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
@@ -68,7 +70,7 @@ class Bucket:
 
     def empty(self) -> None:
         """Delete all objects."""
-        for key in self.keys():
+        for key in self.names():
             self.client.delete_object(Bucket=self.name, Key=key)
 
     def record(self, name: str = "shop", **more: Any) -> dict[str, Any]:

@@ -260,6 +260,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", "/api/v1/nodes-warm", 404, json={"nodes": ["g9"]})
     await call("PUT", f"/api/v1/jobs/{task}/keep", 200)
     await call("DELETE", f"/api/v1/jobs/{task}/keep", 200)
+    await call("POST", f"/api/v1/jobs/{task}/store", 409)
     waits = (await call("POST", f"/api/v1/jobs/{task}/retry", 201, json={"new_seed": True}))["id"]
     await call("DELETE", f"/api/v1/jobs/{waits}", 409)
     await call("DELETE", f"/api/v1/jobs/{waits}?cancel=true", 204)
@@ -372,6 +373,7 @@ async def _stores(call: Callable[..., Awaitable[Any]]) -> None:
     for asked in (path, f"{path}/shop"):
         await call("GET", asked, 200)
     await call("POST", f"{path}/shop/test", 200)
+    await call("POST", f"{path}/shop/retry", 200)
     await call("DELETE", f"{path}/shop", 204)
     await call("GET", f"{path}/shop", 404)
 

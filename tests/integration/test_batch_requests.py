@@ -57,7 +57,7 @@ async def test_all_errors_come_in_one_answer_and_nothing_is_queued(api: Api) -> 
         ("lost", 3, "params.picture"),
         ("odd", 4, "prioriti"),
         ("high", 5, "priority"),
-        ("store", 6, "output"),
+        ("store", 6, "output.store"),
         (None, 7, "item"),
         (None, 8, "custom_id"),
         ("url", 9, "params.picture"),

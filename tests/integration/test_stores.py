@@ -39,7 +39,7 @@ async def test_a_store_is_tried_before_it_is_kept_and_its_secret_is_told_to_nobo
     made = await call(api, "POST", "stores", bucket.record(tenants=["default"], default_for=["default"]))
     assert made.status_code == 201, made.text
     assert made.json()["credentials"] is True
-    assert bucket.keys() == [], "what it was tried with is gone"
+    assert bucket.names() == [], "what it was tried with is gone"
     shown = await call(api, "GET", "stores/shop")
     listed = await call(api, "GET", "stores")
     trail = await call(api, "GET", "audit")
@@ -182,7 +182,7 @@ async def test_the_command_line_takes_secrets_from_elsewhere_than_its_arguments(
 def source(folder: Path, data: bytes, **metadata: str) -> ObjectSource:
     path = folder / "source"
     path.write_bytes(data)
-    return ObjectSource(path=path, size=len(data), content_type="image/webp", metadata=metadata)
+    return ObjectSource(content=path, size=len(data), content_type="image/webp", metadata=metadata)
 
 
 @pytest.fixture(params=["s3", "file"])

@@ -15,7 +15,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.webhooks.delivery import DeliveryOutcome, NextStep, PostAnswer
-from comfy_fleet.domain.webhooks.webhook import ENDS, EVENTS, Webhook
+from comfy_fleet.domain.webhooks.webhook import EVENTS, TOLD_USUALLY, Webhook
 from tests.conftest import free_port
 from tests.factories import GRAPH, picture
 from tests.fleet import until
@@ -140,8 +140,8 @@ async def test_a_job_that_is_submitted_again_tells_as_the_first_did(api: Api, sh
         as_before: ("/first", events),
         await again({"id": as_before}): ("/first", events),
         await again(first, webhook_events=["job.canceled"]): ("/first", ["job.canceled"]),
-        await again(first, webhook_url=f"{shop.url}/other"): ("/other", list(ENDS)),
-        await again(plain, webhook_url=f"{shop.url}/plain"): ("/plain", list(ENDS)),
+        await again(first, webhook_url=f"{shop.url}/other"): ("/other", list(TOLD_USUALLY)),
+        await again(plain, webhook_url=f"{shop.url}/plain"): ("/plain", list(TOLD_USUALLY)),
         await again(first, webhook_url=None): None,
         await again(plain): None,
     }

@@ -146,6 +146,11 @@ class DiskBlobs:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.url`: files have none."""
         return None
 
+    async def file(self, key: str) -> Path | None:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.file`."""
+        path = self._root / key
+        return path if await asyncio.to_thread(path.is_file) else None
+
     async def store_id(self) -> str:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.store_id`."""
 

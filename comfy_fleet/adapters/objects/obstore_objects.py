@@ -220,7 +220,9 @@ async def _write(client: ObjectClient, key: str, source: ObjectSource, *, mode: 
     if not isinstance(client, LocalStore):  # files have none
         attributes = {"Content-Type": source.content_type, **source.metadata}
     large = source.size > MULTIPART_BYTES
-    data: Any = source.path if large else await asyncio.to_thread(source.path.read_bytes)
+    data: Any = source.content
+    if isinstance(data, Path) and not large:
+        data = await asyncio.to_thread(data.read_bytes)
     await obstore.put_async(
         client,
         key,
@@ -244,12 +246,17 @@ async def _found(client: ObjectClient, key: str) -> Any:
 async def _is_ours(client: ObjectClient, key: str, source: ObjectSource) -> bool:
     """Return whether an object is what we would write: it was written, and that was not noted."""
     found = await _found(client, key)
-    if found is None or found.meta["size"] != source.size:
+    if found is None:
         return False
     if not isinstance(client, LocalStore):
-        return all(found.attributes.get(name) == value for name, value in source.metadata.items())
+        told = {name.lower(): value for name, value in found.attributes.items()}
+        return all(told.get(name) == value for name, value in source.metadata.items())
+    if found.meta["size"] != source.size:
+        return False
     stored = await obstore.get_async(client, key)
-    file = await asyncio.to_thread(source.path.open, "rb")
+    if isinstance(source.content, bytes):
+        return bytes(await stored.bytes_async()) == source.content
+    file = await asyncio.to_thread(source.content.open, "rb")
     try:
         async for chunk in stored.stream():
             ours = await asyncio.to_thread(file.read, len(chunk))

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from comfy_fleet.adapters.redis.asset_record import dump_asset, dump_tags, load_asset
@@ -375,6 +376,10 @@ class RedisAssets:
         return await self._blobs.open(
             asset.path, start, asset.size_bytes - start if length is None else length
         )
+
+    async def file(self, asset: Asset) -> Path | None:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.file`."""
+        return await self._blobs.file(asset.path)
 
     async def url(self, asset: Asset) -> str | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.url`."""

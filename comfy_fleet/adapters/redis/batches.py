@@ -386,6 +386,8 @@ def _read(batch_id: str, raw: Mapping[bytes, bytes], waiting: int, counts: Seque
             workflow=record.get("workflow", b"").decode(),
             version=record.get("version", b"").decode(),
             canceled="cancel" in record,
+            storing=max(0, int(record.get("storing", 0))),
+            not_stored=max(0, int(record.get("unstored", 0))),
             completed_at=float(completed) if completed else None,
             round=int(record.get("rounds", 1)),
         )

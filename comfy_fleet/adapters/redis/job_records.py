@@ -27,9 +27,11 @@ from comfy_fleet.domain.jobs.job import (
 )
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.model_files import set_key, usable_files
+from comfy_fleet.domain.jobs.stored_outputs import stored_objects
 from comfy_fleet.domain.jobs.workload import load_workload
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.schedule.waiting_job import SINGLE
+from comfy_fleet.domain.stores.output_plan import OutputPlace, OutputPlan
 from comfy_fleet.domain.text import clean
 from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.telemetry import EndedJob
@@ -126,6 +128,7 @@ def _tenant_fields(new: NewJob) -> dict[str, str | bytes]:
         **({"bounds": " ".join(f"{who}={most}" for who, most in new.bounds.items())} if new.bounds else {}),
         **({"moderation": new.moderation} if new.moderation else {}),
         **({"in_batch": new.in_batch} if new.in_batch else {}),
+        **({"output": orjson.dumps(new.output)} if new.output else {}),
     }
 
 
@@ -211,6 +214,10 @@ def dump_output(output: Output) -> bytes:
 def load_output(data: bytes | Mapping[str, Any]) -> Output:
     """Return an output from JSON."""
     return from_fields(Output, orjson.loads(data) if isinstance(data, bytes) else data)
+
+
+STORED_FIELD = "stored:"
+"""How the fields of a job's record begin that say what has become of an output's way into a store."""
 
 
 def output_field(node_id: str, key: str, index: int) -> str:
@@ -441,4 +448,24 @@ def load_job(
         webhook=Webhook.from_record(_object(record, "webhook")) if record.get("webhook") else None,
         batch_id=batch_id,
         custom_id=item.partition(" ")[2],
+        **(_stored(record, status, outputs or {}) if record.get("output") else {}),
     )
+
+
+def _stored(record: Mapping[str, bytes], status: JobStatus, outputs: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the fields of a job that say where its outputs are put besides."""
+    plan = from_fields(OutputPlan, orjson.loads(record["output"]))
+    if status is not JobStatus.SUCCEEDED:
+        return {"output": plan}
+    notes: dict[OutputPlace, Mapping[str, Any]] = {}
+    for name, data in record.items():
+        if name.startswith(STORED_FIELD):
+            node_id, key, index = name.removeprefix(STORED_FIELD).rsplit("\n", 2)
+            notes[node_id, key, int(index)] = orjson.loads(data)
+    found = [load_output(data) for _, data in sorted(outputs.items())]
+    error = record.get("store_error", b"").decode(errors="replace")
+    return {
+        "output": plan,
+        "stored": stored_objects(plan, found, notes, error=error),
+        "storing": "storing" in record,
+    }

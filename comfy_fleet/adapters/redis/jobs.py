@@ -62,6 +62,7 @@ _BRIEF = (
     *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
     *("excerpt", "retry_of", "kept", "removed"),
     *("tier", "finish_by", "timeout_s", "memory", "cached", "follows", "in_batch"),
+    *("output", "storing"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -511,6 +512,7 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         silence_s=new.silence_s,
         memory=new.memory,
         workload=new.workload,
+        output=new.output,
         follows=bool(new.fetches),
         waiting_for=f"its input {new.fetches[0].shown} is being fetched" if new.fetches else None,
     )

@@ -104,7 +104,8 @@ class Keyspace:
     # batches (docs/adr/0060).  ITEM is an item's number in its batch, from 0.  All but the first are written
     # before the batch exists, for an hour
     batch = _Each("batch:BATCH")  # hash: owner, created, total, workflow, version, webhook (JSON), completed,
-    #                               rounds (how often it was to be completed), cancel, retried
+    #                               rounds (how often it was to be completed), cancel, retried, storing
+    #                               (items that wait for their store), unstored (those that failed there)
     batch_items = _Each("batch:BATCH:items")  # zset: ITEM -> its state and number, see batches.lua
     batch_jobs = _Each("batch:BATCH:jobs")  # hash: ITEM -> the job's ID
     batch_names = _Each("batch:BATCH:names")  # hash: ITEM -> custom_id
@@ -296,7 +297,6 @@ class Keyspace:
     users = _One("users")  # hash: NAME -> their record as JSON
     access_keys = _One("keys")  # hash: ID -> the key's record as JSON, with its SHA-256 and not the key
 
-    named_stores = _One("stores")  # hash: NAME -> its record as JSON; credentials in it are sealed
     audit = _One("audit")  # stream: who changed the fleet: event, by, key, address, about (as JSON)
     submit_times = _Each("submits:SCOPE:SUBJECT:WINDOW")  # list: when jobs were submitted, the latest first
     stored_bytes = _One("stored:bytes")  # hash: OWNER -> bytes of their assets whose records say `counted`
@@ -353,6 +353,16 @@ class Keyspace:
     dispatchers = _One("dispatchers")  # set: names
     dispatcher = _Each("dispatcher:NAME")  # string, for a minute after a heartbeat: the layout that it knows
 
+    # -- outputs on their way into stores (docs/adr/0062).  STORE: its name
+    named_stores = _One("stores")  # hash: NAME -> its record as JSON; credentials in it are sealed
+    transfers = _One("transfers")  # zset: STORE with jobs that wait for it -> when it is looked at next
+    transfer_queue = _Each("transfers:queue:STORE")  # zset: ID of a job with outputs for it -> when it is due
+    transfer_taken = _Each("transfers:taken:STORE")  # zset: ID that somebody works on -> until when
+    transfer_store = _Each("transfers:store:STORE")  # hash: of one that fails: fails, since, until, error
+    transfers_failed = _Each("transfers:failed:STORE")  # zset: ID of a job whose outputs failed -> when
+    transfer_bytes = _One("transfers:bytes")  # hash: STORE, "" for all -> bytes that wait
+    transfer_jobs = _One("transfers:jobs")  # zset: ID of a live job with a store -> when it was looked at
+
     # -- the store itself
     secret_key = _One("secret_key")  # string: fingerprint of the secret.key that all this is sealed under
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
@@ -378,6 +388,7 @@ class Keyspace:
     # "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")
     webhook_wake = _One("wake:webhooks")  # a message is due
+    transfer_wake = _One("wake:transfers")  # outputs wait for a store
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
     # -- RQ's own layout (2.12), one for all of its queues.  Nothing of it is read to run a job.  <mirror> is

@@ -59,6 +59,7 @@ _PRELUDE = (
     "results",
     "webhooks",
     "batch_ends",
+    "transfers",
     "flights",
     "ends",
     "fetches",

@@ -45,6 +45,7 @@ def submit_call(new: NewJob, *, ageing_s: float, mirror: str) -> tuple[list[byte
         "silence_s": new.silence_s,
         "fetches": _awaited(new) or None,
         "webhook": new.webhook is not None or None,
+        "stores": new.output is not None or None,
         "rq": {
             "mirror": mirror,
             **({"id": new.rq_id} if new.rq_id else {}),

@@ -83,6 +83,9 @@ class LoggingTelemetry:
     def webhook_tried(self, outcome: str) -> None:
         """Nothing: whoever sends it says what came of it."""
 
+    def stored(self, outcome: str, size_bytes: int) -> None:
+        """Nothing: what went wrong has a line of its own."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Log now and then that Redis is asked again."""
         if tell:

@@ -54,6 +54,9 @@ class NullTelemetry:
     def webhook_tried(self, outcome: str) -> None:
         """See the port."""
 
+    def stored(self, outcome: str, size_bytes: int) -> None:
+        """See the port."""
+
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """See the port."""
 
@@ -77,6 +80,7 @@ class Observers:
         self.fetched = _contained([one.fetched for one in observers])
         self.judged = _contained([one.judged for one in observers])
         self.webhook_tried = _contained([one.webhook_tried for one in observers])
+        self.stored = _contained([one.stored for one in observers])
         self.store_retried = _contained([one.store_retried for one in observers])
 
 

@@ -141,6 +141,10 @@ class PrometheusTelemetry:
         self._fetched = cache(
             counter("fleet_input_fetches_total", "URLs of inputs that were asked for.", "outcome").labels
         )
+        self._stored = cache(
+            counter("fleet_outputs_stored_total", "Outputs that were to go to stores.", "outcome").labels
+        )
+        self._stored_bytes = counter("fleet_outputs_stored_bytes_total", "Bytes of those that stores have.")
         self._judged = cache(
             counter("fleet_judgements_total", "Questions to who judges content.", "stage", "outcome").labels
         )
@@ -221,6 +225,11 @@ class PrometheusTelemetry:
     def webhook_tried(self, outcome: str) -> None:
         """Count a try."""
         self._webhooks(outcome).inc()
+
+    def stored(self, outcome: str, size_bytes: int) -> None:
+        """Count an output that was to be put into a store."""
+        self._stored(outcome).inc()
+        self._stored_bytes.inc(size_bytes)
 
     def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Count a call that is repeated."""

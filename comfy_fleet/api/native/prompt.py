@@ -12,7 +12,13 @@ from comfy_fleet.api.cache_control import cache_control_in
 from comfy_fleet.api.deps import deps, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.job_options import JobOptionsBody, most_priority, traceparent_in, webhook_in
+from comfy_fleet.api.job_options import (
+    JobOptionsBody,
+    most_priority,
+    output_ask,
+    traceparent_in,
+    webhook_in,
+)
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
 from comfy_fleet.api.native.refusals import BAD_PROMPT_ID, PromptRefusal
@@ -21,6 +27,7 @@ from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL, Job, PromptFields
 from comfy_fleet.domain.jobs.prompt_entries import ListedState, shown_number
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.stores.output_plan import OutputAsk
 from comfy_fleet.domain.webhooks.webhook import Webhook
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.services.job_queries import is_prompt_id, prompt_job
@@ -52,10 +59,11 @@ async def post_prompt(request: Request) -> Response:
         )
     fields = _fields(body)
     extra_data = _extra_data(request, body, d.settings.max_pnginfo_bytes)
-    webhook = _webhook(request, extra_data.pop("fleet", None))
+    webhook, output = _fleets(request, extra_data.pop("fleet", None))
     options = JobOptions(
         extra_data=extra_data,
         webhook=webhook,
+        output=output,
         traceparent=traceparent_in(request),
         prompt=fields,
         priority=min(0, most_priority(request)),
@@ -194,20 +202,21 @@ def _extra_data(request: Request, body: dict[str, Any], most: int) -> dict[str, 
     return extra
 
 
-def _webhook(request: Request, fleet: object) -> Webhook | None:
-    """Return the webhook in ``extra_data.fleet``, which no node gets."""
+def _fleets(request: Request, fleet: object) -> tuple[Webhook | None, OutputAsk | None]:
+    """Return webhook and output in ``extra_data.fleet``, which no node gets."""
     if fleet is None:
-        return None
-    known = ("webhook_url", "webhook_events")
+        return None, None
+    known = ("webhook_url", "webhook_events", "output")
     if not isinstance(fleet, dict) or fleet.keys() - {*known}:
         raise PromptRefusal(
             "invalid_request", f"extra_data.fleet must be an object of {', '.join(known)} and nothing else"
         )
     try:
         given = checked({name: one for name, one in fleet.items() if one is not None}, JobOptionsBody)
-        return webhook_in(request, given.webhook_url, given.webhook_events)
+        webhook = webhook_in(request, given.webhook_url, given.webhook_events)
     except HttpError as error:
         raise PromptRefusal("invalid_request", f"extra_data.fleet: {error.message}") from None
+    return webhook, output_ask(given.output)
 
 
 TABLE: tuple[ServedRoute, ...] = (

@@ -5,7 +5,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from comfy_fleet.api.answers import AttemptErrorAnswer, ErrorAnswer, JobAnswer, OutputAnswer, Url
+from comfy_fleet.api.answers import (
+    AttemptErrorAnswer,
+    ErrorAnswer,
+    JobAnswer,
+    OutputAnswer,
+    StoredAnswer,
+    Url,
+)
 from comfy_fleet.domain.jobs.job import JobStatus
 
 WaitTime = Annotated[int | None, Field(description="Whole seconds until the result; null if unknown.")]
@@ -156,6 +163,7 @@ class ImageAnswer(TypedDict):
     name: str
     content_type: str
     size_bytes: int
+    stored: Annotated[StoredAnswer | None, Field(description="Its way into a store; null: it goes to none.")]
 
 
 class TaskFields(TypedDict):

@@ -44,6 +44,8 @@ class BatchAnswer(TypedDict):
     counts: Annotated[dict[str, int], Field(description="How many items are in each state.")]
     waiting: Annotated[int, Field(description="How many jobs are still to be queued.")]
     round: Annotated[int, Field(description="1, and 1 more for each retry after its end.")]
+    storing: Annotated[int, Field(description="Outputs of how many jobs wait for their store.")]
+    not_stored: Annotated[int, Field(description="Outputs of how many jobs were not taken by their store.")]
     urls: BatchUrlsAnswer
 
 

@@ -236,7 +236,7 @@ async def get_batch(request: Request) -> Response:
     batch = await _read(request)
     items = await d.batches.items(batch.id, states, after=after, limit=query.limit) if query.limit else ()
     found = await d.jobs.load([one.job_id for one in items if one.job_id])
-    jobs = {one.id: one for one in found if one is not None}
+    jobs = {one.id: await d.job_views.signed(one) for one in found if one is not None}
     to, signed = links(request), signing_links(request)
     last = items[-1] if items and len(items) == query.limit else None
     return json_response(
@@ -311,6 +311,8 @@ def shown(batch: JobBatch, to: Links) -> BatchAnswer:
         "counts": {state.value: batch.counts.get(state, 0) for state in ItemState},
         "waiting": batch.waiting,
         "round": batch.round,
+        "storing": batch.storing,
+        "not_stored": batch.not_stored,
         "urls": {
             "self": url,
             "events": f"{url}/events",
@@ -331,9 +333,7 @@ def _item(item: BatchItem, job: Job | None, to: Links, signed: Callable[[Job], L
         "job_url": to.job(item.job_id) if there else None,
         "error": serialize.error(job.error) if job is not None and job.error is not None else None,
         "errors": [dict(one) for one in item.errors],
-        "outputs": [serialize.output(one, job.id, job.expires_at, signed(job)) for one in job.outputs]
-        if job is not None and there
-        else [],
+        "outputs": serialize.outputs(job, signed(job)) if job is not None and there else [],
     }
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import job_options, jobs
+from comfy_fleet.api import job_options, jobs, serialize
 from comfy_fleet.api.deps import deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.job_options import JobOptionsBody
@@ -138,6 +138,7 @@ async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
 
 async def _described(request: Request, job: Job, words: TaskWords) -> dict[str, Any]:
     d = deps(request)
+    job = await d.job_views.signed(job)
     return {
         "task_id": job.id,
         "status": words.of(job.status),
@@ -174,6 +175,7 @@ def _images(request: Request, job: Job) -> dict[str, Any]:
             "name": o.name,
             "content_type": o.content_type,
             "size_bytes": o.size_bytes,
+            "stored": serialize.stored(there) if (there := job.stored_of(o)) else None,
         }
         for o in kept
     ]

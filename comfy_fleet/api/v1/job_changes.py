@@ -21,6 +21,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.api.waiting import SubmitWait
+from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.webhooks.webhook import MOST_URL, Webhook
 from comfy_fleet.ports.jobs import Submitted
@@ -118,6 +119,24 @@ async def keep_job(request: Request) -> Response:
 async def unkeep_job(request: Request) -> Response:
     """Its retention begins anew."""
     return await _keep(request, keep=False)
+
+
+async def store_job(request: Request) -> Response:
+    """The outputs that their store did not take are put there once more; those that wait, wait on.
+
+    409 if there is nothing of the kind.
+    """
+    d, who = deps(request), owner(request)
+    job = await jobs.find_job(request, request.path_params["job_id"])
+    outcome = await d.transfers.retry(job.id, who)
+    if outcome == "none":
+        raise NotFound(f"no job {job.id}", details={"job_id": job.id})
+    if outcome == "nothing":
+        raise Conflict(
+            "none of its outputs was given up: its store has them, or none was asked for",
+            details={"job_id": job.id},
+        )
+    return json_response(await shown(request, await jobs.find_job(request, job.id)))
 
 
 async def _keep(request: Request, *, keep: bool) -> Response:

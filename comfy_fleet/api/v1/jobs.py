@@ -86,8 +86,8 @@ async def cancel_all_jobs(request: Request) -> Response:
 async def job_outputs(request: Request) -> Response:
     """What it has made so far."""
     found = await jobs.read_job(request, request.path_params["job_id"])
-    to = links(request)
-    outputs = [serialize.output(o, found.id, found.expires_at, to) for o in found.outputs]
+    found = await deps(request).job_views.signed(found)
+    outputs = serialize.outputs(found, links(request))
     return json_response({"status": found.status.value, "outputs": outputs})
 
 

@@ -191,9 +191,7 @@ async def publish(request: Request) -> Response:
 async def shown(request: Request, found: PublishCheck) -> dict[str, Any]:
     """Return a check for an answer."""
     job = await deps(request).jobs.get(found.job_id) if found.job_id else None
-    made = (
-        [serialize.output(one, job.id, job.expires_at, links(request)) for one in job.outputs] if job else []
-    )
+    made = serialize.outputs(job, links(request)) if job else []
     in_production = {
         "version": found.production,
         "changed_by": found.changed_by,

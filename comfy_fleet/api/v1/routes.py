@@ -256,6 +256,16 @@ TABLE = (
         errors=(409,),
     ),
     Endpoint(
+        method="POST",
+        path="/api/v1/jobs/{job_id}/store",
+        operation="store_job",
+        handler=job_changes.store_job,
+        summary="Put into its store again what failed",
+        tag="jobs",
+        answers={200: answers.JobDetailAnswer},
+        errors=(409,),
+    ),
+    Endpoint(
         method="GET",
         path="/api/v1/jobs/{job_id}/outputs",
         operation="job_outputs",

@@ -94,12 +94,29 @@ class StoreAnswer(TypedDict):
     on_delete: Literal["keep", "delete"]
     redirect: bool
     created_at: str | None
+    waiting: Annotated[int, Field(description="Jobs whose outputs wait for it.")]
+    waiting_bytes: int
+    not_stored: Annotated[int, Field(description="Jobs some of whose outputs it did not take.")]
+    error: Annotated[str | None, Field(description="Why it takes nothing now.")]
+    failing_since: str | None
 
 
 class StoreListAnswer(TypedDict):
     """All stores, by name."""
 
     stores: list[StoreAnswer]
+
+
+class RemoveStoreQuery(BaseModel):
+    """What becomes of outputs that wait for it."""
+
+    force: bool = Field(False, description="They are given up.")
+
+
+class StoreRetryAnswer(TypedDict):
+    """What was begun again."""
+
+    jobs: Annotated[int, Field(description="Whose outputs are put there once more.")]
 
 
 class StoreTestAnswer(TypedDict):

@@ -19,6 +19,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]{1,20}([.,][0-9]{0,20})?|[.,][0-9]{1,20})([eE
 _TRUE = frozenset({"true", "yes", "1", "on"})
 _FALSE = frozenset({"false", "no", "0", "off"})
 _SENT = ("custom_id", "priority")
+_OUTPUT = ("output.store", "output.key", "output.format", "output.on_conflict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,9 @@ def _no_number(word: str) -> None:
 def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
     """Yield the items of a table with a column for each parameter; an empty cell is the default.
 
-    Its first line names the columns: parameters of the workflow, and ``custom_id``, ``priority`` and
-    ``metadata.LABEL``. Commas, semicolons or tabs stand between them, whichever the first line has.
+    Its first line names the columns: parameters of the workflow, and ``custom_id``, ``priority``,
+    ``metadata.LABEL``, ``output.store``, ``output.key``, ``output.format`` and ``output.on_conflict``.
+    Commas, semicolons or tabs stand between them, whichever the first line has.
 
     Raises:
         BadInput: It is not UTF-8, or its first line can't be used.
@@ -104,7 +106,7 @@ def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Column:
-    """Where a cell goes: a parameter, a label of ``metadata``, or a field of the item."""
+    """Where a cell goes: a parameter, a field of the item, or one within ``metadata`` or ``output``."""
 
     name: str
     parameter: Parameter | None = None
@@ -126,10 +128,13 @@ def _columns(row: list[str], line: int, workflow: Workflow) -> list[_Column]:
             found.append(_Column(name=name))
         elif name.startswith("metadata.") and name != "metadata.":
             found.append(_Column(name="metadata", label=name.removeprefix("metadata.")))
+        elif name in _OUTPUT:
+            found.append(_Column(name="output", label=name.removeprefix("output.")))
         elif parameter is not None:
             found.append(_Column(name="params", parameter=parameter))
         else:
-            known = ", ".join([*_SENT, "metadata.LABEL", *(one.name for one in workflow.parameters)])
+            own = [one.name for one in workflow.parameters]
+            known = ", ".join([*_SENT, "metadata.LABEL", *_OUTPUT, *own])
             raise _bad(
                 f"line {line}: the column {name[:80]!r} is no parameter of workflow {workflow.name!r}: "
                 f"there are {known}",
@@ -148,7 +153,7 @@ def _values(columns: list[_Column], row: list[str], *, comma: bool) -> dict[str,
                 column.parameter, cell, comma=comma
             )
         elif column.label:
-            values.setdefault("metadata", {})[column.label] = cell
+            values.setdefault(column.name, {})[column.label] = cell
         elif column.name == "priority" and _WHOLE.fullmatch(cell.strip()):
             values["priority"] = int(cell)
         else:

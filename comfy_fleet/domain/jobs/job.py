@@ -20,6 +20,7 @@ from comfy_fleet.domain.jobs.input_fetch import InputFetch
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
 from comfy_fleet.domain.jobs.workload import Workload
+from comfy_fleet.domain.stores.output_plan import OutputPlace, OutputPlan, StoredObject
 from comfy_fleet.domain.webhooks.webhook import Webhook
 
 MIN_PRIORITY = -1_000_000
@@ -328,6 +329,7 @@ class NewJob:
         moderation: How its files are judged (:func:`comfy_fleet.domain.moderation.dump_mode`); empty: not.
         in_batch: The batch that it is in, the number of its item there, and what that is called, with blanks
             between them; empty: it is in none.
+        output: Where its outputs are put besides; None: nowhere.
     """
 
     id: str
@@ -376,6 +378,7 @@ class NewJob:
     rq_id: str = ""
     moderation: str = ""
     in_batch: str = ""
+    output: OutputPlan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +426,9 @@ class Job:
         webhook: Who is told what becomes of it.
         batch_id: The batch that it was submitted with; empty: none.
         custom_id: What its item is called there.
+        output: Where its outputs are put besides; None: nowhere.
+        stored: What has become of that, by the outputs' places; empty before its success, and in lists.
+        storing: Whether some of them wait for their store.
     """
 
     id: str
@@ -485,6 +491,13 @@ class Job:
     webhook: Webhook | None = None
     batch_id: str = ""
     custom_id: str = ""
+    output: OutputPlan | None = None
+    stored: Mapping[OutputPlace, StoredObject] = field(default_factory=dict)
+    storing: bool = False
+
+    def stored_of(self, output: Output) -> StoredObject | None:
+        """Return what has become of an output's way into a store; None if it goes nowhere."""
+        return self.stored.get((output.node_id, output.key, output.index))
 
 
 @dataclass(frozen=True, kw_only=True)

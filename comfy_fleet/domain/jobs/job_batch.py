@@ -96,6 +96,8 @@ class JobBatch:
         waiting: How many jobs are still to be queued, those of a retry among them.
         workflow: The stored workflow; empty: its items have graphs of their own.
         canceled: Whether it was canceled.
+        storing: How many jobs' outputs wait for their store; before it is completed, these end, too.
+        not_stored: How many jobs' outputs their store did not take.
         completed_at: When the last item had ended.
         round: How often it has been run: 1, and 1 more for each retry after its end.
     """
@@ -109,6 +111,8 @@ class JobBatch:
     workflow: str = ""
     version: str = ""
     canceled: bool = False
+    storing: int = 0
+    not_stored: int = 0
     completed_at: float | None = None
     round: int = 1
 

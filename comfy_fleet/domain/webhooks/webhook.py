@@ -11,7 +11,10 @@ from comfy_fleet.domain.outbound import AllowedHosts, checked_addresses, parse_t
 
 STARTED = "job.started"
 ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
-EVENTS = (STARTED, *ENDS)
+STORED = "job.stored"
+"""Nothing of its outputs waits for a store any more; only of jobs whose outputs go to one."""
+TOLD_USUALLY = (*ENDS, STORED)
+EVENTS = (STARTED, *TOLD_USUALLY)
 OPERATOR = ""
 """Whose messages those to the operator's URL are: no owner has this name."""
 MOST_URL = 2048

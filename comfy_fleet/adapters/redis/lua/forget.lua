@@ -19,6 +19,7 @@ unlist_job(id, owner)
 if f[4] and redis.call('GET', prompt_key(owner, f[4])) == id then redis.call('DEL', prompt_key(owner, f[4])) end
 drop_saved(id, owner)
 unkeep(id, owner, now())
+transfer_drop(id, now())
 batch_forgets(id, now())
 redis.call('DEL', job_key(id), job_outputs_key(id), job_names_key(id), job_ui_key(id), job_extra_key(id), job_secret_key(id), job_preview_key(id))
 if not f[7] then rq_forget(id) end

@@ -10,6 +10,7 @@ if f[2] == 'queued' or f[2] == 'running' then return { 'live', f[2] } end
 if f[4] then return { 'gone' } end
 local at = now()
 unkeep(id, args.owner, at)
+transfer_drop(id, at)
 redis.call('HSET', key, 'removed', 1, 'hidden', 1, 'expires_in', 0, 'expires', num(at))
 redis.call('ZREM', jobs_key, id)
 redis.call('ZREM', jobs_of_key(args.owner), id)

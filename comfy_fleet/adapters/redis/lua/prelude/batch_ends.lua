@@ -2,8 +2,8 @@
 
 local function batch_completes(batch, at)
   local key = batch_key(batch)
-  local f = fields(key, 'owner', 'webhook', 'completed', 'rounds', 'workflow')
-  if not f[1] or f[3] or redis.call('EXISTS', batch_pending_key(batch)) == 1 or batch_left(batch) > 0 then return end
+  local f = fields(key, 'owner', 'webhook', 'completed', 'rounds', 'workflow', 'storing', 'unstored')
+  if not f[1] or f[3] or (tonumber(f[6] or '') or 0) > 0 or redis.call('EXISTS', batch_pending_key(batch)) == 1 or batch_left(batch) > 0 then return end
   redis.call('HSET', key, 'completed', num(at))
   redis.call('ZREM', batches_live_key, batch)
   batch_tell(batch, { status = 'completed' })
@@ -15,7 +15,7 @@ local function batch_completes(batch, at)
     ended[state] = tonumber(fields(key, 'round_' .. state)[1] or '') or 0
   end
   local data = { id = batch, status = 'completed', workflow = f[5] or cjson.null, counts = counts,
-    round = tonumber(f[4] or '') or 1, round_counts = ended,
+    round = tonumber(f[4] or '') or 1, round_counts = ended, not_stored = tonumber(f[7] or '') or 0,
     url = (hook.base or '') .. '/api/v1/batches/' .. batch }
   webhook_put('msg_' .. batch .. '_completed_' .. (f[4] or '1'), { owner = f[1], type = 'batch.completed', at = num(at), url = hook.url,
     receiver = hook.receiver, data = cjson.encode(data) })

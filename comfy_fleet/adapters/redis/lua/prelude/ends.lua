@@ -43,7 +43,7 @@ end
 -- The one way in which a job becomes final; progress: how far it came, as JSON, if that is new.
 local function end_job(id, status, err, result, at, progress)
   local key = job_key(id)
-  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner', 'flight', 'follows', 'fetches', 'webhook')
+  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner', 'flight', 'follows', 'fetches', 'webhook', 'output')
   local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
@@ -64,6 +64,7 @@ local function end_job(id, status, err, result, at, progress)
   discard(id, at)
   publish_status(id, status, f[3], f[4], progress)
   if f[9] then webhook_tell(id, status, at) end
+  if f[10] and status == 'succeeded' then transfer_begin(id, at) elseif f[10] then redis.call('ZREM', transfer_jobs_key, id) end
   batch_ended(id, at)
   if f[6] then left_flight(id, f[6], f[7], at, end_job) end
 end

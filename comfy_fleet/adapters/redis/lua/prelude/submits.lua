@@ -108,6 +108,7 @@ local function submit_job(args, blobs)
   redis.call('ZADD', jobs_key, num(at), id)
   redis.call('ZADD', jobs_of_key(args.owner), num(at), id)
   if args.webhook then redis.call('ZADD', webhook_jobs_key, num(at), id) end
+  if args.stores then redis.call('ZADD', transfer_jobs_key, num(at), id) end
   if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86400) end
   if other_seed then
     -- What it would compute is what the other one would: so are the keys of its result.
