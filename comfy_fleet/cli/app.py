@@ -42,6 +42,7 @@ _GROUPS = {
     "key": ("Fleet", "people:keys"),
     "job": ("Jobs", "jobs", "job_changes"),
     "batch": ("Jobs", "batches"),
+    "outputs": ("Jobs", "outputs"),
     "workflow": (
         "Jobs",
         "workflows",

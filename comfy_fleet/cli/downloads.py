@@ -146,30 +146,39 @@ def fetch(client: "Client", output: Mapping[str, Any], target: Path, *, force: b
         Fail: It can't be fetched or written, or another command downloads it now.
     """
     with _writing(target) as (part, file):
-        for turn in range(1, TRIES + 1):
-            try:
-                _go_on(client, output, file, show)
-            except Fail as error:
-                if not error.passing or turn == TRIES:
-                    raise Fail(
-                        f"{target.name}: {error.message}",
-                        hint="what has come is kept: the same command goes on from there"
-                        if part.stat().st_size
-                        else error.hint,
-                        code=error.exit,
-                    ) from None
-                continue
-            if _is(file, output):
-                break
-            # Another file's beginning was there, or the transfer was disturbed: once more, from the start.
-            file.truncate(0)
-            if turn == TRIES:
-                raise Fail(f"{target.name}: what came is not what the fleet has stored")
-        file.flush()
+        load(client, output, file, name=target.name, show=show)
         if force:
             part.replace(target)
         else:
             _place(part, target)
+
+
+def load(client: "Client", output: Mapping[str, Any], file: BinaryIO, *, name: str, show: Show) -> None:
+    """Download an output's bytes to the end of a file that may have the first of them.
+
+    Raises:
+        Fail: They can't be fetched; it tells the name. What has come stays.
+    """
+    for turn in range(1, TRIES + 1):
+        try:
+            _go_on(client, output, file, show)
+        except Fail as error:
+            if not error.passing or turn == TRIES:
+                raise Fail(
+                    f"{name}: {error.message}",
+                    hint="what has come is kept: the same command goes on from there"
+                    if file.seek(0, os.SEEK_END)
+                    else error.hint,
+                    code=error.exit,
+                ) from None
+            continue
+        if is_output(file, output):
+            break
+        # Another file's beginning was there, or the transfer was disturbed: once more, from the start.
+        file.truncate(0)
+        if turn == TRIES:
+            raise Fail(f"{name}: what came is not what the fleet has stored")
+    file.flush()
 
 
 def _go_on(client: "Client", output: Mapping[str, Any], file: BinaryIO, show: Show) -> None:
@@ -182,7 +191,7 @@ def _go_on(client: "Client", output: Mapping[str, Any], file: BinaryIO, show: Sh
         show(file.tell())
 
 
-def _is(file: BinaryIO, output: Mapping[str, Any]) -> bool:
+def is_output(file: BinaryIO, output: Mapping[str, Any]) -> bool:
     """Return whether a file has the bytes that the fleet has told of; also if it has told nothing."""
     told = output.get("hash")
     if not isinstance(told, str):
@@ -205,7 +214,7 @@ def _same(path: Path, output: Mapping[str, Any]) -> bool | None:
                 raise Fail(f"{path} is {what}", hint="move it away, or choose another folder: --out DIR")
             return False if path.is_symlink() else None
         with path.open("rb") as file:
-            return isinstance(output.get("hash"), str) and _is(file, output)
+            return isinstance(output.get("hash"), str) and is_output(file, output)
     except FileNotFoundError:
         return None
     except OSError as error:
