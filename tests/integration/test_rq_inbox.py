@@ -271,8 +271,10 @@ async def test_hostile_entries_end_once_and_stop_nothing(api: Api, client: Clien
         await redis.delete(f"rq:{key}")
         await redis.set(f"rq:{key}", "of another kind")
     claim = await started(api, client, good.id)
+    await redis.xadd(f"rq:results:{good.id}", {"type": 1}, id=f"{2**64 - 1}-{2**64 - 1}")  # used up
     await api.finish(claim)
     await client.becomes(good.id, "finished")
+    assert await redis.zscore("rq:finished:fleet", good.id)
     await redis.delete("rq:queue:fleet")
     await redis.set("rq:queue:fleet", "of another kind")
     await until(lambda: gone(redis, "rq:queue:fleet"), what="the inbox can be used again", timeout_s=45)
