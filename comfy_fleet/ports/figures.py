@@ -45,12 +45,14 @@ class StoreFigures:
 
     Attributes:
         queues: What waits, by pool.
+        batch_items: Items of batches that wait until the queue has room.
         webhooks: Messages that are not delivered.
         dispatchers: How many live.
         server: Figures out of Redis' ``INFO`` by the name of the metric; empty if its user may not ask.
     """
 
     queues: Sequence[PoolQueue] = ()
+    batch_items: int = 0
     webhooks: WebhookBacklog = WebhookBacklog()
     dispatchers: int = 0
     server: Mapping[str, float] = field(default_factory=dict)

@@ -389,6 +389,8 @@ async def test_a_batch_waits_for_room_in_the_queue(redis_port: int, redis: Any, 
             10,
             20,
         )
+        text = (await api.client.get("/metrics/fleet", headers=bearer(OPS))).text
+        assert "fleet_batch_items_waiting 20\n" in text
         refused = (await send(ANN, 21, 429))["error"]
         assert refused["code"] == "queue_full" and "FLEET_MAX_BATCH_WAITING" in refused["message"]
         assert refused["details"] == {"waiting": 20, "limit": 40, "jobs": 21}

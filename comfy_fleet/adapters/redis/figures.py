@@ -34,6 +34,7 @@ class RedisFigures:
 
     def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._scripts = Scripts(redis)
 
     async def read(self) -> StoreFigures:
@@ -41,8 +42,10 @@ class RedisFigures:
         found = orjson.loads(await self._scripts.call("figures", most=MOST))
         at = float(found["at"])
         due = float(found["due"])
+        batched = await self._redis.hget(self._keys.batches_waiting, "")
         return StoreFigures(
             queues=_queues(found["counts"] or [], found["since"] or {}, at),
+            batch_items=int(batched or 0),
             webhooks=WebhookBacklog(
                 waiting=int(found["messages"]),
                 late_s=max(0.0, at - due) if due >= 0 else 0.0,

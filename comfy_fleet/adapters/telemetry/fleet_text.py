@@ -44,6 +44,7 @@ def _shown(name: str, text: str, *labels: str) -> Shown:
 
 DEPTH = _shown("fleet_queue_depth", "Jobs that wait, by the pool that is tried first.", "pool")
 OLDEST = _shown("fleet_queue_oldest_seconds", "For how long the oldest of them has waited.", "pool")
+BATCHED = _shown("fleet_batch_items_waiting", "Items of batches that wait until the queue has room.")
 NODES = _shown("fleet_nodes", "Nodes by state.", "pool", "state")
 BUSY = _shown("fleet_nodes_busy", "Nodes that run a job.", "pool")
 ABLE = _shown("fleet_nodes_able", "Nodes that may get jobs.", "pool")
@@ -93,7 +94,22 @@ REDIS = {
 }
 REDIS_SHOWN = {name: _shown(f"fleet_redis_{name}", text) for name, text in REDIS.items()}
 ALL = (
-    *(DEPTH, OLDEST, NODES, BUSY, ABLE, STATE, INFO, NODE_BUSY, MEMORY, UTILIZATION, HEAT, POWER, FAULTY),
+    *(
+        DEPTH,
+        OLDEST,
+        BATCHED,
+        NODES,
+        BUSY,
+        ABLE,
+        STATE,
+        INFO,
+        NODE_BUSY,
+        MEMORY,
+        UTILIZATION,
+        HEAT,
+        POWER,
+        FAULTY,
+    ),
     *(ORPHANS, RESTARTS, HOST_MEMORY, HEARD, ERRORS, MESSAGES, LATE, FAILING, DISPATCHERS, FREE, FLOOR),
     *(LOOK, *REDIS_SHOWN.values()),
 )
@@ -118,6 +134,7 @@ def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
         oldest[pool(queue.pool)] = max(oldest.get(pool(queue.pool), 0.0), queue.oldest_s)
     yield DEPTH, (((name,), count) for name, count in depth.items())
     yield OLDEST, (((name,), seconds) for name, seconds in oldest.items())
+    yield BATCHED, [((), store.batch_items)]
     states = [(one, state_of(one)) for one in view.nodes]
     counted = Counter((pool(one.node.pool), state) for one, state in states)
     yield NODES, counted.items()
