@@ -173,7 +173,7 @@ def commands(it: Things) -> list[list[str]]:
         *(f"job download {it.failed} --out {it.folder / 'got'}", f"job rm {it.failed}"),
         *(f"batch cancel {it.batch}", f"batch retry {it.batch}"),
         *("store test shop", "store add other file:///nowhere", "store retry shop", "store rm shop"),
-        *(f"batch download {it.batch} --out {it.folder / 'all'}", f"batch rm {it.batch}"),
+        *(f"batch download {it.batch} --out {it.folder / 'all'}",),
         *(f"batch download {it.batch} --out {it.folder / 'all'}",),
         *(f"outputs sync {it.folder / 'mirror'}", f"batch rm {it.batch}"),
         *(f"workflow add {graph} --name other", "workflow label mine production x"),
