@@ -61,6 +61,7 @@ NOTHING = {
 """What an agent's token gets where the answer tells nothing, whoever asks."""
 OWN = {
     *("DELETE /api/v2/assets/{asset_id}", "DELETE /api/v1/jobs/{job_id}"),
+    "DELETE /api/v1/batches/{batch}",
     *("GET /api/v1/webhooks", "POST /api/v1/webhooks/{message_id}/redeliver", "POST /api/v1/webhooks/test"),
     *("GET /api/v1/webhooks/secret", "POST /api/v1/webhooks/secret/rotate"),
     *("GET /workflows", "GET /workflows/{workflow}"),
