@@ -39,6 +39,8 @@ def error_of(answer: bytes) -> tuple[int, str]:
 PASS = [
     "/api/v1/jobs",
     "/api/v1/workflows/image_card/jobs?limit=5&x=%2F",
+    "/v1/images/generations",
+    "/v1/models/image_card@production",
     "/api/submit",
     "/api/status?task_id=7f3d",
     "/api/status/7f3d-2c1b",
@@ -108,6 +110,11 @@ STOP = [
     "/metrics",
     "/metrics/fleet",
     "/api/v1",
+    "/v1",
+    "/v1/../metrics",
+    "/v1/models/..%2fmetrics",
+    "/v1//models",
+    "/api/v1x/models",
     "/api/v3/jobs",
     "/api/submit/x",
     "/api/status/../metrics",
@@ -371,6 +378,9 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(edge: Edge) -> Non
     for length in (2**31, 2**32, 2**32 + 1, 2**33 - 1, 99999999999999):
         huge = await edge.raw("/api/v2/assets", f"Content-Length: {length}", method="POST")
         assert error_of(huge) == (413, "payload_too_large"), length
+        huge = await edge.raw("/v1/images/edits", f"Content-Length: {length}", method="POST")
+        told = json.loads(huge.partition(b"\r\n\r\n")[2])["error"]
+        assert huge.startswith(b"HTTP/1.1 413 ") and set(told) == {"message", "type", "param", "code"}
     assert [request["bytes"] for request in edge.api.requests] == [LIMIT]
 
 
@@ -453,6 +463,10 @@ async def test_the_rate_limit_counts_per_address(tmp_path: Path) -> None:
         assert [reply.status_code for reply in replies] == [200] * 5 + [429] * 3
         assert replies[-1].json()["error"]["code"] == "rate_limited"
         assert replies[-1].headers["Retry-After"] == "10"
+        reply = await edge.http.get("/v1/models")
+        told = {"type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}
+        assert (reply.status_code, reply.headers["Retry-After"]) == (429, "10")
+        assert reply.json()["error"] == {"message": "Too many requests from this address; slow down.", **told}
 
 
 async def test_a_killed_edge_comes_back(edge: Edge) -> None:

@@ -369,3 +369,6 @@ async def test_through_the_edge_requests_that_wait_keep_no_place_of_others(
             assert [one.type async for one in stream] == ["image_generation.completed"]
             raw = await client.models.with_raw_response.list()
             assert raw.headers["x-request-id"]
+            with pytest.raises(openai.NotFoundError) as none:
+                await client.chat.completions.create(model="a", messages=[])
+            assert (none.value.code, none.value.type) == ("not_found", "invalid_request_error")

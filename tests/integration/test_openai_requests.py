@@ -138,6 +138,39 @@ async def test_each_error_is_the_clients_own_exception(redis_port: int, redis: R
         del at.api.deps.waits["somebody"]
 
 
+async def test_several_pictures_wait_for_room_in_the_queue(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    async with pictured(redis_port, tmp_path, queue_depth=1) as at:
+        client = await at.client()
+        first = asyncio.create_task(client.images.generate(**FOX))
+        ids = await at.jobs(1)
+        with pytest.raises(openai.InternalServerError) as late:
+            await client.images.generate(**FOX, n=2, extra_query={"wait": 1})
+        found = re.search(r"/api/v1/batches/[0-9a-f-]{36}", late.value.message)
+        assert found is not None and (await at.api.client.get(found[0])).json()["total"] == 2
+        more = asyncio.create_task(client.images.generate(**FOX, n=2))
+        await at.waits(2)
+        for number in range(5):
+            await at.run((await at.jobs(number + 1))[number])
+        await first
+        made = await more
+        assert made.data is not None and len(made.data) == 2 and len(ids) == 1
+
+
+async def test_where_nobody_may_wait_only_streams_are_served(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    async with pictured(redis_port, tmp_path, max_wait_s=0) as at:
+        client = await at.client(max_retries=2)
+        with pytest.raises(openai.InternalServerError, match="send stream true") as caught:
+            await client.images.generate(**FOX)
+        assert (caught.value.status_code, caught.value.code) == (503, "no_waiting")
+        stream = await client.images.generate(**FOX, stream=True)
+        await at.run((await at.jobs(1))[0])
+        assert [one.type async for one in stream] == ["image_generation.completed"]
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "status"),
     [

@@ -57,6 +57,8 @@ _CORS_SHOWN = (
 )
 """What they may read of an answer, beside its type and length."""
 
+_RATE_LIMITED = "Too many requests from this address; slow down."
+
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
     (408, "request_timeout", "The request took too long to arrive.", None),
@@ -335,6 +337,11 @@ def _edge(
             f"FLEET_CONSOLE_PORT and FLEET_PORT are both {settings.port}: the console needs a port of its own"
         )
     limit = settings.max_body_bytes
+    large = f"The body is larger than {limit} bytes."
+    many = (
+        f"This address has more than {settings.connection_limit} connections open "
+        "(FLEET_CONNECTION_LIMIT): use them again, or close some."
+    )
     return {
         "prefix": prefix_of(settings.namespace),
         "namespace": settings.namespace,
@@ -393,7 +400,7 @@ def _edge(
         ),
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
-        "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "too_large": envelope("payload_too_large", large),
         "upload_too_large": envelope(
             "payload_too_large", f"The upload is larger than {settings.max_upload_bytes} bytes."
         ),
@@ -410,13 +417,20 @@ def _edge(
         "node_too_large": envelope(
             "node_error", f"The editor's node sent a file of more than {_EDITOR_FILE_BYTES} bytes."
         ),
-        "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
-        "too_many_connections": envelope(
-            "too_many_connections",
-            f"This address has more than {settings.connection_limit} connections open "
-            "(FLEET_CONNECTION_LIMIT): use them again, or close some.",
-        ),
+        "rate_limited": envelope("rate_limited", _RATE_LIMITED),
+        "too_many_connections": envelope("too_many_connections", many),
+        "openai": {
+            "too_large": _openai("payload_too_large", large, "invalid_request_error"),
+            "rate_limited": _openai("rate_limit_exceeded", _RATE_LIMITED, "rate_limit_error"),
+            "too_many_connections": _openai("too_many_connections", many, "rate_limit_error"),
+        },
     }
+
+
+def _openai(code: str, message: str, kind: str) -> str:
+    """Return an error in the form of OpenAI's interface, as :func:`envelope` does."""
+    text = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return text.replace("'", "\\u0027")
 
 
 def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:
