@@ -47,6 +47,7 @@ class StoreFigures:
         queues: What waits, by pool.
         batch_items: Items of batches that wait until the queue has room.
         webhooks: Messages that are not delivered.
+        unstored: Bytes of outputs that wait, by store.
         dispatchers: How many live.
         server: Figures out of Redis' ``INFO`` by the name of the metric; empty if its user may not ask.
     """
@@ -54,6 +55,7 @@ class StoreFigures:
     queues: Sequence[PoolQueue] = ()
     batch_items: int = 0
     webhooks: WebhookBacklog = WebhookBacklog()
+    unstored: Mapping[str, int] = field(default_factory=dict)
     dispatchers: int = 0
     server: Mapping[str, float] = field(default_factory=dict)
 

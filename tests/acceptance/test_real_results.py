@@ -20,8 +20,10 @@ from PIL import Image
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import ends
 from tests.comfyui_server import ComfyServer
+from tests.fleet import until
 from tests.integration.native.socket_kit import Client, client_of
 from tests.integration.sharing_kit import NOISE
+from tests.integration.store_kit import served_bucket
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -48,6 +50,31 @@ def submit(up: Up, seed: int, **headers: str) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     job: dict[str, Any] = answer.json()
     return job
+
+
+async def test_what_a_real_comfyui_makes_is_put_into_a_bucket(up: Up) -> None:
+    with served_bucket() as bucket:
+        async with httpx.AsyncClient(timeout=60) as client:
+            added = await client.post(f"{up.console}/api/v1/stores", json=bucket.record())
+            assert added.status_code == 201, added.text
+            output = {"store": "shop", "key": "noise/{params.seed}-{index}.webp", "on_conflict": "fail"}
+            body = {"params": {"seed": 77}, "output": output}
+            job = (await client.post(f"{up.url}/api/v1/workflows/noise/jobs", json=body)).json()
+            found: list[dict[str, Any]] = []
+
+            async def stored() -> bool:
+                nonlocal found
+                shown = (await client.get(f"{up.url}/api/v1/jobs/{job['id']}")).json()
+                assert shown["status"] in ("queued", "running", "succeeded"), shown
+                found = [one["stored"] for one in shown["outputs"] if one["stored"]]
+                return bool(found) and not shown["storing"]
+
+            await until(stored, what="the bucket has it", timeout_s=180)
+            assert [(one["state"], one["key"]) for one in found] == [("stored", "noise/77-1.webp")]
+            there = bucket.read("pictures/noise/77-1.webp")
+            assert (await client.get(found[0]["signed_url"])).content == there
+            assert Image.open(BytesIO(there)).format == "WEBP"
+            assert (await client.delete(f"{up.console}/api/v1/stores/shop")).status_code == 204
 
 
 async def test_an_agent_sees_what_a_real_comfyui_makes(up: Up) -> None:

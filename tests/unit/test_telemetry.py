@@ -56,6 +56,7 @@ def tell_all(telemetry: Telemetry) -> None:
     telemetry.fetched("stored")
     telemetry.judged("prompt", "refused")
     telemetry.webhook_tried("again")
+    telemetry.stored("stored", 7)
     telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
 
 

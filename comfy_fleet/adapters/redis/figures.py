@@ -51,9 +51,14 @@ class RedisFigures:
                 late_s=max(0.0, at - due) if due >= 0 else 0.0,
                 failing=int(found["failing"]),
             ),
+            unstored=await self._unstored(),
             dispatchers=len(await live_dispatchers(self._redis)),
             server=await self._server(),
         )
+
+    async def _unstored(self) -> Mapping[str, int]:
+        found = await self._redis.hgetall(self._keys.transfer_bytes)
+        return {name.decode(errors="replace"): int(size) for name, size in sorted(found.items()) if name}
 
     async def _server(self) -> Mapping[str, float]:
         try:

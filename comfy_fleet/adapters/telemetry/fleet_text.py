@@ -77,6 +77,7 @@ ERRORS = _shown(
 MESSAGES = _shown("fleet_webhook_messages", "Messages to webhooks that are not delivered yet.")
 LATE = _shown("fleet_webhook_late_seconds", "For how long the first of them has been due.")
 FAILING = _shown("fleet_webhook_receivers_failing", "Receivers of webhooks that fail.")
+UNSTORED = _shown("fleet_store_waiting_bytes", "Outputs that wait for a store.", "store")
 DISPATCHERS = _shown("fleet_dispatchers", "Dispatchers that live.")
 FREE = _shown("fleet_disk_free_bytes", "Free space on the disk of FLEET_DATA.")
 FLOOR = _shown("fleet_disk_floor_bytes", "Free space below which nothing new is taken.")
@@ -111,6 +112,7 @@ ALL = (
         FAULTY,
     ),
     *(ORPHANS, RESTARTS, HOST_MEMORY, HEARD, ERRORS, MESSAGES, LATE, FAILING, DISPATCHERS, FREE, FLOOR),
+    UNSTORED,
     *(LOOK, *REDIS_SHOWN.values()),
 )
 """All metrics of the whole fleet."""
@@ -164,6 +166,7 @@ def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
     yield NODE_BUSY, (((one.node.name,), one.run is not None) for one, _ in states)
     yield from _of_hosts(view)
     yield ERRORS, _errors(view.errors)
+    yield UNSTORED, (((name,), size) for name, size in store.unstored.items())
     yield MESSAGES, [((), store.webhooks.waiting)]
     yield LATE, [((), store.webhooks.late_s)]
     yield FAILING, [((), store.webhooks.failing)]
