@@ -23,6 +23,7 @@ from benchmarks.figures import (
     estimates,
     foreign,
     gpus,
+    intake,
     iterate,
     kills,
     latency,
@@ -47,6 +48,7 @@ from benchmarks.figures import (
     submits,
     takeovers,
     thousand,
+    waiting,
 )
 from benchmarks.stage import BenchError, Options
 from comfy_fleet.cli.exits import Fail
@@ -64,6 +66,8 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "cpu": cpu.measure,
     "submits": submits.measure,
     "batches": batches.measure,
+    "waiting": waiting.measure,
+    "intake": intake.measure,
     "overload": overload.measure,
     "lists": lists.measure,
     "redis-times": redis_times.measure,

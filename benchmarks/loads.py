@@ -34,6 +34,7 @@ from benchmarks.rq_node import QUEUE, picture
 from benchmarks.socket_loads import follow
 from benchmarks.stage import BenchError, Stage
 from benchmarks.told import tell as tell_line
+from benchmarks.waiting_clients import hold_waits, want_ends
 from comfy_fleet.settings import SOURCE
 
 WARM_UP = 5
@@ -168,6 +169,28 @@ async def submits(url: str, at_once: int, seconds: float) -> dict[str, Any]:
             await connection.close()
 
 
+async def submit_cards(base: str, jobs: int, at_once: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Submit so many jobs of a stored workflow; returns how long it took."""
+    parts = urlsplit(base)
+    assert parts.hostname and parts.port
+    body, left = orjson.dumps({"params": params}), iter(range(jobs))
+
+    async def work(connection: RawConnection) -> None:
+        for _ in left:
+            status, answer = await connection.post("/api/v1/workflows/image_card/jobs", body)
+            if status != 201:
+                raise BenchError(f"a submit was refused: {answer[:200].decode(errors='replace')}")
+
+    open_ = [await RawConnection.open(parts.hostname, parts.port) for _ in range(at_once)]
+    began = time.perf_counter()
+    try:
+        await asyncio.gather(*(work(connection) for connection in open_))
+        return {"wall_s": time.perf_counter() - began}
+    finally:
+        for connection in open_:
+            await connection.close()
+
+
 def enqueues(url: str, seconds: float) -> dict[str, Any]:
     """Enqueue into stock RQ in a bare loop; returns the latencies."""
     latencies: list[float] = []
@@ -247,7 +270,10 @@ async def in_turn(stage: Stage, ways: Mapping[str, Mapping[str, Any]], rounds: i
 
 LOADS: Mapping[str, Callable[..., Any]] = {
     made.__name__: made
-    for made in (trips, crowd, submit_all, follow_all, follow, submits, enqueues, rq_submit_all, flood)
+    for made in (
+        *(trips, crowd, submit_all, follow_all, follow, submits, submit_cards),
+        *(enqueues, rq_submit_all, flood, want_ends, hold_waits),
+    )
 }
 
 
