@@ -15,6 +15,9 @@ MOST_PICTURES = 10
 MOST_PARTIAL = 3
 LONGEST_WAIT_S = 86_400
 _NUMBERS = ("n", "output_compression", "partial_images", "seed")
+_TIMES = ("priority", "ttl_s", "deadline_s", "timeout_s", "finish_by")
+_LISTS = ("webhook_events", "spill_to")
+_OBJECTS = ("metadata", "labels")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -107,8 +110,11 @@ def body_of(fields: Mapping[str, Sequence[str]]) -> PictureRequestBody:
     found: dict[str, Any] = {}
     for name, values in fields.items():
         outer, bracket, inner = name.partition("[")
-        if bracket and outer in ("metadata", "labels") and inner.endswith("]"):
+        if bracket and outer in _OBJECTS and inner.endswith("]"):
             found.setdefault(outer, {})[inner[:-1]] = values[-1]
+            continue
+        if outer in _LISTS and inner in ("", "]"):
+            found[outer] = list(values)
             continue
         if len(values) > 1:
             raise HttpError(
@@ -122,7 +128,7 @@ def _value(name: str, text: str) -> Any:
     """Return a form's text as the field wants it; what is no number stays a text, which is refused as one."""
     if name == "stream":
         return {"true": True, "false": False, "True": True, "False": False}.get(text, text)
-    if name not in _NUMBERS and (name not in JobOptionsBody.model_fields or name == "metadata"):
+    if name not in _NUMBERS + _TIMES:
         return text
     try:
         return orjson.loads(text)

@@ -166,7 +166,7 @@ def _size(size: str, workflow: Workflow, params: Mapping[str, Any]) -> dict[str,
     whole = workflow.parameter(workflow.name_for("size"))
     if whole is not None:
         if not _takes(whole, size):
-            raise refused("size", f"{no}: {named} takes {_of(whole)}")
+            raise refused("size", f"{no}: {named} takes {_of(whole).removeprefix('of ')}")
         return {whole.name: size}
     width, height = (workflow.parameter(workflow.name_for(role)) for role in ("width", "height"))
     if width is None or height is None:
