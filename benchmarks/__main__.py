@@ -47,6 +47,7 @@ from benchmarks.figures import (
     staging,
     submits,
     takeovers,
+    telemetry,
     thousand,
     waiting,
 )
@@ -85,6 +86,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "clock-steps": clock_steps.measure,
     "restarts": restarts.measure,
     "thousand": thousand.measure,
+    "telemetry": telemetry.measure,
     "schedule": schedule.measure,
     "schedule-waits": schedule_waits.measure,
     "schedule-shares": schedule_shares.measure,

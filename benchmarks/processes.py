@@ -24,6 +24,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def user_seconds(pid: int) -> float:
+    """Return the time that a process has computed outside of the kernel; 0 if it is gone."""
+    try:
+        return int(_stat(pid)[11]) * _TICK_S
+    except OSError:
+        return 0.0
+
+
 def command(pid: int) -> str:
     """Return a process's command line, blank if it is gone."""
     try:

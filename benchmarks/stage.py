@@ -212,6 +212,7 @@ class Stage:
         workflows: Path | None = None,
         ready: bool = True,
         together: bool = False,
+        serve: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         way: Callable[[str, str], Awaitable[str]] | None = None,
         redis_url: str | None = None,
@@ -225,6 +226,7 @@ class Stage:
             workflows: Folder of stored workflows; None: the shipped ones.
             ready: Whether to wait until a job could run; without a node that never comes.
             together: Whether API and dispatcher are one process, ``fleet serve``.
+            serve: What to run in its place.
             env: Further settings of all processes.
             way: Gets a process's name and the URL of Redis; returns the one that this process is to use.
             redis_url: Where Redis is; None: one is started.
@@ -259,7 +261,9 @@ class Stage:
         argv = node_plans.fleet("haproxy", "run")
         made.haproxy = await self.child("haproxy", argv, stage=_PROXY, env=await made.env_of("haproxy"))
         if together:
-            made.api = await self.child("serve", node_plans.fleet("serve"), stage=_DISPATCH, env=env)
+            made.api = await self.child(
+                "serve", serve or node_plans.fleet("serve"), stage=_DISPATCH, env=env, cwd=SOURCE
+            )
         else:
             own_env = await made.env_of("api")
             made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=own_env)

@@ -167,6 +167,7 @@ class ApiDeps:
         request_pace: Bounds how many requests of any kind a caller makes.
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
+        write_metrics: Writes a registry's metrics as text.
         fleet_figures: What metrics show of the whole fleet.
         scrape_targets: Where each process serves its metrics.
         agent_targets: Passes on where agents do.
@@ -229,6 +230,7 @@ class ApiDeps:
     missing: MissingRecord
     audit: AuditTrail
     editor_settings: EditorSettings
+    write_metrics: Callable[[CollectorRegistry], bytes]
     fleet_figures: FleetFigures
     scrape_targets: ScrapeTargets
     agent_targets: AgentTargets

@@ -45,6 +45,7 @@ from comfy_fleet.adapters.telemetry import (
     new_registry,
 )
 from comfy_fleet.adapters.telemetry.fleet_text import fleet_text
+from comfy_fleet.adapters.telemetry.text import registry_text
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
@@ -434,6 +435,7 @@ def build(
         probes=_probes(settings, stores),
         notes=lambda: _notes(stores, editors if settings.editor else None, intake),
         registry=registry,
+        write_metrics=registry_text,
         fleet_figures=FleetFigures(
             nodes=stores.nodes,
             hosts=stores.hosts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -73,7 +73,7 @@ async def show(request: Request) -> Response:
     metrics.streams.set(sum(d.streams.values()))
     metrics.waits.set(d.waits.total())
     metrics.sockets.set(sum(d.sockets.values()))
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(d.write_metrics(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def show_fleet(request: Request) -> Response:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -16,6 +17,7 @@ from comfy_fleet.adapters.telemetry import (
     new_registry,
 )
 from comfy_fleet.adapters.telemetry.prometheus import MOST_NODES, MOST_VALUES
+from comfy_fleet.adapters.telemetry.text import registry_text
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
@@ -238,3 +240,24 @@ def test_no_series_says_when_another_one_was_made() -> None:
 
 def test_every_process_tells_of_itself() -> None:
     assert new_registry().get_sample_value("process_cpu_seconds_total") is not None
+
+
+def test_the_text_is_what_prometheus_client_would_write() -> None:
+    registry = new_registry()
+    telemetry = PrometheusTelemetry(registry)
+    tell_all(telemetry)
+    telemetry.lease_refused('a "quoted"\\ word\nand a line, {with} = signs, ü')
+    Gauge("fleet_infinite", "Some number.", registry=registry).set(float("inf"))
+
+    def read(text: bytes) -> dict[str, tuple[str, str, dict[tuple[Any, ...], float]]]:
+        return {
+            family.name: (
+                family.type,
+                family.documentation,
+                {(one.name, *sorted(one.labels.items())): one.value for one in family.samples},
+            )
+            for family in text_string_to_metric_families(text.decode())
+            if not family.name.startswith("process_")  # which differ from one moment to the next
+        }
+
+    assert read(registry_text(registry)) == read(generate_latest(registry))

@@ -1,14 +1,11 @@
-"""The whole fleet's figures as Prometheus reads them.
-
-A fleet of a thousand nodes has ten thousand samples. prometheus_client makes an object of each, which takes
-longer than writing them, and writing is all that is done with them here.
-"""
+"""The whole fleet's figures as Prometheus reads them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from comfy_fleet.adapters.telemetry.text import Samples, family_text
 from comfy_fleet.domain.nodes.gpu_assessment import FATAL_XIDS
 from comfy_fleet.domain.nodes.host import HostState
 from comfy_fleet.domain.nodes.node import NodeState
@@ -18,10 +15,8 @@ _FAULTS = ("lost", "reset_pending", "remap_failed", "recovery", "ecc_uncorrected
 MOST_POOLS = 200
 OTHER = "other"
 
-Samples = Iterable[tuple[tuple[str, ...], float]]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
     """A metric.
 
@@ -120,7 +115,9 @@ ALL = (
 
 def fleet_text(view: FleetView) -> bytes:
     """Return the text for a scrape."""
-    return b"".join(_written(one, samples) for one, samples in _families(view))
+    return b"".join(
+        family_text(one.name, one.help, one.kind, one.labels, samples) for one, samples in _families(view)
+    )
 
 
 def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
@@ -163,7 +160,7 @@ def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
             for one, _ in states
         ),
     )
-    yield NODE_BUSY, (((one.node.name,), one.run is not None) for one, _ in states)
+    yield NODE_BUSY, (((one.node.name,), int(one.run is not None)) for one, _ in states)
     yield from _of_hosts(view)
     yield ERRORS, _errors(view.errors)
     yield UNSTORED, (((name,), size) for name, size in store.unstored.items())
@@ -278,27 +275,3 @@ def _map(value: object) -> Mapping[str, Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _written(shown: Shown, samples: Samples) -> bytes:
-    lines = [f"{_place(shown, values)} {_number(value)}\n" for values, value in samples]
-    head = f"# HELP {shown.name} {shown.help}\n# TYPE {shown.name} {shown.kind}\n"
-    return (head + "".join(lines)).encode() if lines else b""
-
-
-def _number(value: float) -> str:
-    return f"{value:d}" if isinstance(value, int) else repr(value)
-
-
-def _place(shown: Shown, values: tuple[str, ...]) -> str:
-    if not values:
-        return shown.name
-    named = zip(shown.labels, values, strict=True)
-    pairs = ",".join([f'{name}="{_escaped(value)}"' for name, value in named])
-    return f"{shown.name}{{{pairs}}}"
-
-
-def _escaped(value: str) -> str:
-    if "\\" in value or '"' in value or "\n" in value:
-        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return value

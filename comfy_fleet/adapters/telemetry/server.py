@@ -6,9 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from comfy_fleet.adapters.telemetry.text import registry_text
 from comfy_fleet.connections import close
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class MetricsServer:
         await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
-        text = generate_latest(self._registry)
+        text = registry_text(self._registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
