@@ -239,13 +239,13 @@ def ended_job(
     row: Sequence[bytes], status: JobStatus, error: JobError | None = None, *, followed: bool = False
 ) -> EndedJob:
     """Read a script's answer about a job that it has ended."""
-    job_id, workflow, seconds, tenant = (raw.decode(errors="replace") for raw in row)
+    job_id, workflow, seconds, *more = (raw.decode(errors="replace") for raw in row)
     return EndedJob(
         job_id=job_id,
         status=status,
         workflow=workflow or None,
         total_s=float(seconds),
-        tenant=tenant,
+        tenant=more[0] if more else "",  # an earlier version's scripts don't tell
         error=error,
         followed=followed,
     )
