@@ -142,6 +142,7 @@ async def test_an_agents_odd_words_break_no_scrape(redis_port: int, tmp_path: Pa
         await api.stores.redis.set("fleet:scrape:targets", "not a hash")
         assert (await api.client.get("/api/v1/prometheus/targets")).status_code == 200
         await api.stores.redis.set("fleet:webhook:receivers", "not a zset")
+        await api.stores.redis.set("fleet:transfers:bytes", "not a hash")
         assert (await figures(api))["fleet_webhook_messages",] == 0
 
 
@@ -278,6 +279,7 @@ async def test_promtool_finds_nothing_to_improve(redis_port: int, tmp_path: Path
         await api.submit(GRAPH)
         client: Any = api.stores.redis
         await client.rpush("fleet:sched:errors:run", "1.5", "0.5")
+        await client.hset("fleet:transfers:bytes", mapping={"shop": 7, "": 7})
         texts = [(await api.client.get(path)).content for path in ("/metrics", "/metrics/fleet")]
         for text in texts:
             told = checked(text)

@@ -51,14 +51,10 @@ class RedisFigures:
                 late_s=max(0.0, at - due) if due >= 0 else 0.0,
                 failing=int(found["failing"]),
             ),
-            unstored=await self._unstored(),
+            unstored=_unstored(found["stores"] or []),
             dispatchers=len(await live_dispatchers(self._redis)),
             server=await self._server(),
         )
-
-    async def _unstored(self) -> Mapping[str, int]:
-        found = await self._redis.hgetall(self._keys.transfer_bytes)
-        return {name.decode(errors="replace"): int(size) for name, size in sorted(found.items()) if name}
 
     async def _server(self) -> Mapping[str, float]:
         try:
@@ -68,6 +64,11 @@ class RedisFigures:
         shown = {name: float(info[field]) for field, name in SERVER.items() if field in info}
         saved = (info.get("aof_last_write_status", "ok"), info.get("rdb_last_bgsave_status", "ok"))
         return {**shown, "saves": float(saved == ("ok", "ok"))}
+
+
+def _unstored(found: list[str]) -> Mapping[str, int]:
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return {name: int(size) for name, size in sorted(pairs) if name and size.isdecimal()}
 
 
 def _queues(counts: list[str], since: Mapping[str, float], at: float) -> list[PoolQueue]:

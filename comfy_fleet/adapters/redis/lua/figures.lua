@@ -1,7 +1,7 @@
 -- What metrics show of the queue and of webhooks.  It only reads.
 -- args: most (waiting jobs, and receivers of webhooks, to look at).
 -- Returns JSON: {at, counts ([PLACEMENT, COUNT, ...]), since ({PLACEMENT: when the oldest of its first jobs was submitted}),
---                messages, due (when the first is; -1: none), failing}.
+--                messages, due (when the first is; -1: none), failing, stores ([STORE, BYTES, ...])}.
 local function zset(command, key, ...)
   local found = redis.pcall(command, key, ...)
   return type(found) == 'table' and found.err and {} or found
@@ -39,4 +39,5 @@ failing = backlog(webhook_failing_key)
 local first = zset('ZRANGE', webhook_receivers_key, 0, 0, 'WITHSCORES')
 if first[2] then due = tonumber(first[2]) end
 if due == math.huge then due = -1 end
-return cjson.encode({ at = now(), counts = counts, since = since, messages = messages, due = due, failing = failing })
+return cjson.encode({ at = now(), counts = counts, since = since, messages = messages, due = due, failing = failing,
+  stores = zset('HGETALL', transfer_bytes_key) })
