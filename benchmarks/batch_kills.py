@@ -159,7 +159,7 @@ async def killed(batches: int, items: int, seed: int, say: Callable[[str], None]
                 "a node": [sim.child for sim in sims],
             }
             began = time.monotonic()
-            killing = asyncio.create_task(_kill(fleet, targets, rng, made, say))
+            killing = asyncio.create_task(kill_on(fleet, targets, rng, made.kills, say))
             try:
                 async with asyncio.TaskGroup() as group:
                     sent = [
@@ -180,26 +180,27 @@ async def killed(batches: int, items: int, seed: int, say: Callable[[str], None]
     return made
 
 
-async def _kill(
+async def kill_on(
     fleet: Fleet,
     targets: Mapping[str, list[Supervised]],
     rng: random.Random,
-    made: Kills,
+    kills: Counter[str],
     say: Callable[[str], None],
 ) -> None:
+    """Kill one of the processes after the other until canceled, each once the API answers."""
     async with httpx.AsyncClient(base_url=fleet.url, trust_env=False, timeout=PATIENCE_S) as http:
         while True:
-            await _answer(http, "GET", "/api/v1/batches")
+            await answered(http, "GET", "/api/v1/batches")
             await asyncio.sleep(rng.uniform(*GAP_S))
             name = rng.choice(list(targets))
             if pid := rng.choice(targets[name]).pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    made.kills[name] += 1
-            say(f"{made.kills.total()} kills")
+                    kills[name] += 1
+            say(f"{kills.total()} kills")
 
 
-async def _answer(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
+async def answered(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
     """Ask until there is an answer that says something."""
     while True:
         with contextlib.suppress(httpx.HTTPError):
@@ -213,7 +214,7 @@ async def _send(fleet: Fleet, number: int, items: int, hook: str, made: Kills) -
     """Send a batch until it is accepted; cancel and repeat some; return its id and its number of rounds."""
     rows = [{"custom_id": f"{number}-{item}", "workflow": trivial_graph()} for item in range(items)]
     async with httpx.AsyncClient(base_url=fleet.url, trust_env=False, timeout=PATIENCE_S) as http:
-        answer = await _answer(
+        answer = await answered(
             http,
             "POST",
             "/api/v2/batches",
@@ -227,9 +228,9 @@ async def _send(fleet: Fleet, number: int, items: int, hook: str, made: Kills) -
         rounds = 1
         if number % CANCELS == 0:
             await _until(http, path, lambda found: found["counts"]["succeeded"] > 0)
-            await _answer(http, "POST", f"{path}/cancel")
+            await answered(http, "POST", f"{path}/cancel")
             await _until(http, path, lambda found: found["status"] == "completed")
-            again = await _answer(
+            again = await answered(
                 http,
                 "POST",
                 f"{path}/retry",
@@ -247,7 +248,7 @@ async def _send(fleet: Fleet, number: int, items: int, hook: str, made: Kills) -
 
 async def _until(http: httpx.AsyncClient, path: str, there: Callable[[dict[str, Any]], bool]) -> None:
     while True:
-        if there((await _answer(http, "GET", path, params={"limit": 0})).json()):
+        if there((await answered(http, "GET", path, params={"limit": 0})).json()):
             return
         await asyncio.sleep(LOOK_S)
 
@@ -266,14 +267,14 @@ async def _look(
 ) -> None:
     """Compare what is there with what was accepted."""
     async with httpx.AsyncClient(base_url=fleet.url, trust_env=False, timeout=PATIENCE_S) as http:
-        listed = await _pages(http, "/api/v1/batches", "batches")
+        listed = await pages(http, "/api/v1/batches", "batches")
         if strange := {one["id"] for one in listed} ^ expected.keys():
             made.wrong.append(f"batches that nobody knows of, or that are lost: {', '.join(strange)}")
-        jobs = await _pages(http, "/api/v1/jobs", "jobs")
+        jobs = await pages(http, "/api/v1/jobs", "jobs")
         by_item = Counter((job["batch_id"], job["custom_id"]) for job in jobs)
         current: set[str] = set()
         for batch_id, rounds in expected.items():
-            found = await _pages(http, f"/api/v1/batches/{batch_id}", "items")
+            found = await pages(http, f"/api/v1/batches/{batch_id}", "items")
             for name, count in Counter(one["custom_id"] for one in found).items():
                 if count != 1:
                     made.wrong.append(f"batch {batch_id}: item {name} is there {count} times")
@@ -296,12 +297,13 @@ async def _look(
                 made.wrong.append(f"job {job['id']} has succeeded and is nobody's: an item was run twice")
 
 
-async def _pages(http: httpx.AsyncClient, path: str, name: str) -> list[dict[str, Any]]:
+async def pages(http: httpx.AsyncClient, path: str, name: str) -> list[dict[str, Any]]:
+    """Return all of a listing."""
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     while True:
         asked = {"limit": 100, **({} if cursor is None else {"cursor": cursor})}
-        page = (await _answer(http, "GET", path, params=asked)).json()
+        page = (await answered(http, "GET", path, params=asked)).json()
         found += page[name]
         if (cursor := page["next_cursor"]) is None:
             return found
