@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": "fixed", "style": "mosaic"}, "style", "send vivid or natural"),
     ({"background": "transparent"}, "background", "send auto"),
     ({"moderation": "none"}, "moderation", ""),
-    ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
+    ({"output_format": "gif"}, "output_format", "'webp'"),
     ({"output_compression": 40}, "output_compression", "jpeg or webp"),
     ({"output_format": "jpeg", "output_compression": 101}, "output_compression", ""),
     ({"response_format": "hex"}, "response_format", ""),
@@ -135,6 +135,9 @@ async def test_each_error_is_the_clients_own_exception(redis_port: int, redis: R
         with pytest.raises(openai.RateLimitError) as waits:
             await client.images.generate(**FOX)
         assert waits.value.code == "too_many_waits"
+        with pytest.raises(openai.RateLimitError) as streams:
+            await client.images.generate(**FOX, stream=True)
+        assert streams.value.code == "too_many_waits"
         del at.api.deps.waits["somebody"]
 
 

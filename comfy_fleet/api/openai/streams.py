@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 from starlette.requests import Request
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from comfy_fleet.api import errors
 from comfy_fleet.api.deps import deps, owner, principal
@@ -38,11 +38,15 @@ _BACKGROUNDS = ("transparent", "opaque", "auto")
 def check_room(request: Request) -> None:
     """Refuse a stream if as many are open as may.
 
+    At the edge, all of them go where requests that wait go, and so they count among these, too.
+
     Raises:
-        HttpError: 429 ``too_many_streams``.
+        HttpError: 429 ``too_many_streams`` or ``too_many_waits``.
     """
-    most = principal(request).limits.streams
-    if deps(request).streams[owner(request)] >= most:
+    d, most = deps(request), principal(request).limits.streams
+    if d.waits.total() >= d.settings.max_waits > 0:
+        raise waits.too_many(request)
+    if d.streams[owner(request)] >= most:
         raise HttpError(
             429,
             "too_many_streams",
@@ -89,6 +93,11 @@ class PictureStream(LiveStream):
         self._made = made
         self._asked = asked
         self._alone = asyncio.Lock()  # no event begins before the one before it has ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count among requests that wait, and stream."""
+        with waits.counted(self._deps, f"{self._who}, streams"):
+            await super().__call__(scope, receive, send)
 
     async def hung_up(self) -> None:
         """Cancel the jobs, if that was asked for."""

@@ -39,13 +39,14 @@ def place(request: Request) -> Iterator[None]:
         )
     most = principal(request).limits.streams
     if d.waits[who] >= most or d.waits.total() >= d.settings.max_waits:
-        raise HttpError(
-            429,
-            "too_many_waits",
-            f"as many requests wait for their pictures as may, {most} of yours (FLEET_MAX_STREAMS) or "
-            f"{d.settings.max_waits} of all (FLEET_MAX_WAITS): try again",
-            headers={"Retry-After": "5"},
-        )
+        raise too_many(request)
+    with counted(d, who):
+        yield
+
+
+@contextmanager
+def counted(d: ApiDeps, who: str) -> Iterator[None]:
+    """Count one more request of somebody's among those that wait."""
     d.waits[who] += 1
     try:
         yield
@@ -53,6 +54,18 @@ def place(request: Request) -> Iterator[None]:
         d.waits[who] -= 1
         if not d.waits[who]:
             del d.waits[who]
+
+
+def too_many(request: Request) -> HttpError:
+    """Return the refusal of a request while as many wait as may."""
+    most, most_of_all = principal(request).limits.streams, deps(request).settings.max_waits
+    return HttpError(
+        429,
+        "too_many_waits",
+        f"as many requests wait for their pictures as may, {most} of yours (FLEET_MAX_STREAMS) or "
+        f"{most_of_all} of all (FLEET_MAX_WAITS): try again",
+        headers={"Retry-After": "5"},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
