@@ -5,27 +5,22 @@ on where it ends. Only bytes with the hash that the fleet has told get the file'
 """
 
 import contextlib
-import fcntl
 import os
-import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from blake3 import blake3
-
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.domain.jobs.safe_names import safe_name
+from comfy_fleet.client import FileConflict, saving
+from comfy_fleet.client.saving import PartFile, is_output
 
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
 TRIES = 5
 """How often a transfer is begun before the command gives up."""
-_PIECE = 1024 * 1024
 _ELSEWHERE = "choose another folder, or replace what is there with --force"
 
 Show = Callable[[int], None]
@@ -53,31 +48,6 @@ class Saved:
         return {"name": self.name, "path": str(self.path), "size_bytes": self.size_bytes, "new": self.new}
 
 
-def targets(job: Mapping[str, Any], folder: Path, *, job_in_name: bool) -> list[Path]:
-    """Return the file for each output of a job, each once, and always the same.
-
-    Args:
-        job: The job's record.
-        folder: Where they are to be.
-        job_in_name: Whether a file is called ``JOB-NAME``, with the first eight characters of the job's id
-            and without ComfyUI's counter, so that files of different jobs never meet.
-    """
-    made: list[Path] = []
-    taken: set[str] = set()
-    for output in job.get("outputs") or []:
-        name = safe_name(str(output.get("name", "output")))
-        if job_in_name:
-            name = f"{str(job['id'])[:8]}-{re.sub(r'_[0-9]{5}_(?=[.])', '', name)}"
-        stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
-        number, wanted = 1, name
-        while wanted.casefold() in taken:  # macOS and Windows take both spellings for one file
-            number += 1
-            wanted = f"{stem}_{number}{dot}{suffix}"
-        taken.add(wanted.casefold())
-        made.append(folder / wanted)
-    return made
-
-
 def check_folder(folder: Path) -> None:
     """Make a folder, and check that files can be written there.
 
@@ -85,9 +55,7 @@ def check_folder(folder: Path) -> None:
         Fail: They can't.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        saving.check_folder(folder)
     except OSError as error:
         raise Fail(f"can't write in {folder}: {error.strerror}", code=Exit.USAGE) from error
 
@@ -107,7 +75,7 @@ def save_outputs(
         client: The fleet.
         job: The job's record.
         folder: Where to; it is made if it is missing.
-        job_in_name: See :func:`targets`.
+        job_in_name: See :func:`comfy_fleet.client.saving.target_paths`.
         force: Whether other files with these names are replaced.
         show: Is called with a file's name and the number of its bytes that have come.
 
@@ -116,14 +84,10 @@ def save_outputs(
     """
     check_folder(folder)
     outputs = job.get("outputs") or []
-    paths = targets(job, folder, job_in_name=job_in_name)
+    paths = saving.target_paths(job, folder, job_in_name=job_in_name)
     there = {path: _same(path, output) for path, output in zip(paths, outputs, strict=True)}
     if others := [path for path, same in there.items() if same is False and not force]:
-        names = ", ".join(path.name for path in others[:3]) + (", ..." if len(others) > 3 else "")
-        raise Fail(
-            f"other files with these names are in {folder}: {names}",
-            hint=_ELSEWHERE,
-        )
+        raise Fail(saving.other_files(folder, others).message, hint=_ELSEWHERE)
     saved: list[Saved] = []
     for path, output in zip(paths, outputs, strict=True):
         name = str(output.get("name", "output"))
@@ -145,12 +109,12 @@ def fetch(client: "Client", output: Mapping[str, Any], target: Path, *, force: b
     Raises:
         Fail: It can't be fetched or written, or another command downloads it now.
     """
-    with _writing(target) as (part, file):
-        load(client, output, file, name=target.name, show=show)
-        if force:
-            part.replace(target)
-        else:
-            _place(part, target)
+    with _writing(target) as part:
+        load(client, output, part.file, name=target.name, show=show)
+        try:
+            part.place(replace=force)
+        except FileConflict as error:
+            raise Fail(error.message, hint=_ELSEWHERE) from None
 
 
 def load(client: "Client", output: Mapping[str, Any], file: BinaryIO, *, name: str, show: Show) -> None:
@@ -191,71 +155,28 @@ def _go_on(client: "Client", output: Mapping[str, Any], file: BinaryIO, show: Sh
         show(file.tell())
 
 
-def is_output(file: BinaryIO, output: Mapping[str, Any]) -> bool:
-    """Return whether a file has the bytes that the fleet has told of; also if it has told nothing."""
-    told = output.get("hash")
-    if not isinstance(told, str):
-        size = output.get("size_bytes")
-        return size is None or file.seek(0, os.SEEK_END) == size
-    file.flush()
-    file.seek(0)
-    found = blake3()
-    while piece := file.read(_PIECE):
-        found.update(piece)
-    return told == f"blake3:{found.hexdigest()}"
-
-
 def _same(path: Path, output: Mapping[str, Any]) -> bool | None:
     """Return whether a file is this output; None if there is nothing of this name, not even a link."""
     try:
-        if not path.is_file():
-            if path.exists():
-                what = "a folder" if path.is_dir() else "no file"
-                raise Fail(f"{path} is {what}", hint="move it away, or choose another folder: --out DIR")
-            return False if path.is_symlink() else None
-        with path.open("rb") as file:
-            return isinstance(output.get("hash"), str) and is_output(file, output)
-    except FileNotFoundError:
-        return None
+        return saving.same_output(path, output)
+    except FileConflict as error:
+        raise Fail(error.message, hint="move it away, or choose another folder: --out DIR") from None
     except OSError as error:
         raise Fail(f"can't read {path}: {error.strerror}", hint=_ELSEWHERE) from error
 
 
 @contextlib.contextmanager
-def _writing(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Open the file that a transfer goes to; an empty one does not stay."""
-    part = target.with_name(f"{target.name}.part")
+def _writing(target: Path) -> Iterator[PartFile]:
+    """Open the file that a transfer goes to."""
     try:
-        with part.open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Fail(f"another command writes {part}", code=Exit.REFUSED) from None
-            try:
-                yield part, file
-            finally:
-                with contextlib.suppress(OSError):
-                    if part.stat().st_size == 0:
-                        part.unlink()
+        with contextlib.closing(PartFile(target)) as part:
+            yield part
+    except FileConflict as error:
+        raise Fail(error.message, code=Exit.REFUSED) from None
     except OSError as error:
         raise Fail(
             f"can't write {target}: {error.strerror}", hint="what has come is kept: the same command goes on"
         ) from error
-
-
-def _place(part: Path, target: Path) -> None:
-    """Give a complete file its name, if no other file has got it meanwhile."""
-    try:
-        os.link(part, target)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or os.path.lexists(target):
-            raise Fail(
-                f"another file {target.name} is in {target.parent} now; what has come is {part.name}",
-                hint=_ELSEWHERE,
-            ) from None
-        part.replace(target)  # a file system without hard links
-    else:
-        part.unlink()
 
 
 def listed(saved: Sequence[Saved]) -> list[str]:

@@ -80,7 +80,7 @@ def mcp(
     verify = trusted(url)
 
     def connect(shown: str | None) -> AsyncFleetClient:
-        return AsyncFleetClient(url, shown, verify=verify, retry_s=RETRY_S)
+        return AsyncFleetClient(url, shown or "", verify=verify, retry_s=RETRY_S)
 
     try:
         address_of(url, key, verify)

@@ -23,8 +23,9 @@ from urllib.parse import urlencode, urlsplit
 
 from comfy_fleet.adapters.system.folders import take_lock
 from comfy_fleet.cli.console import parse_time
-from comfy_fleet.cli.downloads import check_folder, is_output, load
+from comfy_fleet.cli.downloads import check_folder, load
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.client.saving import is_output
 from comfy_fleet.domain.jobs.media import is_picture
 from comfy_fleet.domain.jobs.safe_names import safe_name
 

@@ -49,7 +49,8 @@ class FleetAddress:
 def address_of(url: str | None, key: str | None, verify: ssl.SSLContext | bool | str | Path) -> FleetAddress:
     """Return the address that is meant.
 
-    A key in the URL (``http://host/k/KEY``) is sent as a header: httpx logs URLs.
+    An empty key is none, whatever the environment says. A key in the URL (``http://host/k/KEY``) is sent as
+    a header: httpx logs URLs.
 
     Raises:
         ValueError: The URL is none, the key can't be a header, or a file holds no certificate.
@@ -66,7 +67,8 @@ def address_of(url: str | None, key: str | None, verify: ssl.SSLContext | bool |
     path = _SURFACE.sub("", parts.path)
     if found := _KEY_IN_PATH.search(path):
         path, key = path[: found.start()], key or unquote(found[1])
-    key = key or os.environ.get("FLEET_API_KEY") or None
+    if key is None:
+        key = os.environ.get("FLEET_API_KEY")
     if key and not (key.isascii() and key.isprintable()):
         raise ValueError("an API key is printable ASCII without line breaks")
     named = f"[{host}]" if ":" in host else host

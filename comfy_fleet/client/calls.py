@@ -31,6 +31,8 @@ logger = logging.getLogger("comfy_fleet.client")
 
 SILENCE_S = 45.0
 """Longest silence of a stream, which sends a comment every 15 s."""
+PATIENCE_S = 15.0
+"""For so long at least, a stream is opened again and again while nothing answers."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
 _NAME = re.compile(r"(?!\.{1,2}(?:$|@))[A-Za-z0-9_.@:-]{1,300}")
 
@@ -214,13 +216,13 @@ class Caller:
 
         Raises:
             WaitExpired: The time is up.
-            ClientError: There is nothing to follow, or nothing was heard for ``retry_s``.
+            ClientError: There is nothing to follow, or nothing was heard for ``retry_s``, at least 15 s.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told: Mapping[str, Any] | None = None
         heard, failures = time.monotonic(), 0
         while True:
-            pause_s = 0.25
+            pause_s, lost = _FIRST_PAUSE_S, None
             try:
                 async with aclosing(self.events(path, final=final, deadline=deadline)) as events:
                     async for event in events:
@@ -231,35 +233,47 @@ class Caller:
                             told = event.data
                         if final(event):
                             return
-                        if deadline is not None and time.monotonic() > deadline:
-                            break
+                        deadline = await _in_time(deadline, what, final=final, look=look)
             except RateLimited as error:  # as many streams as may be: ask for it instead
                 heard, pause_s = time.monotonic(), min(error.retry_after_s or 1.0, 1.0)
+                now = await look()
+                if now.data != told:
+                    told = now.data
+                    yield now
+                if final(now):
+                    return
             except (FleetUnavailable, httpx.TransportError) as error:
                 failures += 1
                 pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures - 1, 8))
-                late = deadline is not None and time.monotonic() > deadline
-                if not late and time.monotonic() - heard > self._retry_s:
-                    if isinstance(error, httpx.TransportError):
-                        raise no_answer(self._url, error) from error
-                    raise
-            if failures == 0 or (deadline is not None and time.monotonic() > deadline):
-                try:
-                    now = await look()
-                except FleetUnavailable:
-                    failures += 1
-                else:
-                    if final(now) or now.data.get("status") != (told or {}).get("status"):
-                        told = now.data
-                        yield now
-                    if final(now):
-                        return
+                lost = no_answer(self._url, error) if isinstance(error, httpx.TransportError) else error
+            deadline = await _in_time(deadline, what, final=final, look=look)
+            if lost is not None and time.monotonic() - heard > max(self._retry_s, PATIENCE_S):
+                raise lost
             if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise WaitExpired(f"{what} is not done after {timeout_s:g} s; it goes on")
-                pause_s = min(pause_s, left_s)
+                pause_s = max(0.0, min(pause_s, deadline - time.monotonic()))
             await self._transport.pause(pause_s)
+
+
+async def _in_time(
+    deadline: float | None,
+    what: str,
+    *,
+    final: Callable[[StreamEvent], bool],
+    look: Callable[[], Awaitable[StreamEvent]],
+) -> float | None:
+    """Return until when something is followed; None if it has ended, for all that is left comes at once.
+
+    Raises:
+        WaitExpired: The time is up.
+    """
+    if deadline is None or time.monotonic() <= deadline:
+        return deadline
+    try:
+        if final(await look()):
+            return None
+    except ClientError:
+        pass
+    raise WaitExpired(f"{what} is not done yet; it goes on")
 
 
 def submit_headers(idempotency_key: str | None, *, cache: str | None = None) -> dict[str, str]:

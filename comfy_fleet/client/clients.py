@@ -26,7 +26,7 @@ class AsyncFleetClient(BatchCalls):
     Args:
         url: The fleet's address, also one below a path; else ``FLEET_API_URL``, else the console of a fleet
             on this machine.
-        key: The API key; else ``FLEET_API_KEY``, else none.
+        key: The API key, or an empty text for none; else ``FLEET_API_KEY``.
         timeout_s: How long one request may take.
         retry_s: For how long a request is repeated while the fleet is busy, restarts or can't be reached; 0:
             not at all. No repetition makes a second job.

@@ -112,6 +112,11 @@ class PartFile:
                 raise FileConflict(f"another command writes {self.path}", [self.path]) from None
 
     @property
+    def file(self) -> BinaryIO:
+        """The open file."""
+        return self._file
+
+    @property
     def size(self) -> int:
         """How many bytes have come."""
         return self._file.seek(0, os.SEEK_END)

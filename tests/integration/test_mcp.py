@@ -62,7 +62,7 @@ async def over_http(
     """Serve as ``fleet mcp --http`` does, in this event loop."""
 
     def connect(shown: str | None) -> AsyncFleetClient:
-        return AsyncFleetClient(url, shown)
+        return AsyncFleetClient(url, shown or "")
 
     tools = FleetTools(connect, key_of=key_of, own_key=own_key, wait_s=60, most_bytes=500_000, look_s=look_s)
     port = free_port()

@@ -11,8 +11,9 @@ import pytest
 from blake3 import blake3
 
 from comfy_fleet.cli.client import Client
-from comfy_fleet.cli.downloads import save_outputs, targets
+from comfy_fleet.cli.downloads import save_outputs
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.client.saving import target_paths as targets
 from comfy_fleet.domain.jobs.safe_names import safe_name
 from tests.canned import DONE, JOB, Canned, error, run
 

@@ -34,6 +34,8 @@ from comfy_fleet.client import (
     FleetUnavailable,
     RateLimited,
     StorageFull,
+    WaitExpired,
+    calls,
     data,
 )
 from comfy_fleet.client.batch_calls import BatchCalls
@@ -137,7 +139,7 @@ def test_a_submit_is_repeated_under_one_key(canned: Canned) -> None:
     assert keys_of(canned)[-1] == "order-4711"
 
 
-def test_the_time_for_repeating_is_kept(canned: Canned) -> None:
+def test_the_time_for_repeating_is_kept(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
     in_turn(canned, "POST", JOBS, (429, error("limit_reached", "later"), {"Retry-After": "3600"}))
     with client(canned) as fleet, pytest.raises(RateLimited) as limited:
         fleet.submit("image_card")
@@ -146,6 +148,7 @@ def test_the_time_for_repeating_is_kept(canned: Canned) -> None:
     canned.on("GET", f"/api/v1/jobs/{JOB}", b"", 502)
     with client(canned, retry_s=0) as fleet, pytest.raises(FleetUnavailable, match="502"):
         fleet.job(JOB)
+    monkeypatch.setattr(calls, "PATIENCE_S", 0.1)
     with FleetClient("http://127.0.0.1:1", retry_s=0.5) as fleet:
         with pytest.raises(FleetUnavailable, match="nothing answers"):
             fleet.job(JOB)
@@ -234,6 +237,55 @@ def test_threads_share_a_client(canned: Canned) -> None:
         for one in threads:
             one.join()
     assert found == [JOB] * 8
+
+
+EVENTS = f"/api/v1/jobs/{JOB}/events"
+RUNNING = b'event: status\ndata: {"status": "running"}\n\n'
+
+
+def told(fleet: FleetClient, **more: Any) -> list[tuple[str, Any]]:
+    return [(event.name, event.data) for event in fleet.follow(JOB, **more)]
+
+
+def test_events_are_read_over_broken_streams(canned: Canned) -> None:
+    first = RUNNING + b": ping\n\nevent: progress\nda"
+    second = (
+        RUNNING + b'event: progress\r\ndata: {"value": 0.5,\r\ndata: "message": "KSampler 1/2"}\r\n\r\n'
+        b'event: status\ndata: {"status": "succeeded"}\n\nevent: status\ndata: {"status": "never seen"}\n\n'
+    )
+    canned.stream(EVENTS, first, second)
+    with client(canned) as fleet:
+        assert told(fleet) == [
+            ("status", {"status": "running"}),
+            ("progress", {"value": 0.5, "message": "KSampler 1/2"}),
+            ("status", {"status": "succeeded"}),
+        ]
+
+
+def test_of_a_job_that_has_ended_everything_is_told_though_the_time_is_up(canned: Canned) -> None:
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "queue_position": None})
+    ended = b'event: output\ndata: {"url": "/x"}\n\nevent: status\ndata: {"status": "succeeded"}\n\n'
+    canned.stream(EVENTS, RUNNING + ended)
+    with client(canned) as fleet:
+        assert told(fleet, wait_s=0)[-2:] == [("output", {"url": "/x"}), ("status", {"status": "succeeded"})]
+
+
+def test_where_no_stream_can_be_had_the_job_is_asked_for(canned: Canned) -> None:
+    canned.on("GET", EVENTS, error("too_many_streams", "64 are open"), 429, Retry_After="0")
+    now = {**DONE, "status": "running", "queue_position": None}
+    in_turn(
+        canned,
+        "GET",
+        f"/api/v1/jobs/{JOB}",
+        (200, now, {}),
+        (200, now, {}),
+        (200, {**now, "status": "failed"}, {}),
+    )
+    with client(canned) as fleet:
+        assert [data["status"] for _, data in told(fleet)] == ["running", "failed"]
+    canned.on("GET", f"/api/v1/jobs/{JOB}", now)
+    with client(canned) as fleet, pytest.raises(WaitExpired, match="goes on"):
+        told(fleet, wait_s=0.3)
 
 
 # -- the types, against the fleet's own document ------------------------------
