@@ -34,6 +34,30 @@ class ProgressData(TypedDict):
     message: str | None
 
 
+StoreState = Literal["waiting", "stored", "failed"]
+"""How far an output is on its way into a store."""
+
+
+class StoredData(TypedDict):
+    """What has become of an output's way into a store."""
+
+    store: str
+    key: str
+    state: StoreState
+    url: str | None
+    signed_url: str | None
+    error: str | None
+
+
+class OutputAskData(TypedDict):
+    """Where a job's outputs are put, besides the fleet's own files."""
+
+    store: str
+    key: str
+    format: str | None
+    on_conflict: str
+
+
 class OutputData(TypedDict):
     """A file that a job has made."""
 
@@ -50,6 +74,7 @@ class OutputData(TypedDict):
     job_id: str
     temporary: bool
     withheld: bool
+    stored: StoredData | None
 
 
 class JobErrorData(TypedDict):
@@ -147,6 +172,8 @@ class JobFieldsData(TypedDict):
     batch: NotRequired[BatchPartData]
     cached: bool
     traceparent: NotRequired[str]
+    output: OutputAskData | None
+    storing: bool
     batch_id: NotRequired[str]
     custom_id: NotRequired[str]
 
@@ -268,6 +295,8 @@ class BatchData(TypedDict):
     completed_at: str | None
     total: int
     round: int
+    storing: int
+    not_stored: int
     counts: dict[str, int]
     waiting: int
     urls: BatchUrlsData

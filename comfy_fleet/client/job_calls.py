@@ -33,6 +33,7 @@ class SubmitOptions(TypedDict, total=False):
         spill_to: With ``pool``: pools that are asked next.
         zone: The zone that it must run in.
         labels: Labels that the node must carry.
+        output: Where its outputs are put besides: ``{"store": "shop", "key": "{metadata.sku}.{ext}"}``.
     """
 
     priority: int
@@ -49,6 +50,7 @@ class SubmitOptions(TypedDict, total=False):
     spill_to: Sequence[str]
     zone: str
     labels: Mapping[str, str]
+    output: Mapping[str, Any]
 
 
 def sent_options(options: Mapping[str, Any]) -> dict[str, Any]:
