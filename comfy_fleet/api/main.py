@@ -124,6 +124,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.store_book import StoreBook
+from comfy_fleet.services.store_inputs import StoreInputs
 from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
@@ -204,6 +205,9 @@ def build(
     moderation = open_moderation(settings, assets, tenant_of, telemetry)
     allowed = parse_allowed("FLEET_FETCH_ALLOW", settings.fetch_allow)
     fetches = RedisFetches(stores.redis, new_token=lambda: str(uuid4()), telemetry=telemetry)
+    objects = open_objects(settings, sealer)
+    store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
+    store_inputs = StoreInputs(store_book, objects, tenant_of)
     fetcher = InputFetcher(
         fetches,
         OutboundHttp(allowed=allowed, purpose="input"),
@@ -211,10 +215,9 @@ def build(
         FetchLimits(most_bytes=settings.fetch_bytes, within_s=settings.fetch_s),
         moderation,
         telemetry,
+        store_inputs,
         quotas_of=keys.ring.quotas_of,
     )
-    objects = open_objects(settings, sealer)
-    store_book = StoreBook(RedisNamedStores(stores.redis), objects, sealer, clock=time.monotonic)
     transfers = RedisTransfers(stores.redis, stores.events)
     policy = FilePolicy.parse(settings.deny_classes, settings.free_paths, settings.allow_classes)
     submitter = Submitter(
@@ -250,6 +253,7 @@ def build(
             allowed=allowed if settings.fetch else None,
             most_bytes=settings.fetch_bytes,
             wake=fetcher.wake,
+            stores=store_inputs,
         ),
         moderation=moderation,
         outputs=OutputPlanner(store_book, transfers, spool_bytes=settings.spool_bytes),

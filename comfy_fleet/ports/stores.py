@@ -1,7 +1,8 @@
 """Stores, where they are named, and what is in them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,23 @@ class ObjectSource:
     size: int
     content_type: str
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectContent:
+    """An object that is read.
+
+    Attributes:
+        size: Its bytes; 0 if it is unchanged.
+        etag: Changes with its content; empty: the store has none.
+        unchanged: Whether it is what the reader has already.
+        chunks: Its bytes as they come; raises ObjectError.
+    """
+
+    size: int
+    etag: str
+    unchanged: bool
+    chunks: AsyncIterator[bytes] = field(repr=False)
 
 
 class NamedStores(Protocol):
@@ -47,6 +65,21 @@ class ObjectStorage(Protocol):
         Raises:
             ObjectTaken: It is not to be replaced, and another one is there.
             ObjectError: The store did not take it.
+        """
+
+    def read(
+        self, store: NamedStore, key: str, *, etag: str, within_s: float
+    ) -> AbstractAsyncContextManager[ObjectContent | None]:
+        """Read an object; None if there is none.
+
+        Args:
+            store: Where.
+            key: Which.
+            etag: That of what the reader has; empty: nothing.
+            within_s: Most time for everything, the context's body included.
+
+        Raises:
+            ObjectError: The store did not give it, or not in time.
         """
 
     async def delete(self, store: NamedStore, key: str) -> None:

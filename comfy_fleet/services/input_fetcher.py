@@ -7,7 +7,8 @@ dies meanwhile, another one fetches it some seconds later.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from comfy_fleet.domain.errors import (
@@ -23,18 +24,20 @@ from comfy_fleet.domain.jobs.input_fetch import (
     ERROR,
     RETRY_S,
     fresh_s,
+    is_in_store,
     may_succeed_later,
 )
 from comfy_fleet.domain.jobs.job import JobError
 from comfy_fleet.domain.jobs.sniffing import HEAD_BYTES, content_type_of_bytes, file_name
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.moderation import ContentRefused
-from comfy_fleet.domain.outbound import parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import Fetch, FetchStore
 from comfy_fleet.ports.outbound import GuardedCalls, OutboundAnswer
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.input_files import shown_url
 from comfy_fleet.services.moderation import Moderation
+from comfy_fleet.services.store_inputs import StoreInputs
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ class InputFetcher:
         limits: What may be fetched.
         moderation: Judges the files.
         telemetry: Told what came of each.
+        stores: Reads those that are in stores.
         quotas_of: Returns the limits of an owner.
     """
 
@@ -88,6 +92,7 @@ class InputFetcher:
         limits: FetchLimits,
         moderation: Moderation,
         telemetry: Telemetry,
+        stores: StoreInputs,
         quotas_of: Callable[[str], tuple[ScopedLimits, ...]] = lambda _: (),
     ) -> None:
         self._fetches = fetches
@@ -96,6 +101,7 @@ class InputFetcher:
         self._limits = limits
         self._moderation = moderation
         self._telemetry = telemetry
+        self._stores = stores
         self._quotas_of = quotas_of
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,12 +168,7 @@ class InputFetcher:
         if fetch.modified:
             headers["If-Modified-Since"] = fetch.modified
         try:
-            async with self._calls.get(
-                fetch.url,
-                headers=headers,
-                most_bytes=self._limits.most_bytes,
-                within_s=self._limits.within_s,
-            ) as answer:
+            async with self._got(fetch, headers) as answer:
                 asset = await self._asset(fetch, answer)
                 await self._moderation.check_input(fetch.owner, asset)
                 facts = answer.headers
@@ -190,6 +191,14 @@ class InputFetcher:
                 modified=facts.get("last-modified", "")[:64],
                 fresh_s=fresh_s(facts),
             )
+
+    def _got(self, fetch: Fetch, headers: Mapping[str, str]) -> AbstractAsyncContextManager[OutboundAnswer]:
+        most_bytes, within_s = self._limits.most_bytes, self._limits.within_s
+        if is_in_store(fetch.url):
+            return self._stores.get(
+                fetch.owner, fetch.url, etag=fetch.etag, most_bytes=most_bytes, within_s=within_s
+            )
+        return self._calls.get(fetch.url, headers=headers, most_bytes=most_bytes, within_s=within_s)
 
     async def _missed(self, fetch: Fetch, error: FleetError | _Useless) -> None:
         again = error.again if isinstance(error, _Useless) else error.retryable
@@ -243,4 +252,4 @@ async def _noting(chunks: AsyncIterator[bytes], head: bytearray) -> AsyncIterato
 
 
 def _shown(fetch: Fetch) -> str:
-    return parse_target(fetch.url).shown
+    return shown_url(fetch.url)

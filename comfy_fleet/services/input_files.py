@@ -16,13 +16,21 @@ from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place, place_name, with_texts
 from comfy_fleet.domain.graphs.workflow import FILES, ParameterType, TargetForm, Workflow
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.domain.jobs.input_fetch import MAX_URLS, FetchedInput, InputFetch, fits_type, is_url
+from comfy_fleet.domain.jobs.input_fetch import (
+    MAX_URLS,
+    FetchedInput,
+    InputFetch,
+    fits_type,
+    is_in_store,
+    is_url,
+)
 from comfy_fleet.domain.jobs.media import UNKNOWN_TYPE
 from comfy_fleet.domain.jobs.sniffing import EXTENSIONS, HEAD_BYTES, content_type_of_bytes
 from comfy_fleet.domain.limits import ScopedLimits
 from comfy_fleet.domain.outbound import AllowedHosts, OutboundTarget, checked_addresses, parse_target
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.fetches import FetchStore
+from comfy_fleet.services.store_inputs import StoreInputs
 
 PLACEHOLDER = "00000000-0000-4000-8000-000000000000"
 """Stands for an asset that is not made before all else of a request was checked."""
@@ -38,6 +46,7 @@ class InputFiles:
         allowed: Private hosts that may be named; None: no URL may.
         most_bytes: Largest file.
         wake: Called when a job waits for a URL.
+        stores: Finds inputs that are in stores.
     """
 
     def __init__(
@@ -48,12 +57,14 @@ class InputFiles:
         allowed: AllowedHosts | None,
         most_bytes: int,
         wake: Callable[[], None],
+        stores: StoreInputs,
     ) -> None:
         self._assets = assets
         self._fetches = fetches
         self._allowed = allowed
         self._most_bytes = most_bytes
         self.wake = wake
+        self._stores = stores
 
     # -- files in the request itself
 
@@ -153,12 +164,18 @@ class InputFiles:
 
     # -- files that are elsewhere
 
-    def named(
-        self, graph: Graph, files: Iterable[NamedFile], workflow: Workflow | None, values: Mapping[str, Any]
+    async def named(
+        self,
+        owner: str,
+        graph: Graph,
+        files: Iterable[NamedFile],
+        workflow: Workflow | None,
+        values: Mapping[str, Any],
     ) -> dict[str, list[tuple[Place, FetchedInput]]]:
         """Return the inputs of a graph whose value is a URL, by URL.
 
         Args:
+            owner: Whose job it is.
             graph: The graph, with its parameters in place.
             files: Inputs that name files.
             workflow: The stored workflow of which it was made, if it was.
@@ -192,7 +209,7 @@ class InputFiles:
         by_url: dict[str, list[tuple[Place, FetchedInput]]] = {}
         for place, (url, takes, field) in found.items():
             if url not in by_url:
-                self._target(url, field)
+                await self._check(owner, url, field)
             by_url.setdefault(url, []).append((place, takes))
         _limited(len(by_url))
         return by_url
@@ -202,6 +219,16 @@ class InputFiles:
         asset_id = await self._fetches.fresh(owner, url)
         asset = await self._assets.get(asset_id) if asset_id else None
         return asset if asset is not None and asset.owner == owner else None
+
+    async def _check(self, owner: str, url: str, field: str) -> None:
+        if not is_in_store(url):
+            self._target(url, field)
+            return
+        try:
+            await self._stores.check(owner, url)
+        except OutboundRefused as error:
+            details = {**error.details, "field": field}
+            raise OutboundRefused(f"{field}: {error.message}", details=details) from None
 
     def _target(self, url: str, field: str) -> OutboundTarget:
         if self._allowed is None:
@@ -221,9 +248,13 @@ class InputFiles:
 def as_fetches(by_url: Mapping[str, Iterable[FetchedInput]]) -> tuple[InputFetch, ...]:
     """Return what a job has to wait for."""
     return tuple(
-        InputFetch(url=url, shown=parse_target(url).shown, inputs=tuple(inputs))
-        for url, inputs in by_url.items()
+        InputFetch(url=url, shown=shown_url(url), inputs=tuple(inputs)) for url, inputs in by_url.items()
     )
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without what may be a credential, for messages and logs."""
+    return url if is_in_store(url) else parse_target(url).shown
 
 
 def _check_type(takes: tuple[str, ...], content_type: str) -> None:

@@ -607,7 +607,7 @@ class Submitter:
     ) -> dict[str, list[tuple[Place, FetchedInput]]]:
         """Return the inputs that are URLs, by URL; those whose file is here already are found."""
         awaited = {}
-        for url, inputs in self._inputs.named(read, others, workflow, params).items():
+        for url, inputs in (await self._inputs.named(owner, read, others, workflow, params)).items():
             fresh = await self._inputs.fresh(owner, url)
             waits = []
             for place, takes in inputs:

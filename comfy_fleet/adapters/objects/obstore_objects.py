@@ -16,7 +16,7 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from comfy_fleet.domain.errors import ConfigError, ObjectError, ObjectTaken
 from comfy_fleet.domain.stores.named_store import NamedStore, StoreKind
-from comfy_fleet.ports.stores import ObjectSource
+from comfy_fleet.ports.stores import ObjectContent, ObjectSource
 from comfy_fleet.timeouts import Timeout
 
 if TYPE_CHECKING:  # these exist for type checkers alone
@@ -32,6 +32,7 @@ LEAST_S, LEAST_RATE = 30.0, 256 * 1024
 """A call takes at most so long, and so many bytes a second more."""
 CHECKED_PARTS = 4
 _MOST_CLIENTS = 200
+_CHUNK = 256 * 1024
 _WORDS = 300
 _QUERY = re.compile(r"\?[^\s'\"<>]*")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
@@ -76,6 +77,29 @@ class ObstoreObjects:
                     f"store {store.name}: there is another object {key!r}, and on_conflict is 'fail'"
                 )
 
+    @asynccontextmanager
+    async def read(
+        self, store: NamedStore, key: str, *, etag: str, within_s: float
+    ) -> AsyncIterator[ObjectContent | None]:
+        """Read an object; see the port."""
+        async with self._asked(store, key, within_s=within_s) as client:
+            options: Any = {"if_none_match": etag} if etag else None
+            try:
+                found = await obstore.get_async(client, key, options=options)
+            except FileNotFoundError:
+                yield None
+                return
+            except exceptions.NotModifiedError:
+                yield ObjectContent(size=0, etag=etag, unchanged=True, chunks=_nothing())
+                return
+            meta = found.meta
+            yield ObjectContent(
+                size=meta["size"],
+                etag=meta.get("e_tag") or "",
+                unchanged=False,
+                chunks=_chunks(store, found),
+            )
+
     async def delete(self, store: NamedStore, key: str) -> None:
         """Delete an object; see the port."""
         async with self._asked(store, key) as client:
@@ -107,13 +131,15 @@ class ObstoreObjects:
                 raise ObjectError(f"store {store.name}: what was written was read back as something else")
 
     @asynccontextmanager
-    async def _asked(self, store: NamedStore, key: str, *, size: int = 0) -> AsyncIterator[ObjectClient]:
+    async def _asked(
+        self, store: NamedStore, key: str, *, size: int = 0, within_s: float | None = None
+    ) -> AsyncIterator[ObjectClient]:
         """Yield a store's client; what goes wrong with it becomes an error in our words."""
         turns = self._turns.setdefault(store.name, asyncio.Semaphore(AT_ONCE))
         async with turns:
             try:
                 client = await self._client(store, key)
-                async with Timeout(LEAST_S + size / LEAST_RATE):
+                async with Timeout(LEAST_S + size / LEAST_RATE if within_s is None else within_s):
                     yield client
             except ObjectError:
                 raise
@@ -213,6 +239,19 @@ class ObstoreObjects:
             )
         if not (root / key).resolve().is_relative_to(root):
             raise ObjectError(f"store {store.name}: {key!r} leads out of its folder", alone=True)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for chunk in tuple[bytes, ...]():
+        yield chunk
+
+
+async def _chunks(store: NamedStore, found: Any) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in found.stream(min_chunk_size=_CHUNK):
+            yield bytes(chunk)
+    except (exceptions.BaseError, OSError) as error:
+        raise _told(store, error) from None
 
 
 async def _write(client: ObjectClient, key: str, source: ObjectSource, *, mode: Any = None) -> None:

@@ -17,7 +17,7 @@ RETRY_S = (2.0, 8.0)
 ERROR = "input_not_fetched"
 """Code of the error of a job whose input could not be fetched."""
 
-_URL = re.compile(r"\s*https?:", re.IGNORECASE)
+_URL = re.compile(r"\s*(?:https?:|(?:s3|az|gs|store)://)", re.IGNORECASE)
 _AGAIN = frozenset({408, 425, 429})
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})\b", re.IGNORECASE)
 
@@ -79,6 +79,11 @@ def is_url(text: str) -> bool:
     not looked for on a node.
     """
     return _URL.match(text) is not None
+
+
+def is_in_store(url: str) -> bool:
+    """Return whether a URL, as :func:`is_url` knows it, names an object in a store of the fleet's."""
+    return url.lstrip()[:4].lower() != "http"
 
 
 def may_succeed_later(status: int) -> bool:
