@@ -38,7 +38,6 @@ from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
-from comfy_fleet.adapters.telemetry import MetricsServer
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
 from comfy_fleet.domain.moderation import ModerationMode
 from comfy_fleet.domain.people import Tenant
@@ -54,6 +53,7 @@ from comfy_fleet.tasks import start
 if TYPE_CHECKING:
     from comfy_fleet.adapters.comfyui.node_client import NodeClient
     from comfy_fleet.adapters.objects.obstore_objects import ObstoreObjects
+    from comfy_fleet.adapters.telemetry import MetricsServer
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def open_moderation(
 
 
 def announcing(
-    settings: Settings, stores: Stores, process: str, metrics: MetricsServer
+    settings: Settings, stores: Stores, process: str, metrics: "MetricsServer"
 ) -> asyncio.Task[None]:
     """Say where a process serves its metrics, until the task is canceled."""
 
