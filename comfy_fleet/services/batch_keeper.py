@@ -15,8 +15,8 @@ from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
-QUEUED_AT_ONCE = 20
-"""Items of one call: a few milliseconds of the server's time."""
+QUEUED_AT_ONCE = 10
+"""Items of one call, for whose time nodes that ask for jobs wait, too."""
 LOOK_S = 1.0
 ROOM_S = 0.1
 """So often a full queue is asked for room: jobs end meanwhile, and no node shall wait for the next ones."""
