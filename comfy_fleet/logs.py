@@ -26,6 +26,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 # Characters that move a terminal's cursor, end a line or change its direction, or are no text by themselves:
 # C0, C1, separators, bidi marks, halves of characters.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_NO_TEXT = re.compile(r"'|%[a-z]")
+_NO_WORD = re.compile(r"[^a-z0-9]+")
+_OURS = __name__.partition(".")[0]
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
 
@@ -132,8 +135,17 @@ def _is_secret(key: str) -> bool:
     return any(part in key.lower() for part in _SECRET)
 
 
+@lru_cache(1000)
+def event_of(message: str) -> str:
+    """Return the name of the event that a line of our own tells: its message as one word."""
+    return _NO_WORD.sub("_", _NO_TEXT.sub("", message.lower())).strip("_")
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ts, level, process, logger, msg, then the fields."""
+    """One JSON object a line: ts, level, process, logger, event, msg, then the fields.
+
+    Lines of libraries, whose messages are not constant, have no event.
+    """
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -146,6 +158,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self.process,
             "logger": record.name,
+            **({"event": event_of(record.msg)} if str(record.name).startswith(_OURS) else {}),
             "msg": record.getMessage(),
             **fields(record),
         }

@@ -1,5 +1,6 @@
 """Write the reference for the command line and the settings from the code that implements them."""
 
+import ast
 import inspect
 import re
 import sys
@@ -11,17 +12,20 @@ import typer.main
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+import comfy_fleet
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.exits import MEANING
+from comfy_fleet.logs import event_of
 from comfy_fleet.settings import Settings
 
+PACKAGE = Path(comfy_fleet.__file__).parent
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by scripts/gen-docs: change the code, not this file. -->"
 
 
 def pages() -> dict[str, str]:
     """Return the text of every generated page by file name."""
-    return {"cli.md": cli_page(), "settings.md": settings_page()}
+    return {"cli.md": cli_page(), "settings.md": settings_page(), "log-events.md": events_page()}
 
 
 def cli_page() -> str:
@@ -129,6 +133,74 @@ def settings_page() -> str:
         about = cell(info.description or "")
         lines.append(f"| `FLEET_{name.upper()}` | {setting_default(info)} | {about}{values(info)} |")
     return "\n".join(lines) + "\n"
+
+
+def events_page() -> str:
+    """Return the reference of the events that log lines tell."""
+    rows = sorted({(event_of(message), level, message, where) for level, message, where in log_lines()})
+    return "\n".join(
+        [
+            "# Events in the log",
+            NOTE,
+            "",
+            "What `event` can be in [a line of the log](../howto/logs.md#format), the level, the words of",
+            "`msg`, and the module that says so. A name stays as it is while the event is there.",
+            "",
+            "| event | level | `msg` | module |",
+            "| --- | --- | --- | --- |",
+            *(f"| `{event}` | {level} | {cell(text)} | `{where}` |" for event, level, text, where in rows),
+            "",
+        ]
+    )
+
+
+LEVELS = {
+    **{level: level for level in ("debug", "info", "warning", "error", "critical")},
+    "exception": "error",
+}
+
+
+def log_lines() -> Iterator[tuple[str, str, str]]:
+    """Yield the level, message and module of each line that our code logs.
+
+    Raises:
+        ValueError: A message is no constant, so the event would have no name.
+    """
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    constants: dict[str, str] = {}
+    given: dict[str, set[str]] = {}  # texts that are passed by these names
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
+                    constants[name] = text
+                case ast.keyword(arg=str(name), value=ast.Constant(value=str(text))):
+                    given.setdefault(name, set()).add(text)
+    for path, tree in trees.items():
+        where = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="logger"), attr=method), args=[message, *_]
+                ) if method in LEVELS:
+                    for text in texts(message, constants, given):
+                        yield LEVELS[method], text, where
+
+
+def texts(message: ast.expr, constants: Mapping[str, str], given: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield what a line's message can be."""
+    match message:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=body, orelse=other):
+            yield from texts(body, constants, given)
+            yield from texts(other, constants, given)
+        case ast.Name(id=name) if name in constants:
+            yield constants[name]
+        case ast.Attribute(attr=name) if name.lstrip("_") in given:
+            yield from given[name.lstrip("_")]
+        case _:
+            raise ValueError(f"line {message.lineno}: a log line's message must be a constant")
 
 
 def setting_default(info: FieldInfo) -> str:

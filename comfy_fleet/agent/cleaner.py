@@ -105,7 +105,7 @@ def _remove(cleanup: Cleanup, name: str, parent: int) -> None:
     except OSError as error:
         logger.warning(
             "files can't be deleted",
-            extra={"node": cleanup.node, "job_id": cleanup.job, "run": cleanup.run, "reason": str(error)},
+            extra={"node": cleanup.node, "job_id": cleanup.job, "run_id": cleanup.run, "reason": str(error)},
         )
 
 

@@ -111,7 +111,7 @@ class NodePoller:
                 continue
             self._interrupted[prompt.id] = now
             path, body = _removal(prompt)
-            facts = {"node": self.name, "run": prompt.id, "running": prompt.running}
+            facts = {"node": self.name, "run_id": prompt.id, "running": prompt.running}
             try:
                 await self._ask(path, post=body)
                 logger.warning("orphan taken off the node", extra=facts)

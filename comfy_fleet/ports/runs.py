@@ -61,7 +61,9 @@ class Claim:
     @cached_property
     def log_fields(self) -> Mapping[str, str]:
         """The fields of every log line about this run."""
-        fields = {"job_id": self.job.id, "run": self.run, "node": self.node}
+        fields = {"job_id": self.job.id, "run_id": self.run, "node": self.node}
+        if self.job.tenant:
+            fields["tenant"] = self.job.tenant
         if self.job.traceparent:
             fields["traceparent"] = self.job.traceparent
         return fields

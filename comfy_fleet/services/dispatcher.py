@@ -426,7 +426,7 @@ class Dispatcher:
 
     def _drop(self, run: str) -> None:
         if (execution := self.flying.get(run)) and execution.abandon():
-            logger.warning("lease lost", extra={"job_id": execution.claim.job.id, "run": run})
+            logger.warning("lease lost", extra={"job_id": execution.claim.job.id, "run_id": run})
 
     def _cancel(self, run: str) -> None:
         if execution := self.flying.get(run):
@@ -515,14 +515,14 @@ class Dispatcher:
             self.done += 1
         # Not ended: its lease runs out, and the dispatcher that takes it over asks the node about it.
         except StoreDown as error:
-            extra = {"job_id": claim.job.id, "run": claim.run, "error": str(error)}
+            extra = {"job_id": claim.job.id, "run_id": claim.run, "error": str(error)}
             refused = isinstance(error, StoreRefuses)
             logger.warning(
                 "run broke off: Redis refuses" if refused else "run broke off: Redis does not answer",
                 extra=extra,
             )
         except Exception:
-            logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
+            logger.exception("run broke off", extra={"job_id": claim.job.id, "run_id": claim.run})
         finally:
             self.flying.pop(claim.run, None)
             self._confirmed.pop(claim.run, None)

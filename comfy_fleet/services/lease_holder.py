@@ -49,7 +49,7 @@ class LeaseHolder:
         if lease.node in self._taken:
             lease.release()
             return
-        logger.warning("duplicate lease parked", extra={"node": lease.node, "run": run})
+        logger.warning("duplicate lease parked", extra={"node": lease.node, "run_id": run})
         self._taken.add(lease.node)
         self._spawn(self._parked(lease, run))
 

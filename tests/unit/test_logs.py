@@ -105,3 +105,17 @@ async def test_lines_that_follow_one_another_are_written_together(monkeypatch: p
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "event"),
+    [
+        ("comfy_fleet.services.execution", "job ended", "job_ended"),
+        ("comfy_fleet.agent.host", "orphan can't be taken off the node", "orphan_cant_be_taken_off_the_node"),
+        ("comfy_fleet.api.app", "picture %s, which can't be read: %s", "picture_which_cant_be_read"),
+        ("uvicorn.error", "Started server process [17]", None),
+    ],
+)
+def test_our_own_lines_name_their_event(name: str, message: str, event: str | None) -> None:
+    made = record(name=name, msg=message, args=("a", "b") if "%s" in message else ())
+    assert json.loads(logs.JsonFormatter("api").format(made)).get("event") == event

@@ -219,7 +219,7 @@ def test_lines_of_the_log_are_those_that_people_look_for(caplog: pytest.LogCaptu
         "node refused",
     ]
     ended = caplog.records[3].__dict__
-    assert (ended["job_id"], ended["run"], ended["node"], ended["outputs"]) == ("j", "r", "g1", 2)
+    assert (ended["job_id"], ended["run_id"], ended["node"], ended["tenant"]) == ("j", "r", "g1", "blue")
     assert "traceparent" not in ended
 
 

@@ -181,7 +181,7 @@ class NodeClient:
                 return PostUnknown(f"the broker answered {response.status}")
             if is_another_fleets(response.headers):
                 # No node has refused the prompt: the run waits until its own broker answers again.
-                facts = {"job_id": job, "run": run, "node": node, "reason": _ANOTHER_FLEETS}
+                facts = {"job_id": job, "run_id": run, "node": node, "reason": _ANOTHER_FLEETS}
                 logger.error("prompt not posted", extra=facts)
                 return PostUnknown(_ANOTHER_FLEETS)
         return PostAnswered(

@@ -31,6 +31,6 @@ class ReadyCuts:
         # Tunnels that are open before the lease is given up: what comes later is somebody else's.
         tunnels = await self._runtime.tunnels()
         for node in sorted(await self._store.give_up(expired)):
-            logger.info("ready lease cut", extra={"node": node, "run": expired[node]})
+            logger.info("ready lease cut", extra={"node": node, "run_id": expired[node]})
             for session in tunnels.get(node, ()):
                 await self._runtime.cut(session)

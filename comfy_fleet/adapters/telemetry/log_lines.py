@@ -20,6 +20,8 @@ class LoggingTelemetry:
         """Log that a job is durable."""
         facts: dict[str, Any] = {"job_id": new.id, "owner": new.owner, "workflow": new.workflow}
         facts |= {"priority": new.priority, "assets": len(new.assets)}
+        if new.tenant:
+            facts["tenant"] = new.tenant
         if new.traceparent:
             facts["traceparent"] = new.traceparent
         logger.info("job accepted", extra=facts)
@@ -58,6 +60,8 @@ class LoggingTelemetry:
         """Log how a job ended."""
         facts: dict[str, Any] = {"job_id": job.job_id, "status": str(job.status)}
         facts["total_s"] = round(job.total_s, 3)
+        if job.tenant:
+            facts["tenant"] = job.tenant
         if job.error is not None:
             facts["error"] = job.error.message
         logger.info("job ended", extra=facts)

@@ -25,7 +25,7 @@ from comfy_fleet.domain.text import natural
 from comfy_fleet.logs import one_line
 
 _SAY_AGAIN_S = 10.0  # the same line of the same process is shown at most this often
-_SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "msg", "traceback", "reason"})
+_SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "event", "msg", "traceback", "reason"})
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # ComfyUI's log has colors
 _PARTS = ("haproxy", "node", "pool")  # fields that name a part of a process
 
