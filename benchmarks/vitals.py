@@ -136,6 +136,7 @@ class Vitals:
         self._slow_s = slow_s
         self._began = time.monotonic()
         self._slow_at = 0.0
+        self._at_rest: dict[str, float] = {}
         places = files(fleet.settings)
         self._haproxy = {"edge": Runtime(places.edge_socket), "broker": Runtime(places.broker_socket)}
         keyspace = Keyspace(fleet.settings.namespace)
@@ -178,8 +179,7 @@ class Vitals:
             self._note("Redis", {"memory": memory["used_memory"], "clients": clients["connected_clients"]})
             queued, kept = await store.zcard(self._keyspace.queued), await store.zcard(self._keyspace.jobs)
             self._note("", {"queued": queued, "keys": await store.dbsize(), "jobs": kept})
-            if kept >= FEWEST_KEPT:
-                self._note("Redis for a kept job", {"each": memory["used_memory"] / kept})
+            self.note_each("Redis for a kept job", "each", memory["used_memory"], kept)
         for name, haproxy in self._haproxy.items():
             with contextlib.suppress(BrokerError):
                 about = await haproxy.ask("show info")
@@ -194,10 +194,20 @@ class Vitals:
             self.kinds.append((self.now, counts))
             count, size = await asyncio.to_thread(folder_vitals, self._fleet.settings.files_dir)
             self._note("files", {"stored": count, "bytes": size})
-            if (kept := counts["job"]) >= FEWEST_KEPT:
-                theirs = sum(number for kind, number in counts.items() if kind not in KEPT)
-                self._note("keys for a kept job", {"kept": theirs / kept})
-                self._note("files for a kept job", {"kept": count / kept})
+            kept = counts["job"]
+            theirs = sum(number for kind, number in counts.items() if kind not in KEPT)
+            self.note_each("keys for a kept job", "kept", theirs, kept)
+            self.note_each("files for a kept job", "kept", count, kept)
+
+    def note_each(self, what: str, name: str, value: float, kept: int) -> None:
+        """Note what there is for each kept job, beside what was there before there were any.
+
+        What is there anyway would look like more for each when fewer are kept.
+        """
+        if kept >= FEWEST_KEPT:
+            self._note(what, {name: max(0.0, value - self._at_rest.get(what, 0.0)) / kept})
+        elif what not in self.series:
+            self._at_rest.setdefault(what, value)
 
     def _note(self, what: str, found: Mapping[str, float]) -> None:
         for name, value in found.items():

@@ -1,12 +1,17 @@
 """What long runs call growth."""
 
 import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from benchmarks.growth import Point, Tolerance, growth, theil_sen
-from benchmarks.vitals import KeyKinds
+from benchmarks.stage import Fleet
+from benchmarks.vitals import KeyKinds, Vitals
 from comfy_fleet.adapters.redis.keys import Keyspace
+from comfy_fleet.settings import Settings
 
 SOME = Tolerance(share=0.05, least=8)
 
@@ -62,3 +67,14 @@ def test_keys_are_counted_by_the_names_of_their_table() -> None:
         "somebody:elses": "somebody:elses",
     }.items():
         assert kinds.of(key) == name
+
+
+def test_fewer_kept_jobs_are_no_more_for_each_of_them(tmp_path: Path) -> None:
+    vitals = Vitals(cast("Fleet", SimpleNamespace(settings=Settings(data=tmp_path))))
+    what = "Redis for a kept job"
+    vitals.note_each(what, "each", 5_000_000, 0)  # a fleet at rest
+    for kept in (2000, 1500, 150, 20, 120):
+        vitals.note_each(what, "each", 5_000_000 + kept * 8192, kept)
+    assert [value for _, value in vitals.series[f"each {what}"]] == [8192] * 4
+    vitals.note_each(what, "each", 5_000_000 + 1000 * 16_384, 1000)  # grows, and is seen to
+    assert vitals.series[f"each {what}"][-1][1] == 16_384
