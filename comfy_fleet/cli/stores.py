@@ -81,12 +81,6 @@ def add(
         ),
     ] = None,
     inputs: Annotated[bool, typer.Option("--inputs", help="Jobs may read inputs from it.")] = False,
-    on_delete: Annotated[
-        str, typer.Option(metavar="keep|delete", help="What becomes of a job's objects when the job goes.")
-    ] = "keep",
-    redirect: Annotated[
-        bool, typer.Option("--redirect", help="Send whoever asks for a file that it has there.")
-    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="It may take the place of a store of this name.")
     ] = False,
@@ -114,8 +108,6 @@ def add(
         "tenants": tenant or [],
         "default_for": default_for or [],
         "inputs": inputs,
-        "on_delete": on_delete,
-        "redirect": redirect,
         "replace": replace,
         "probe": probe,
     }

@@ -95,7 +95,6 @@ async def test_a_store_that_does_not_take_an_object_is_not_kept(api: Api, bucket
         ({"credentials": {"password": "hunter2hunter2"}}, "credentials"),
         ({"tenants": ["a"], "default_for": ["default"]}, "tenant"),
         ({"tenants": ["nobody-knows-it"]}, "tenant"),
-        ({"on_delete": "perhaps"}, "on_delete"),
         ({"unknown": 1}, "unknown"),
     ],
 )

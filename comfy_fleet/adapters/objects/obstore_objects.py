@@ -289,7 +289,8 @@ async def _is_ours(client: ObjectClient, key: str, source: ObjectSource) -> bool
         return False
     if not isinstance(client, LocalStore):
         told = {name.lower(): value for name, value in found.attributes.items()}
-        return all(told.get(name) == value for name, value in source.metadata.items())
+        # What says nothing of where it came from may be anybody's.
+        return bool(source.metadata) and all(told.get(name) == said for name, said in source.metadata.items())
     if found.meta["size"] != source.size:
         return False
     stored = await obstore.get_async(client, key)

@@ -1,6 +1,6 @@
 """Requests and answers about stores."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -64,12 +64,6 @@ class StoreBody(BaseModel):
         description="Tenants whose jobs' outputs it gets where a request names no store.",
     )
     inputs: bool = Field(False, description="Whether jobs may read inputs from it.")
-    on_delete: Literal["keep", "delete"] = Field(
-        "keep", description="What becomes of a job's objects when the job goes."
-    )
-    redirect: bool = Field(
-        False, description="Whether whoever asks the fleet for a file that it has is sent to the store."
-    )
     replace: bool = Field(False, description="Whether it may take the place of a store of this name.")
     probe: bool = Field(
         True, description="Whether it is tried first: an object is written, read and deleted."
@@ -91,8 +85,6 @@ class StoreAnswer(TypedDict):
     tenants: list[str]
     default_for: list[str]
     inputs: bool
-    on_delete: Literal["keep", "delete"]
-    redirect: bool
     created_at: str | None
     waiting: Annotated[int, Field(description="Jobs whose outputs wait for it.")]
     waiting_bytes: int

@@ -16,7 +16,7 @@ from comfy_fleet.api.v1.store_bodies import (
     StoreTestAnswer,
 )
 from comfy_fleet.domain.errors import Conflict, ObjectError
-from comfy_fleet.domain.stores.named_store import NamedStore, OnDelete
+from comfy_fleet.domain.stores.named_store import NamedStore
 from comfy_fleet.ports.transfers import StoreTraffic
 
 MOST_RETRIED = 1000
@@ -40,12 +40,11 @@ async def add_store(request: Request) -> Response:
     d, body = deps(request), await read(request, StoreBody)
     for tenant in (*body.tenants, *body.default_for):
         d.keys.ring.people.tenant(tenant)
-    told = body.model_dump(exclude={"credentials", "replace", "probe", "tenants", "default_for", "on_delete"})
+    told = body.model_dump(exclude={"credentials", "replace", "probe", "tenants", "default_for"})
     store = NamedStore(
         **told,
         tenants=tuple(dict.fromkeys(body.tenants)),
         default_for=tuple(dict.fromkeys(body.default_for)),
-        on_delete=OnDelete(body.on_delete),
         created_at=await d.store_time(),
     )
     added = await d.store_book.add(store, body.credentials, replaces=body.replace, probe=body.probe)
@@ -130,8 +129,6 @@ def _shown(store: NamedStore, traffic: StoreTraffic) -> StoreAnswer:
         "tenants": list(store.tenants),
         "default_for": list(store.default_for),
         "inputs": store.inputs,
-        "on_delete": store.on_delete.value,
-        "redirect": store.redirect,
         "created_at": time(store.created_at) if store.created_at else None,
         "waiting": traffic.waiting,
         "waiting_bytes": traffic.bytes,

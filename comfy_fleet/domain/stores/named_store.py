@@ -32,13 +32,6 @@ class StoreKind(StrEnum):
     """A folder that every API process of the fleet has, at the same path."""
 
 
-class OnDelete(StrEnum):
-    """What becomes of a job's objects when the job goes."""
-
-    KEEP = "keep"
-    DELETE = "delete"
-
-
 SECRETS: Mapping[StoreKind, tuple[str, ...]] = {
     StoreKind.S3: ("access_key_id", "secret_access_key", "session_token"),
     StoreKind.AZURE: ("account_key", "sas_token"),
@@ -64,8 +57,6 @@ class NamedStore:
         tenants: Who may use it; empty: all.
         default_for: Tenants whose jobs it gets where nothing else is asked for.
         inputs: Whether jobs may read inputs from it.
-        on_delete: What becomes of a job's objects when the job goes.
-        redirect: Whether whoever asks the fleet for a file that it has is sent there.
         created_at: Unix seconds.
         sealed: Its credentials, encrypted; empty: those of the machine, or none.
     """
@@ -81,8 +72,6 @@ class NamedStore:
     tenants: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
     inputs: bool = False
-    on_delete: OnDelete = OnDelete.KEEP
-    redirect: bool = False
     created_at: float = 0.0
     sealed: str = field(default="", repr=False)
 
