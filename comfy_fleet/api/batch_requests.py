@@ -98,8 +98,17 @@ class BatchOptions(BaseModel):
     )
 
 
+class _ListedOptions(BatchOptions):
+    """The same with its items, which are read one by one."""
+
+    items: Annotated[Any, ANYTHING] = None
+    defaults: Annotated[Any, ANYTHING] = None
+
+
 class BatchQuery(BaseModel):
     """The same for a body of CSV or JSON Lines."""
+
+    model_config = ConfigDict(extra="forbid")
 
     partial: bool = Field(False, description="With CSV or JSON Lines: as in a JSON body.")
     webhook_url: str | None = Field(None, description="With CSV or JSON Lines: as in a JSON body.")
@@ -202,9 +211,13 @@ async def read_batch(request: Request, workflow: Workflow | None) -> SentBatch:
         most = settings.max_batch_items
         items = await asyncio.to_thread(lambda: list(_lines(form, body, workflow, most)))
     else:
+        for name in request.query_params:
+            if name in BatchQuery.model_fields:
+                raise _wrong(name, f"{name}: with a JSON body, it goes into the body, beside `items`")
         found = await asyncio.to_thread(_object, body)
-        options = checked(
-            {name: value for name, value in found.items() if name not in ("items", "defaults")}, BatchOptions
+        said = checked(found, _ListedOptions)
+        options = BatchOptions.model_construct(
+            **{name: getattr(said, name) for name in BatchOptions.model_fields}
         )
         items, defaults = _listed(found), _defaults(found)
         print_ = blake3(orjson.dumps(found, option=orjson.OPT_SORT_KEYS))
@@ -242,7 +255,13 @@ def _object(body: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
-        raise not_json(body, error) from None
+        wrong = not_json(body, error)
+        raise HttpError(
+            wrong.status,
+            wrong.error_code,
+            f"{wrong.message}. Send a table with `Content-Type: text/csv`, JSON Lines as `application/jsonl`",
+            details={"field": "Content-Type"},
+        ) from None
     if not isinstance(found, dict):
         raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind_of(found)}")
     return found
@@ -265,6 +284,9 @@ def _defaults(found: Mapping[str, Any]) -> Mapping[str, Any]:
         raise _wrong("defaults", "defaults must be an object")
     if "custom_id" in defaults:
         raise _wrong("defaults.custom_id", "custom_id is each item's own: leave it out of defaults")
+    for name in ("params", "output"):
+        if defaults.get(name) is not None and not isinstance(defaults[name], dict):
+            raise _wrong(f"defaults.{name}", f"defaults.{name} must be an object")
     return defaults
 
 

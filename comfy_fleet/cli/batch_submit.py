@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from comfy_fleet.cli.paths import path_of
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
+_SHOWN = 20  # names of files that are missing
 KINDS = {
     ".csv": "text/csv",
     ".tsv": "text/csv",
@@ -106,50 +108,70 @@ def submit_table(
 
 def _uploaded(client: "Client", files: Path | None, table: Path, content: bytes, kind: str) -> str | None:
     """Upload the files that the items name as ``@NAME``, in one zip; return its asset's id."""
-    names = sorted(set(_named(content, kind)))
+    from comfy_fleet.cli.console import stderr
+
     if files is not None and files.is_file():
         return client.upload(files)
-    if not names:
+    lines: dict[str, int] = {}
+    for name, line in _named(content, kind):
+        lines.setdefault(name, line)
+    if not lines:
         return None
-    folder = (files or table.parent).expanduser()
-    there = {name: folder / name for name in names}
-    outside = [name for name, path in there.items() if not path.resolve().is_relative_to(folder.resolve())]
-    missing = [name for name, path in there.items() if name not in outside and not path.is_file()]
-    for what, wrong in (("are not in", outside), ("are missing in", missing)):
-        if wrong:
-            shown = ", ".join(f"@{name}" for name in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-            raise Fail(
-                f"{len(wrong)} files {what} {folder}: {shown}",
-                hint="say where they are: --files DIR, or a zip",
-                code=Exit.USAGE,
-            )
+    folder = (files or table.parent).expanduser().resolve()
+    there = {name: _found(folder, name) for name in lines}
+    wrong = [name for name, path in there.items() if path is None]
+    for name in wrong[:_SHOWN]:
+        stderr().print(f"line {lines[name]}: there is no file {name!r} in {folder}", markup=False)
+    if len(wrong) > _SHOWN:
+        stderr().print(f"and {len(wrong) - _SHOWN} more", markup=False)
+    if wrong:
+        many = f"{len(wrong)} files that it names are" if len(wrong) > 1 else "a file that it names is"
+        raise Fail(
+            f"--from {table}: {many} not in {folder}",
+            hint="say where they are: --files DIR, or a zip",
+            code=Exit.USAGE,
+        )
     with tempfile.TemporaryDirectory() as made:
         packed = Path(made) / "files.zip"
         try:
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
                 for name, path in there.items():
-                    archive.write(path, name)
+                    if path is not None:
+                        archive.write(path, name)
         except OSError as error:
             raise Fail(f"can't pack {folder}: {error}", code=Exit.USAGE) from error
         return client.upload(packed)
 
 
-def _named(content: bytes, kind: str) -> Iterator[str]:
+def _found(folder: Path, name: str) -> Path | None:
+    """Return a file below a folder, whichever way its name writes `ü`; a Mac writes it as two characters."""
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        path = (folder / form).resolve()
+        if path.is_relative_to(folder) and path.is_file():
+            return path
+    return None
+
+
+def _named(content: bytes, kind: str) -> Iterator[tuple[str, int]]:
+    """Yield the files that items name as ``@NAME``, and the lines on which they do."""
+    from comfy_fleet.domain.jobs.batch_tables import table_form
+
     text = content.decode("utf-8-sig", errors="replace")
     if kind == "text/csv":
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(",;\t", key=first.count)
+        separator, _ = table_form(text)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         try:
-            for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
-                yield from (cell.strip()[1:] for cell in row if cell.strip().startswith("@"))
+            for row in rows:
+                yield from ((cell.strip()[1:], rows.line_num) for cell in row if cell.strip().startswith("@"))
         except csv.Error:
             return  # the fleet says what is wrong
         return
-    for line in text.split("\n"):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             item = json.loads(line)
         except ValueError:
             continue
         params = item.get("params") if isinstance(item, dict) else None
         if isinstance(params, dict):
-            yield from (one[1:] for one in params.values() if isinstance(one, str) and one.startswith("@"))
+            named = (one[1:] for one in params.values() if isinstance(one, str) and one.startswith("@"))
+            yield from ((one, number) for one in named)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import struct
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Mapping
@@ -58,6 +59,7 @@ class BatchFiles:
         self._file: IO[bytes] | None = None
         self._zip: zipfile.ZipFile | None = None
         self._names: dict[str, str] = {}
+        self._several: dict[str, list[str]] = {}
         self._made: dict[str, asyncio.Task[str]] = {}
         self._turn = asyncio.Lock()
 
@@ -107,12 +109,14 @@ class BatchFiles:
         bases: dict[str, list[str]] = {}
         for info in self._zip.infolist():
             if not info.is_dir():
-                name = info.filename.replace("\\", "/").removeprefix("./")
+                name = _same(info.filename)
                 self._names[name] = info.filename
                 bases.setdefault(name.rpartition("/")[2], []).append(info.filename)
         for base, there in bases.items():
             if len(there) == 1:  # the folder may be left out
                 self._names.setdefault(base, there[0])
+            else:
+                self._several[base] = there
 
     async def resolved(self, params: Mapping[str, Any], workflow: Workflow) -> Mapping[str, Any]:
         """Return parameters with assets' ids in place of ``@NAME``, where a parameter is a file.
@@ -136,7 +140,12 @@ class BatchFiles:
                 name,
                 "names a file of a zip, and the batch has none: upload one, give its asset's id as `files`",
             )
-        inner = self._names.get(name.replace("\\", "/").removeprefix("./"))
+        wanted = _same(name)
+        inner = self._names.get(wanted)
+        if inner is None and (several := self._several.get(wanted)):
+            shown = ", ".join(f"@{one[:80]}" for one in several[:3]) + (", ..." if len(several) > 3 else "")
+            what = f"{len(several)} files of the zip are called {name[:80]!r}: name one, {shown}"
+            raise _no_file(parameter, name, what)
         if inner is None:
             raise _no_file(parameter, name, f"there is no file {name[:80]!r} in the zip")
         if inner not in self._made:
@@ -168,6 +177,11 @@ class BatchFiles:
         with archive.open(inner) as file:  # what it says of its own size may be wrong
             data = file.read(self._most_bytes + 1)
         return None if len(data) > self._most_bytes else data
+
+
+def _same(name: str) -> str:
+    """Return a name as names are compared: Windows writes `\\` for `/`, a Mac two characters for `ü`."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./"))
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

@@ -375,12 +375,13 @@ def item_errors(item: PlannedItem, error: FleetError) -> tuple[ItemError, ...]:
 def refusal(errors: Sequence[ItemError], more: int, *, refused: int, total: int) -> InvalidBatch:
     """Return the error for a batch with items that can't be taken."""
     first = errors[0]
-    where = f"line {first.line}, " if first.line else ""
+    line = [f"line {first.line}"] if first.line else []
+    name = [f"item {first.custom_id!r}"] if first.custom_id else [] if line else [f"items[{first.item}]"]
+    where = ", ".join([*line, *name, first.field])
     rest = len(errors) - 1 + more
     also = f"; and {rest} more" if rest else ""
     return InvalidBatch(
-        f"{refused} of {total} items can't be taken, so none is queued: {where}item "
-        f"{first.custom_id or first.item!r}, {first.field}: {first.message}{also}",
+        f"{refused} of {total} items can't be taken, so none is queued: {where}: {first.message}{also}",
         details={
             "field": first.field,
             "errors": [one.shown() for one in errors],

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.domain.text import clip
@@ -21,6 +21,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _DEFAULT_QUALITY = 90
 _QUALITIES = (80, 60, 40, 20)  # of a thumbnail, until it is small enough
+_TURNED = (5, 6, 7, 8)  # orientations in which rows are columns
 _MASKED_FORMATS = {".png": "PNG", ".webp": "WEBP"}
 
 
@@ -78,7 +79,7 @@ def formed(data: bytes, form: PictureForm, *, most_pixels: int) -> bytes:
 
 
 def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> bytes:
-    """Return a picture with the transparency of another one, and with the texts of the first.
+    """Return a picture, upright as its Exif says, with the transparency of another one and its own texts.
 
     Args:
         original: The picture.
@@ -92,12 +93,17 @@ def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> byte
     suffix = name[name.rfind(".") :].lower()
     if suffix not in _MASKED_FORMATS:
         raise NoSuchForm("the name of a picture with a mask must end in .png or .webp")
-    with refusing(), opened(original, most_pixels) as below, opened(mask, most_pixels) as above:
-        if below.size != above.size:
-            sizes = [f"{picture.width}x{picture.height}" for picture in (above, below)]
-            raise NoSuchForm(f"the mask has {sizes[0]} pixels, the original {sizes[1]}")
+    with refusing(), opened(original, most_pixels) as lying, opened(mask, most_pixels) as above:
+        turned = lying.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        width, height = lying.size[::-1] if turned else lying.size
+        if above.size != (width, height):
+            also = ", as its Exif orientation says" if turned else ""
+            raise NoSuchForm(
+                f"the mask has {above.width}x{above.height} pixels, the original {width}x{height}{also}"
+            )
+        below = ImageOps.exif_transpose(lying)  # masks are drawn on what people see
         texts = PngInfo()
-        for key, value in getattr(below, "text", {}).items():
+        for key, value in getattr(lying, "text", {}).items():
             texts.add_text(key, value)
         joined = below.convert("RGBA")
         joined.putalpha(above.convert("RGBA").getchannel("A"))

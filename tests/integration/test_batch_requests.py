@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import unicodedata
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -94,7 +95,14 @@ async def test_errors_are_bounded_and_partial_leaves_the_wrong_ones_out(api: Api
         ({"items": [item()], "defaults": 3}, 422, "defaults must be an object"),
         ({"items": [item()], "defaults": {"custom_id": "x"}}, 422, "custom_id is each item's own"),
         ({"items": [item()], "partial": "yes"}, 422, "partial"),
-        ({"items": [item()], "webhook": "x"}, 422, "webhook: there is no such field"),
+        (
+            {"items": [item()], "webhook": "x"},
+            422,
+            "webhook: there is no such field; there are defaults, files, items, partial, webhook_url",
+        ),
+        ({"items": [item()], "defaults": {"params": []}}, 422, "defaults.params must be an object"),
+        ({"items": [item()], "defaults": {"output": "shop"}}, 422, "defaults.output must be an object"),
+        ({"items": [None]}, 422, "items[0], item: must be an object"),
         ({"items": [item()], "webhook_url": "ftp://x"}, 422, "webhook_url"),
         ({"items": [item()], "files": "x"}, 422, "there is no asset 'x'"),
         ({"items": [item()] * 41}, 422, "more than 40 items (FLEET_MAX_BATCH_ITEMS)"),
@@ -151,13 +159,41 @@ async def test_csv_has_a_column_for_each_parameter(api: Api) -> None:
         (b"picture,picture\n", "is there twice"),
         (b"picture\n\xff.png\n", "line 2 is not UTF-8"),
         (b"picture\n", "there are no items"),
-        (b'picture,prefix\ncat.png,"open\n', "line 2, item 0, item: can't be read"),
+        (b'picture,prefix\ncat.png,"open\n', "line 2, item: can't be read: it opens a quote that is never"),
+        (b'picture,prefix\ncat.png,"a "quote" b"\n', 'each `"` in it twice'),
+        (b"sep=;\r\npicture;hight\r\n", "line 2: the column 'hight' is no parameter"),
     ],
 )
 async def test_tables_that_can_t_be_read(api: Api, table: bytes, why: str) -> None:
     answer = await api.client.post(PATH, content=table, headers={"Content-Type": "text/csv"})
     assert answer.status_code == 422, answer.text
     assert why in answer.json()["error"]["message"]
+
+
+async def test_excel_may_name_the_separator_first(api: Api) -> None:
+    table = 'sep=;\r\ncustom_id;picture;prefix\r\nA;cat.png;"x, ""y"""\r\nB;cat.png;"1";2\r\n'
+    url = f"{PATH}?partial=true"
+    answer = await api.client.post(url, content=table.encode(), headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 201, answer.text
+    assert [one["line"] for one in answer.json()["errors"]] == [4]
+    found = await queued(api, answer.json(), 1)
+    (job,) = await api.stores.jobs.load([one["job_id"] for one in found["items"] if one["job_id"]])
+    assert job is not None and job.params["prefix"] == 'x, "y"'
+
+
+async def test_what_stands_in_the_wrong_place_is_not_lost(api: Api) -> None:
+    """A query beside a JSON body, and a query with a mistake, would leave out what its sender relies on."""
+    body = {"items": [item()]}
+    answer = await api.client.post(f"{PATH}?webhook_url=http://shop.test/", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"]["field"] == "webhook_url"
+    headers = {"Content-Type": "text/csv"}
+    answer = await api.client.post(f"{PATH}?webhok_url=x", content=b"picture\ncat.png\n", headers=headers)
+    assert answer.status_code == 422
+    assert "there are defaults, files, partial, webhook_url" in answer.json()["error"]["message"]
+    answer = await api.client.post(PATH, content=b"picture\ncat.png\n", headers={"Content-Type": ""})
+    assert answer.status_code == 400
+    assert "`Content-Type: text/csv`" in answer.json()["error"]["message"]
 
 
 async def test_json_lines_and_defaults(api: Api) -> None:
@@ -194,13 +230,15 @@ async def test_files_from_a_zip(api: Api) -> None:
         archive.writestr("photos/a.png", png(1))
         archive.writestr("photos/b.png", png(2))
         archive.writestr("../evil.png", png(3))
+        archive.writestr(unicodedata.normalize("NFD", "photos/Grün ä.png"), png(1))
+        archive.writestr("more/b.png", png(2))
         archive.writestr("unnamed.bin", b"\0" * 10_000_000)
     files = str(
         (await upload(api, packed.getvalue(), "photos.zip", content_type="application/zip")).json()["id"]
     )
     body = {
         "files": files,
-        "items": [item("@photos/a.png"), item("@b.png"), item("@../evil.png"), item("@a.png")],
+        "items": [item("@photos/a.png"), item("@photos/b.png"), item("@../evil.png"), item("@a.png")],
     }
     found = await queued(api, await post(api, body), 4)
     jobs = await api.stores.jobs.load([one["job_id"] for one in found["items"]])
@@ -210,6 +248,9 @@ async def test_files_from_a_zip(api: Api) -> None:
     assert all(name.startswith("fetched/") and ".." not in name for name in names)
     refused = await post(api, {"files": files, "items": [item("@none.png")]}, 422)
     assert "no file 'none.png' in the zip" in refused["error"]["message"]
+    refused = await post(api, {"files": files, "items": [item("@b.png")]}, 422)
+    assert "name one, @photos/b.png, @more/b.png" in refused["error"]["message"]
+    await queued(api, await post(api, {"files": files, "items": [item("@Grün ä.png")]}), 1)
     refused = await post(api, {"items": [item("@a.png")]}, 422)
     assert "the batch has none" in refused["error"]["message"]
     picture = str((await upload(api, png(5), "b.png")).json()["id"])

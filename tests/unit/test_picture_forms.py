@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from PIL import Image, ImageSequence
+from PIL import ExifTags, Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm, formed, masked
@@ -187,6 +187,27 @@ def test_a_mask_gives_its_transparency_and_nothing_else() -> None:
     assert (joined.format, joined.mode, joined.getpixel((3, 3))) == ("PNG", "RGBA", (1, 2, 3, 40))
     assert getattr(joined, "text", None) == {"prompt": '{"1": {}}', "workflow": "é"}
     assert opened(masked(original, saved(RGBA), "m.WEBP", most_pixels=MOST)).format == "WEBP"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_fits_the_picture_as_people_see_it(orientation: int) -> None:
+    """A telephone saves a picture as its sensor lies; programs in which masks are drawn show it upright."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    lying = Image.new("RGB", (8, 4))
+    lying.putpixel((0, 0), (255, 255, 255))
+    original = saved(lying, exif=exif)
+    upright = ImageOps.exif_transpose(opened(original))
+    size = (4, 8) if orientation > 4 else (8, 4)
+    mask = Image.new("RGBA", size, (0, 0, 0, 255))
+    mask.putpixel((1, 2), (0, 0, 0, 0))
+    joined = opened(masked(original, saved(mask), "m.png", most_pixels=MOST))
+    assert joined.size == size and joined.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    assert joined.convert("RGB").tobytes() == upright.tobytes()
+    assert joined.getchannel("A").tobytes() == mask.getchannel("A").tobytes()
+    if orientation > 4:
+        with pytest.raises(NoSuchForm, match="has 8x4 pixels, the original 4x8, as its Exif orient"):
+            masked(original, saved(mask.resize((8, 4))), "m.png", most_pixels=MOST)
 
 
 @pytest.mark.parametrize(

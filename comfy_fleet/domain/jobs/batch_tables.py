@@ -16,6 +16,7 @@ SEPARATORS = ",;\t"
 MOST_COLUMNS = 500
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,20}([.,][0-9]{0,20})?|[.,][0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
+_SEPARATOR = re.compile(rf'"?sep=([{SEPARATORS}])"?', re.IGNORECASE)
 _TRUE = frozenset({"true", "yes", "1", "on"})
 _FALSE = frozenset({"false", "no", "0", "off"})
 _SENT = ("custom_id", "priority")
@@ -63,7 +64,7 @@ def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
 
     Its first line names the columns: parameters of the workflow, and ``custom_id``, ``priority``,
     ``metadata.LABEL``, ``output.store``, ``output.key``, ``output.format`` and ``output.on_conflict``.
-    Commas, semicolons or tabs stand between them, whichever the first line has.
+    Commas, semicolons or tabs stand between them, whichever the first line has or names (``sep=;``).
 
     Raises:
         BadInput: It is not UTF-8, or its first line can't be used.
@@ -73,12 +74,13 @@ def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise _bad(f"line {line} is not UTF-8: save the table as `CSV UTF-8`") from None
-    first = next((one for one in io.StringIO(text) if one.strip()), "")
-    bare = re.sub(r'"[^"]*"', "", first)
-    separator = max(SEPARATORS, key=bare.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    separator, skipped = table_form(text)
+    lines = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        lines.readline()
+    rows = csv.reader(lines, delimiter=separator, strict=True)
     columns: list[_Column] = []
-    begins = 1
+    begins = 1 + skipped
     while True:
         try:
             row = next(rows)
@@ -86,10 +88,10 @@ def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
             break
         except csv.Error as error:
             if not columns:
-                raise _bad(f"line {begins} can't be read: {error}") from None
-            yield SentItem(line=begins, fault=f"can't be read: {error}")
+                raise _bad(f"line {begins} {_unreadable(error)}") from None
+            yield SentItem(line=begins, fault=_unreadable(error))
             return  # where the next row begins is not known
-        line, begins = begins, rows.line_num + 1
+        line, begins = begins, rows.line_num + 1 + skipped
         if not any(cell.strip() for cell in row):
             continue
         if not columns:
@@ -102,6 +104,25 @@ def read_csv(data: bytes, workflow: Workflow) -> Iterator[SentItem]:
         yield SentItem(line=line, values=_values(columns, row, comma=separator != ","))
     if not columns:
         raise _bad("the table is empty: its first line must name the columns")
+
+
+def table_form(text: str) -> tuple[str, int]:
+    """Return what stands between a table's cells, and how many lines before its first one are no part of it.
+
+    Excel writes ``sep=;`` as the first line for other programs of its kind.
+    """
+    first = next((one for one in io.StringIO(text) if one.strip()), "")
+    said = _SEPARATOR.fullmatch(first.strip("\r\n "))
+    if said is not None and text.startswith(first):
+        return said[1], 1
+    bare = re.sub(r'"[^"]*"', "", first)
+    return max(SEPARATORS, key=bare.count), 0
+
+
+def _unreadable(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "can't be read: it opens a quote that is never closed; within quotes, `\"` is written twice"
+    return f'can\'t be read: {error}; a text with `"` needs quotes around it, and each `"` in it twice'
 
 
 @dataclass(frozen=True, kw_only=True)
