@@ -34,6 +34,7 @@ SILENCE_S = 45.0
 PATIENCE_S = 15.0
 """For so long at least, a stream is opened again and again while nothing answers."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
+_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _NAME = re.compile(r"(?!\.{1,2}(?:$|@))[A-Za-z0-9_.@:-]{1,300}")
 
 
@@ -277,6 +278,18 @@ async def _in_time(
 
 
 def submit_headers(idempotency_key: str | None, *, cache: str | None = None) -> dict[str, str]:
-    """Return the headers of a submit: without a key of the caller's, one is drawn for all its attempts."""
-    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    """Return the headers of a submit: without a key of the caller's, one is drawn for all its attempts.
+
+    Raises:
+        RequestRefused: The caller's can't be sent; an empty one would make another job each time.
+    """
+    if idempotency_key is None:
+        idempotency_key = str(uuid.uuid4())
+    elif not _KEY.fullmatch(idempotency_key):
+        raise RequestRefused(
+            "idempotency_key must be 1 to 255 printable ASCII characters: encode others, such as with "
+            "urllib.parse.quote",
+            details={"field": "idempotency_key"},
+        )
+    headers = {"Idempotency-Key": idempotency_key}
     return headers | ({"Cache-Control": cache} if cache else {})

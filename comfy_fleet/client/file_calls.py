@@ -303,6 +303,8 @@ class FileCalls(Caller):
 
     async def _with_files(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with the ids of their files, which are uploaded, each once."""
+        if not isinstance(values, Mapping):
+            raise RequestRefused("params must be a mapping of names to values", details={"field": "params"})
         made: dict[str, Any] = {}
         for name, value in values.items():
             made[name] = (await self.upload(value))["id"] if is_file(value) else value

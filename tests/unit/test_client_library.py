@@ -33,6 +33,7 @@ from comfy_fleet.client import (
     FleetClient,
     FleetUnavailable,
     RateLimited,
+    RequestRefused,
     StorageFull,
     WaitExpired,
     calls,
@@ -137,6 +138,17 @@ def test_a_submit_is_repeated_under_one_key(canned: Canned) -> None:
     with client(canned) as fleet:
         fleet.submit("image_card", idempotency_key="order-4711")
     assert keys_of(canned)[-1] == "order-4711"
+
+
+@pytest.mark.parametrize("key", ["", "bestellung-ü", " a", "a" * 256])
+def test_a_key_that_can_t_be_sent_is_refused_before_anything_is(canned: Canned, key: str) -> None:
+    with client(canned) as fleet:
+        with pytest.raises(RequestRefused, match="printable ASCII") as refused:
+            fleet.submit("image_card", {"prompt": "x"}, idempotency_key=key)
+        assert refused.value.details == {"field": "idempotency_key"}
+        with pytest.raises(RequestRefused, match="params must be a mapping"):
+            fleet.submit("image_card", ["x"])  # type: ignore[arg-type]
+    assert keys_of(canned) == []
 
 
 def test_the_time_for_repeating_is_kept(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
