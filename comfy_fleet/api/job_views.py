@@ -12,6 +12,7 @@ from comfy_fleet.api.answers import JobAnswer
 from comfy_fleet.api.links import Links, Signing
 from comfy_fleet.domain.errors import ObjectError
 from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.stores.output_plan import StoreState
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.stores import ObjectStorage
@@ -72,7 +73,8 @@ class JobViews:
         try:
             async with Timeout(SIGNED_WITHIN_S):
                 for place, one in there.items():
-                    if (store := known.get(one.store)) is not None:
+                    store = known.get(one.store)
+                    if store is not None and store.serves(job.tenant or DEFAULT_TENANT):
                         url = await self.objects.signed_url(store, one.key)
                         found[place] = replace(one, signed_url=url)
         except (ObjectError, TimeoutError) as error:

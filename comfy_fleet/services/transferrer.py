@@ -9,6 +9,7 @@ from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import Busy, FleetError, ObjectError, StoreDown
 from comfy_fleet.domain.jobs.job import Job, Output
 from comfy_fleet.domain.jobs.stored_outputs import place_of
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.stores.named_store import NamedStore
 from comfy_fleet.domain.stores.output_plan import OutputPlan, StoredObject, StoreState
 from comfy_fleet.ports.assets import AssetStore
@@ -192,10 +193,12 @@ class Transferrer:
 
         Raises:
             ObjectError: It is to be tried again.
-            Busy: Its conversion has to wait.
+            Busy: Its conversion has to wait, or the fleet has no room for it, or Redis does not answer.
         """
         if store is None:
             return self._failed(one, key, f"there is no store {one.store} any more")
+        if not store.serves(job.tenant or DEFAULT_TENANT):  # it was allowed when the job was submitted
+            return self._failed(one, key, f"the job's tenant may not use store {one.store} any more")
         try:
             await self._put(job, plan, store, output, key)
         except ObjectError as error:
@@ -206,6 +209,15 @@ class Transferrer:
             return self._failed(one, key, str(error))
         except FileNotFoundError:
             return self._failed(one, key, "its file was deleted")
+        except Busy:
+            raise
+        except Exception:  # its job must end nevertheless, and so must its batch
+            about = {"job_id": one.job_id, "store": one.store}
+            logger.exception("output not stored for a reason of the fleet's", extra=about)
+            why = "the fleet could not do this: see its log"
+            if last:
+                return self._failed(one, key, why)
+            raise ObjectError(why, alone=True) from None
         self._telemetry.stored("stored", output.size_bytes)
         return StoredObject(store=one.store, key=key, state=StoreState.STORED, url=store.url_of(key))
 

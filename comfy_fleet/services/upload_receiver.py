@@ -14,7 +14,9 @@ from functools import partial
 from typing import NoReturn, Self
 
 from comfy_fleet.domain.errors import (
+    BadInput,
     FleetError,
+    NoRoom,
     NotFound,
     UploadLocked,
     UploadTooLarge,
@@ -204,6 +206,10 @@ class UploadReceiver:
                     await self.look(found.owner, upload_id)
                 except (NotFound, UploadLocked):
                     continue
+                except (NoRoom, BadInput, OSError) as error:  # this one waits, and holds no other up
+                    logger.warning(
+                        "upload not made an asset", extra={"upload_id": upload_id, "error": str(error)}
+                    )
         now = await self._clock()
         for upload_id in await self._records.ended(now):
             if await self._records.forget(upload_id, ended_by=now):

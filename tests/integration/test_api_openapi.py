@@ -405,7 +405,8 @@ async def _batches(call: Callable[..., Awaitable[Any]]) -> None:
     for asked in ("/api/v1/batches", batch, f"{batch}/events", f"{batch}/outputs.zip"):
         await call("GET", asked, 200)
     await call("POST", f"{batch}/retry", 200, json={"statuses": ["canceled"]})
-    await call("POST", f"{batch}/cancel", 200)
+    await call("DELETE", batch, 409)
+    await call("DELETE", f"{batch}?cancel=true", 204)
 
 
 async def _webhooks(call: Callable[..., Awaitable[Any]]) -> None:

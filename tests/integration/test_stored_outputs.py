@@ -16,6 +16,8 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.redis.transfers import RedisTransfers
 from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
 from comfy_fleet.ports.runs import Claim
+from comfy_fleet.services import transferrer
+from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.transferrer import Transferrer
 from tests.factories import GRAPH, picture
 from tests.fleet import until
@@ -398,6 +400,29 @@ async def test_tenants_use_their_stores_and_have_a_default(
         retried = await api.client.post(f"/api/v1/jobs/{ids[2]}/retry", headers=bearer(ada))
         assert retried.status_code == 201, retried.text
         assert retried.json()["output"]["key"] == "own/{date}.{ext}"
+        changed = {**bucket.record(tenants=["default"]), "replace": True}
+        assert (await call(api, "POST", "stores", changed)).status_code == 201
+        await all_made(api, [retried.json()["id"]])
+        (found,) = await settled(api, retried.json()["id"], headers=bearer(ada))
+        assert found["state"] == "failed" and "may not use store shop any more" in found["error"]
+        before = [one["stored"] for one in await outputs(api, ids[2], headers=bearer(ada))]
+        assert [(one["state"], one["signed_url"]) for one in before] == [("stored", None)]
+
+
+async def test_what_the_fleet_can_not_do_ends_all_the_same(
+    api: Api, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(transferrer, "ALONE_S", (0.1,))
+    monkeypatch.setattr(PictureWork, "rendered", broken)
+    job, plain = await api.submit(GRAPH, **asked(format="webp")), await api.submit(picture(2), **asked())
+    await all_made(api, [job["id"], plain["id"]])
+    (found,) = await settled(api, job["id"])
+    assert found["state"] == "failed" and "see its log" in found["error"]
+    (found,) = await settled(api, plain["id"])
+    assert found["state"] == "stored", "its store is well"
 
 
 async def test_who_dies_between_two_steps_leaves_each_output_stored_once(api: Api, bucket: Bucket) -> None:

@@ -1,6 +1,7 @@
 """Stores: who names them, what is told of them, and what they refuse, with a real server of S3's protocol."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,31 @@ async def test_an_object_of_others_is_not_replaced_and_ones_own_counts_as_writte
         await asked.delete(store, key)
         await asked.delete(store, key)
         await asked.probe(store, write=False)
+
+
+async def test_a_name_that_a_store_can_not_have_is_no_fault_of_the_stores(tmp_path: Path) -> None:
+    store = NamedStore(name="disk", url=f"file://{tmp_path}/allowed")
+    asked = ObstoreObjects(bytes, folders=(tmp_path,))
+    await asked.put(store, "a.png", source(tmp_path, b"a"), replace=True)
+    await asked.put(store, "folder/b.png", source(tmp_path, b"b"), replace=True)
+    for key in ("a.png#1", "n" * 300, "a.png/b.png", "folder"):
+        for replaces in (True, False):
+            with pytest.raises(ObjectError) as error:
+                await asked.put(store, key, source(tmp_path, b"c"), replace=replaces)
+            assert error.value.alone, key
+    (tmp_path / "allowed").chmod(0o500)
+    try:
+        if not os.access(tmp_path / "allowed", os.W_OK):  # root may write everywhere
+            with pytest.raises(ObjectError) as error:
+                await asked.put(store, "c.png", source(tmp_path, b"c"), replace=True)
+            assert not error.value.alone
+    finally:
+        (tmp_path / "allowed").chmod(0o700)
+    shutil.rmtree(tmp_path / "allowed")
+    (tmp_path / "allowed").write_bytes(b"no folder")
+    with pytest.raises(ObjectError) as error:
+        await asked.put(store, "c.png", source(tmp_path, b"c"), replace=True)
+    assert not error.value.alone
 
 
 async def test_urls_are_signed_for_reading_alone(

@@ -16,6 +16,7 @@ from blake3 import blake3
 from redis.asyncio import Redis
 from tusclient.client import TusClient
 
+from comfy_fleet.domain.errors import NoRoom
 from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import until
 from tests.integration import haproxy_kit
@@ -250,8 +251,11 @@ async def test_the_bytes_that_may_be_announced_are_bounded_for_one_and_for_all(
 
 
 async def test_an_upload_is_forgotten_when_its_time_is_over(
-    redis_port: int, redis: Redis, tmp_path: Path
+    redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def full(_: object) -> None:
+        raise NoRoom("the disk is full")
+
     async with running(redis_port, tmp_path, open_upload_s=60) as api:
         url, done = await begin(api.client, 4), await begin(api.client, 1)
         await send(api.client, url, 0, b"ab")
@@ -259,7 +263,16 @@ async def test_an_upload_is_forgotten_when_its_time_is_over(
         await api.deps.uploads.sweep()
         assert await offset_of(api.client, url) == 2
         ids = [one.rpartition("/")[2] for one in (url, done)]
-        await redis.zadd("fleet:uploads", dict.fromkeys(ids, time.time() - 1))
+        stuck = await begin(api.client, 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(api.deps.assets, "keep_grown", full)
+            await send(api.client, stuck, 0, b"x")
+            await redis.zadd("fleet:uploads", dict.fromkeys(ids, time.time() - 1))
+            await api.deps.uploads.sweep()  # one that can't be an asset now holds none of them up
+        assert [one.name for one in files_of(tmp_path)] == [stuck.rpartition("/")[2]]
+        await api.deps.uploads.sweep()
+        assert files_of(tmp_path) == []
+        await redis.zadd("fleet:uploads", {stuck.rpartition("/")[2]: time.time() - 1})
         await api.deps.uploads.sweep()
         assert [(await api.client.head(one, headers=TUS)).status_code for one in (url, done)] == [404, 404]
         assert files_of(tmp_path) == []

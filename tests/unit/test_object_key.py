@@ -65,8 +65,8 @@ def test_the_extension_follows_the_format() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\x00", "a\u202e", "a\\b", "{", "}", "{a", "{}",
-        "{job_id.x}", "{metadata}", "{metadata.}", "{params.list}", "{index!r}", "{name:>9}", "e\u0301",
+        "", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\x00", "a\u202e", "\ud800", "a\\b", "{", "}", "{a",
+        "{}", "{job_id.x}", "{metadata}", "{metadata.}", "{params.list}", "{index!r}", "{name:>9}", "e\u0301",
         "{0}", "{job_id[0]}", " /a",
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Objects in stores, through ``obstore`` (port :class:`comfy_fleet.ports.stores.ObjectStorage`)."""
 
 import asyncio
+import errno
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,7 +39,17 @@ _QUERY = re.compile(r"\?[^\s'\"<>]*")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 
+_OF_DISK = re.compile(r"os error (\d+)")
+_FULL = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+"""Errors of a folder that say nothing of a name, though a small file may be taken."""
+_LATER = frozenset({"408", "425", "429"})
+"""Answers that say nothing of a name, though the next request may be taken."""
+
 ObjectClient = S3Store | AzureStore | GCSStore | LocalStore
+
+
+class _Doubtful(ObjectError):
+    """It was refused, and whether for its name alone only another object can tell."""
 
 
 class ObstoreObjects:
@@ -57,6 +68,22 @@ class ObstoreObjects:
 
     async def put(self, store: NamedStore, key: str, source: ObjectSource, *, replace: bool) -> None:
         """Write an object; see the port."""
+        try:
+            await self._put(store, key, source, replace=replace)
+        except _Doubtful as error:
+            # Whoever chooses names must not bring a store to a halt for others.
+            if not await self._takes_others(store):
+                raise
+            raise ObjectError(error.message, alone=True) from None
+
+    async def _takes_others(self, store: NamedStore) -> bool:
+        try:
+            await self.probe(store, write=True)
+        except ObjectError:
+            return False
+        return True
+
+    async def _put(self, store: NamedStore, key: str, source: ObjectSource, *, replace: bool) -> None:
         async with self._asked(store, key, size=source.size) as client:
             if replace:
                 await _write(client, key, source)
@@ -322,4 +349,10 @@ def _told(store: NamedStore, error: Exception) -> ObjectError:
         first = _QUERY.sub("", text.splitlines()[0] if text else type(error).__name__)
         words = first[:_WORDS]
     alone = isinstance(error, ValueError | exceptions.InvalidPathError)
-    return ObjectError(f"store {store.name}: {words}", refused=refused, alone=alone)
+    if store.kind is StoreKind.FOLDER:
+        number = _OF_DISK.search(text)
+        doubtful = number is None or int(number[1]) not in _FULL
+    else:
+        doubtful = refused or (status is not None and status[1][0] == "4" and status[1] not in _LATER)
+    kind = _Doubtful if doubtful and not alone else ObjectError
+    return kind(f"store {store.name}: {words}", refused=refused, alone=alone)

@@ -54,6 +54,8 @@ def bound_key(template: str, facts: KeyFacts, *, prefix_bytes: int) -> str:
     """
     if not template or len(template) > MOST_TEMPLATE:
         raise _wrong(f"must have 1 to {MOST_TEMPLATE} characters")
+    if not template.isprintable():
+        raise _wrong("must have no control characters")
     text, longest = "", 0
     for piece, name in _pieces(template):
         if name is None:
@@ -80,7 +82,7 @@ class OutputFacts:
     """What is known of an output.
 
     Attributes:
-        index: Its place among those that are stored, from 0.
+        index: Its place among those that are stored, from 1.
         extension: The one that its bytes have in the store, without the dot; empty: that of its name.
     """
 
