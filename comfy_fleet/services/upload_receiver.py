@@ -171,10 +171,12 @@ class UploadReceiver:
         found = await self._of(owner, upload_id)
         if found.asset_id:
             _check_offset(found, offset)
+            await _check_nothing_comes(found, chunks)
             return found
         async with self._alone(found) as (upload, file, token):
             _check_offset(upload, offset)
             if file is None:
+                await _check_nothing_comes(upload, chunks)
                 return upload
             more = await self._write(upload, file, token, chunks)
             return await self._become(more) if more.whole else more
@@ -286,10 +288,7 @@ class UploadReceiver:
                     if (chunk := reading.result()) is None:
                         break
                     if file.size + written.buffered + len(chunk) > upload.length:
-                        raise UploadTooLarge(
-                            f"more bytes came than the {upload.length} that were announced",
-                            details={"field": "Upload-Length", "most": upload.length},
-                        )
+                        raise _too_many(upload)
                     await written.add(chunk)
         finally:
             tasks = {task for task in (reading, claimed) if task is not None}
@@ -362,6 +361,20 @@ class _Written:
 
 async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
     return await anext(chunks, None)
+
+
+def _too_many(upload: ResumableUpload) -> UploadTooLarge:
+    return UploadTooLarge(
+        f"more bytes came than the {upload.length} that were announced",
+        details={"field": "Upload-Length", "most": upload.length},
+    )
+
+
+async def _check_nothing_comes(upload: ResumableUpload, chunks: AsyncGenerator[bytes, None]) -> None:
+    """Refuse bytes for an upload that is whole."""
+    async for chunk in chunks:
+        if chunk:
+            raise _too_many(upload)
 
 
 def _check_offset(upload: ResumableUpload, offset: int) -> None:

@@ -114,6 +114,8 @@ async def test_a_file_comes_in_parts_and_is_an_asset_like_any_other(
     assert await offset_of(api.client, url) == len(data)
     again = await send(api.client, url, len(data), b"")
     assert (again.status_code, again.headers["x-fleet-asset"]) == (204, id_)
+    beyond = await send(api.client, url, len(data), b"x")
+    assert code(beyond) == (413, "payload_too_large")
 
     assert (await api.client.delete(url, headers=TUS)).status_code == 204
     assert (await api.client.head(url, headers=TUS)).status_code == 404
@@ -170,11 +172,9 @@ async def test_what_is_wrong_is_named_and_changes_nothing(api: Api, tmp_path: Pa
         assert code(odd) == (400, "invalid_request") and "Upload-Offset" in odd.text
     assert await offset_of(api.client, url) == 2
 
-    longest = api.deps.settings.max_upload_bytes + 1
-    assert code(await api.client.post(UPLOADS, headers={**TUS, "Upload-Length": str(longest)})) == (
-        413,
-        "payload_too_large",
-    )
+    for longest in (api.deps.settings.max_upload_bytes + 1, 10**20):
+        refused = await api.client.post(UPLOADS, headers={**TUS, "Upload-Length": str(longest)})
+        assert code(refused) == (413, "payload_too_large") and "FLEET_MAX_UPLOAD_BYTES" in refused.text
     for bad in ({}, {"Upload-Length": "-1"}, {"Upload-Length": "4", "Upload-Defer-Length": "1"}):
         assert code(await api.client.post(UPLOADS, headers={**TUS, **bad})) == (400, "invalid_request")
     for text in ("a b c", "filename !", "a YQ==,a YQ==", "filename /w==", ",", "é YQ==", "a " + "A" * 4096):

@@ -26,6 +26,7 @@ VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,expiration,termination"
 PART = "application/offset+octet-stream"
 _NUMBER = re.compile(r"[0-9]{1,15}")
+_LENGTH = re.compile(r"[0-9]{1,30}")  # longer than any upload may be, which the refusal says
 _ALWAYS = {"Tus-Resumable": VERSION, "Cache-Control": "no-store"}
 
 
@@ -65,7 +66,7 @@ async def begin_upload(request: Request) -> Response:
             "Upload-Defer-Length is not taken: say Upload-Length at once",
             details={"field": "Upload-Defer-Length"},
         )
-    length = _number(request, "Upload-Length")
+    length = _number(request, "Upload-Length", _LENGTH)
     metadata = request.headers.get("upload-metadata", "")
     said = read_metadata(metadata)
     name = said.get("filename") or said.get("name") or ""
@@ -204,9 +205,9 @@ def _not_a_part() -> HttpError:
     )
 
 
-def _number(request: Request, name: str) -> int:
+def _number(request: Request, name: str, form: re.Pattern[str] = _NUMBER) -> int:
     text = request.headers.get(name, "")
-    if not _NUMBER.fullmatch(text):
+    if not form.fullmatch(text):
         raise HttpError(
             400, "invalid_request", f"{name} must be a whole number of bytes", details={"field": name}
         )
