@@ -21,6 +21,7 @@ COLUMNS = ["<Batch", "<Status", ">Items", ">Done", ">Failed", ">Age", "<Workflow
 ITEM_COLUMNS = ["<Item", "<Status", "<Job", "What is wrong"]
 MOST_ITEMS = 100
 LOOK_S = 1.0
+_ENDS = ("succeeded", "failed", "canceled", "expired", "refused")
 TRIES = 40  # looks in a row that may fail, while the API restarts
 NO_REQUEST_S = 900.0
 """How long the API may check a batch."""
@@ -98,13 +99,12 @@ def show(
         print_json(found)
         return
     estimate = found.get("estimate")
-    counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items() if count)
     stdout().print(
         facts(
             {
                 "batch": found["id"],
                 "status": found["status"],
-                "items": f"{found['total']}: {counts}",
+                "items": f"{found['total']}: {counts_of(found)}",
                 "workflow": found["workflow"] or "graphs of their own",
                 "submitted": ago(found["created_at"], datetime.now(UTC)),
                 "done in about": span(estimate["p50_s"]) if estimate else None,
@@ -235,7 +235,7 @@ def follow(
                 failures += 1
             else:
                 counts = found["counts"]
-                over = sum(counts[one] for one in ("succeeded", "failed", "canceled", "expired", "refused"))
+                over = sum(counts[one] for one in _ENDS) - _again(found)
                 bad = over - counts["succeeded"]
                 text = f"{over} of {found['total']} done" + (f", {bad} of them not succeeded" if bad else "")
                 show_(text, over / found["total"])
@@ -254,8 +254,19 @@ def say(batch: Mapping[str, Any]) -> None:
     """Print how a batch stands."""
     from comfy_fleet.cli.console import stdout
 
+    stdout().print(f"batch {batch['id']} {batch['status']}: {counts_of(batch)}", markup=False)
+
+
+def counts_of(batch: Mapping[str, Any]) -> str:
+    """Return in words how many of a batch's items are in each state."""
     counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
-    stdout().print(f"batch {batch['id']} {batch['status']}: {counts}", markup=False)
+    again = _again(batch)
+    return counts + (f"; of these, {again} wait to run again" if again else "")
+
+
+def _again(batch: Mapping[str, Any]) -> int:
+    """Return how many items have ended and are to run again: they keep their states until they are queued."""
+    return max(0, int(batch["waiting"]) - int(batch["counts"]["pending"]))
 
 
 def code_of(batch: Mapping[str, Any]) -> Exit:

@@ -42,7 +42,12 @@ class BatchAnswer(TypedDict):
     completed_at: Time | None
     total: Annotated[int, Field(description="How many items were sent.")]
     counts: Annotated[dict[str, int], Field(description="How many items are in each state.")]
-    waiting: Annotated[int, Field(description="How many jobs are still to be queued.")]
+    waiting: Annotated[
+        int,
+        Field(
+            description="How many jobs are still to be queued. Those of items that run again are among them."
+        ),
+    ]
     round: Annotated[int, Field(description="1, and 1 more for each retry after its end.")]
     storing: Annotated[int, Field(description="Outputs of how many jobs wait for their store.")]
     not_stored: Annotated[int, Field(description="Outputs of how many jobs were not taken by their store.")]
