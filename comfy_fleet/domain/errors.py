@@ -225,11 +225,19 @@ class LimitReached(Busy):
     code = "limit_reached"
 
     def __init__(
-        self, name: str, scope: str, *, most: int, used: int, per: str = "", wait_s: float | None = None
+        self,
+        name: str,
+        scope: str,
+        *,
+        most: int,
+        used: int,
+        per: str = "",
+        wait_s: float | None = None,
+        way_out: str = "try again later",
     ) -> None:
         what = per or str(most)
         super().__init__(
-            f"the {scope}'s limit {name!r} is {what}, and {used} are used: try again later",
+            f"the {scope}'s limit {name!r} is {what}, and {used} are used: {way_out}",
             retry_after_s=max(1, math.ceil(wait_s or 0)),
             details={"limit": name, "scope": scope, "most": most, "used": used}
             | ({"window": per} if per else {}),

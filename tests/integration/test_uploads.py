@@ -225,7 +225,7 @@ async def test_uploads_are_their_owners_and_bounded(redis_port: int, redis: Redi
         assert (await refused(401, **ann))[:2] == (507, "storage_limit")
         second = await begin(api.client, 400, **ann)
         status, error, text = await refused(0, **ann)
-        assert (status, error) == (429, "limit_reached") and "uploads" in text
+        assert (status, error) == (429, "limit_reached") and "give it up with DELETE" in text
         assert (await api.client.delete(second, headers={**TUS, **ann})).status_code == 204
 
         await send(api.client, url, 0, b"x" * 500, **ann)

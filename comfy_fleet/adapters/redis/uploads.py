@@ -47,7 +47,13 @@ class RedisUploads:
         if answer[0] == b"full":
             _, scope, limit, used, bytes_ = answer
             name = "upload_bytes" if bytes_ else "uploads"
-            raise LimitReached(name, scope.decode(), most=int(limit), used=int(used))
+            raise LimitReached(
+                name,
+                scope.decode(),
+                most=int(limit),
+                used=int(used),
+                way_out="send the rest of one, or give it up with DELETE",
+            )
 
     async def get(self, upload_id: str) -> ResumableUpload | None:
         """See the port."""
