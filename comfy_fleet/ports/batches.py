@@ -93,8 +93,11 @@ class BatchStore(Protocol):
             Busy: What was staged is no longer there.
         """
 
-    async def begin_retry(self, new: NewBatch, *, list_id: str, idempotency: Idempotency | None) -> None:
+    async def begin_retry(self, new: NewBatch, *, list_id: str, idempotency: Idempotency | None) -> bool:
         """Let staged items (``list_id``) of a batch be queued again, in one step.
+
+        Returns:
+            False if the same request has done it before with other items: these are not queued.
 
         Raises:
             NotFound: There is no such batch.

@@ -45,6 +45,7 @@ class BatchKeeper:
         self._news = asyncio.Event()
         self._full = False
         self._swept = 0
+        self._broken: set[str] = set()
 
     def wake(self) -> None:
         """Look at once."""
@@ -70,10 +71,20 @@ class BatchKeeper:
     async def work(self) -> bool:
         """Give each batch that has something to do one turn; return whether more can be done at once."""
         more = self._full = False
-        for batch_id in await self._store.busy(_BATCHES):
+        busy = await self._store.busy(_BATCHES)
+        self._broken.intersection_update(busy)
+        for batch_id in busy:
             asked = time.monotonic()
-            queued = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
-            left = await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
+            try:
+                queued = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
+                left = await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
+            except FleetError:
+                raise
+            except Exception:  # what can't be read of one batch holds no other up
+                if batch_id not in self._broken:
+                    self._broken.add(batch_id)
+                    logger.exception("batch can't be queued", extra={"batch_id": batch_id})
+                continue
             self._fetch()
             self._full = self._full or queued.full
             more = more or left > 0 or (queued.left > 0 and not queued.full)

@@ -205,8 +205,9 @@ class BatchMaker:
         try:
             await self._stage(staged, batch.id, batch.owner, self._again(batch, states, how))
             staged.check(partial=asked.partial)
+            begun = True
             if staged.jobs:
-                await self._store.begin_retry(
+                begun = await self._store.begin_retry(
                     NewBatch(
                         id=batch.id,
                         owner=batch.owner,
@@ -221,6 +222,9 @@ class BatchMaker:
         except BaseException as error:
             await self._give_up(staged, error)
             raise
+        if not begun:
+            await self._forget(staged)
+            return MadeBatch(id=batch.id, replayed=True)
         await self._begun(staged, batch.owner)
         return MadeBatch(id=batch.id, jobs=staged.jobs, errors=staged.errors, more=staged.more)
 

@@ -1,8 +1,10 @@
 """How batches end, and what is left of them, on a real API and Redis. Nothing runs."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +37,30 @@ async def test_cancel_and_retry_what_was_canceled(api: Api) -> None:
     assert (same.json(), same.headers["Idempotency-Replayed"]) == (again.json(), "true")
     found = await queued(api, batch, 30)
     assert (found["status"], await api.stores.jobs.depth()) == ("running", 30)
+
+
+async def test_two_equal_retries_at_once_are_one(api: Api) -> None:
+    batch = await post(api, {"items": [item(prefix=f"n{n}") for n in range(3)]})
+    await queued(api, batch, 3)
+    path, told = f"/api/v1/batches/{batch['id']}", list[str]()
+    await api.client.post(f"{path}/cancel")
+    api.deps.batch_maker._telemetry = SimpleNamespace(submitted=lambda job: told.append(job.id))  # noqa: SLF001
+    body, key = {"statuses": ["canceled"]}, {"Idempotency-Key": "r"}
+    both = await asyncio.gather(*(api.client.post(f"{path}/retry", json=body, headers=key) for _ in range(2)))
+    assert [one.status_code for one in both] == [200, 200]
+    assert len(told) == 3
+    again = await api.client.post(f"{path}/retry", json=body, headers=key)
+    assert (again.json()["retried"], again.headers["Idempotency-Replayed"]) == (3, "true")
+    await queued(api, batch, 3)
+
+
+async def test_a_batch_that_can_not_be_read_holds_no_other_up(api: Api) -> None:
+    client: Any = api.stores.redis
+    await client.hset("fleet:batch:broken", mapping={"owner": "default", "begun": "1"})
+    await client.rpush("fleet:batch:broken:pending", b"\x00\x00\x00\x02{[")
+    await client.zadd("fleet:batches:busy", {"broken": 1})
+    batch = await post(api, {"items": [item(prefix="a")]})
+    await queued(api, batch, 1)
 
 
 async def test_a_batch_goes_with_its_jobs(api: Api) -> None:

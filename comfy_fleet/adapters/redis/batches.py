@@ -144,7 +144,7 @@ class RedisBatches:
         self._refused(new, answer)
         return new.id
 
-    async def begin_retry(self, new: NewBatch, *, list_id: str, idempotency: Idempotency | None) -> None:
+    async def begin_retry(self, new: NewBatch, *, list_id: str, idempotency: Idempotency | None) -> bool:
         """See the port."""
         answer = await self._scripts.begin("retry_batch", **_common(new, idempotency), list=list_id)
         if answer[0] == b"none":
@@ -154,8 +154,10 @@ class RedisBatches:
                 f"items of batch {new.id} still wait to be queued: try again in some seconds",
                 details={"batch_id": new.id},
             )
-        if answer[0] != b"replay":
-            self._refused(new, answer)
+        if answer[0] == b"replay":
+            return False
+        self._refused(new, answer)
+        return True
 
     def _refused(self, new: NewBatch, answer: Sequence[Any]) -> None:
         match answer[0]:

@@ -468,4 +468,6 @@ async def retry_batch(request: Request) -> Response:
             made = await d.batch_maker.retry(batch, states, how, asked)
     except NoTurn:
         raise Busy(_BUSY, retry_after_s=5) from None
+    if made.replayed and once is not None and (earlier := await _replayed(request, once)) is not None:
+        return earlier
     return await _answer(request, made, once, 200, retried=made.jobs)
