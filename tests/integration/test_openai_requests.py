@@ -305,6 +305,10 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "no picture at all": (FIELDS + part("image", b"<html>", "a.html", "image/png"), "image"),
     "a field twice": (FIELDS + part("prompt", b"more") + PICTURE, "prompt"),
     "no UTF-8": (part("prompt", b"\xff\xfe") + PICTURE, "prompt"),
+    "a field as a text and in parts": (
+        FIELDS + PICTURE + part("metadata", b"x") + part("metadata[a]", b"b"),
+        "metadata",
+    ),
     "a field that is too long": (part("prompt", b"x" * 70_000) + PICTURE, "prompt"),
     "a picture in another field": (FIELDS + part("photo", png() + bytes(80_000), "a.png"), "image"),
     "an unknown field": (FIELDS + PICTURE + part("colour", b"red"), "colour"),

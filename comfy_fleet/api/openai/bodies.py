@@ -111,6 +111,13 @@ def body_of(fields: Mapping[str, Sequence[str]]) -> PictureRequestBody:
     for name, values in fields.items():
         outer, bracket, inner = name.partition("[")
         if bracket and outer in _OBJECTS and inner.endswith("]"):
+            if outer in fields:
+                raise HttpError(
+                    422,
+                    "invalid_request",
+                    f"{outer} must come as one field, or in parts, and not as both",
+                    details={"field": outer},
+                )
             found.setdefault(outer, {})[inner[:-1]] = values[-1]
             continue
         if outer in _LISTS and inner in ("", "]"):
