@@ -157,6 +157,7 @@ async def test_csv_has_a_column_for_each_parameter(api: Api) -> None:
         (b"", "the table is empty"),
         (b"picture,hight\ncat.png,3\n", "line 1: the column 'hight' is no parameter"),
         (b"picture,picture\n", "is there twice"),
+        (b"picture,params.picture\n", "two columns are the parameter"),
         (b"picture\n\xff.png\n", "line 2 is not UTF-8"),
         (b"picture\n", "there are no items"),
         (b'picture,prefix\ncat.png,"open\n', "line 2, item: can't be read: it opens a quote that is never"),

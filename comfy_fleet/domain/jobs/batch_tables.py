@@ -152,6 +152,8 @@ def _columns(row: list[str], line: int, workflow: Workflow) -> list[_Column]:
         elif name in _OUTPUT:
             found.append(_Column(name="output", label=name.removeprefix("output.")))
         elif parameter is not None:
+            if any(one.parameter == parameter for one in found):
+                raise _bad(f"line {line}: two columns are the parameter {parameter.name!r}", name)
             found.append(_Column(name="params", parameter=parameter))
         else:
             own = [one.name for one in workflow.parameters]
