@@ -64,6 +64,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.store_book import StoreBook
+from comfy_fleet.services.stored_redirects import StoredRedirects
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.upload_receiver import UploadReceiver
 from comfy_fleet.services.user_files import UserFiles
@@ -139,6 +140,7 @@ class ApiDeps:
         object_info: Their classes together.
         models: Their model files together.
         store_book: Where outputs may be put.
+        redirects: Finds where in a store an output's bytes are.
         transfers: What waits for that.
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
@@ -191,6 +193,7 @@ class ApiDeps:
     hosts: Hosts
     agent_tokens: AgentTokenStore
     store_book: StoreBook
+    redirects: StoredRedirects
     transfers: Transfers
     pools: PoolStore
     assets: AssetStore

@@ -126,6 +126,7 @@ from comfy_fleet.services.signed_urls import SignedUrls
 from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.store_inputs import StoreInputs
 from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
+from comfy_fleet.services.stored_redirects import StoredRedirects
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.tenant_policies import TenantPolicies
@@ -374,6 +375,7 @@ def build(
         hosts=stores.hosts,
         agent_tokens=stores.agent_tokens,
         store_book=store_book,
+        redirects=StoredRedirects(stores.jobs, store_book, objects, clock=time.monotonic),
         transfers=transfers,
         pools=stores.pools,
         assets=assets,

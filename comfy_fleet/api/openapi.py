@@ -54,7 +54,8 @@ _ERRORS = {
 _ALWAYS = (400, 401, 403, 429, 500, 503)
 _WITH_BODY = (408, 413, 415, 422)
 _SUCCESSES = {200: "Done.", 201: "Made.", 202: "Accepted.", 204: "Done; no body.", 206: "A part of it.",
-              304: "Not changed.", 503: "Not ready; the reasons say why."}  # fmt: skip
+              302: "The file is at this URL of its store.", 304: "Not changed.",
+              503: "Not ready; the reasons say why."}  # fmt: skip
 
 
 class _Schemas(GenerateJsonSchema):

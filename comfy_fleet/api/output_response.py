@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from comfy_fleet.api import asset_response
 from comfy_fleet.api.accepts import Accepts
@@ -15,6 +15,7 @@ from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.services.output_forms import KINDS, QUALITY, OutputForm
 from comfy_fleet.services.picture_forms import NoSuchForm
+from comfy_fleet.services.stored_redirects import GOOD_S
 
 VARY = "Accept, Save-Data"
 _SAVING = 60
@@ -38,6 +39,16 @@ class FormQuery(BaseModel):
         None,
         description="Whether what is written in the file stays: the graph, Exif, and in a PNG other texts. "
         "If left out, it stays in the file as it is, and is in no other form.",
+    )
+
+
+class ContentQuery(FormQuery):
+    """How a file is wanted, and from where."""
+
+    redirect: bool | None = Field(
+        None,
+        description="True: 302 to the store, if the file is stored there as it is and the store signs URLs; "
+        "else, and with false, its bytes. If left out, the store's own option decides.",
     )
 
 
@@ -84,12 +95,13 @@ def _negotiated(request: Request, own: str) -> str | None:
 
 
 async def respond(request: Request, asset: Asset, *, shown_as: dict[str, str]) -> Response:
-    """Return an asset's bytes, or its picture in the form that the request wants.
+    """Return an asset's bytes, its picture in the form that the request wants, or a redirect to its store.
 
     Raises:
         HttpError: 404 if the bytes are gone; 422 if the query is wrong, or the file can't be had like that.
     """
     d = deps(request)
+    asked = read_query(request, ContentQuery).redirect if request.method in ("GET", "HEAD") else False
     form, by_query = chosen(request, asset)
     if asset.content_type.startswith("image/") or by_query:
         shown_as = {**shown_as, "Vary": VARY}
@@ -104,7 +116,41 @@ async def respond(request: Request, asset: Asset, *, shown_as: dict[str, str]) -
                     f"{error}; without format, quality, width and metadata, you get the file as it is",
                     details={"field": "format", "content_type": asset.content_type},
                 ) from None
-    return await asset_response.respond(request, asset, d.assets, shown_as=shown_as)
+    etag = asset_response.etag_of(asset)
+    if asked is False or asset_response.is_known(request, etag):
+        return await asset_response.respond(request, asset, d.assets, shown_as=shown_as)
+    if (sent := await redirected(request, asset, asked=asked is True)) is not None:
+        return sent
+    try:
+        return await asset_response.respond(request, asset, d.assets, shown_as=shown_as)
+    except HttpError as error:
+        # The store has what the fleet has lost.
+        if error.status == 404 and (sent := await redirected(request, asset, asked=True)) is not None:
+            return sent
+        raise
+
+
+async def redirected(request: Request, asset: Asset, *, asked: bool) -> Response | None:
+    """Return a redirect to the store that has an asset's bytes as they are; None if none can be made.
+
+    Args:
+        request: A GET or HEAD. A signed URL of the fleet's leads to none that is good for longer.
+        asset: What its caller may read.
+        asked: Whether this is wanted whatever the store's own option says.
+    """
+    d = deps(request)
+    expires_at: float | None = request.scope.get("signed")
+    url = await d.redirects.url(
+        asset,
+        asked=asked,
+        method="HEAD" if request.method == "HEAD" else "GET",
+        most_s=GOOD_S if expires_at is None else expires_at - d.clock(),
+    )
+    if url is None:
+        return None
+    return RedirectResponse(
+        url, 302, {"Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"}
+    )
 
 
 async def formed(request: Request, asset: Asset, form: OutputForm, *, shown_as: dict[str, str]) -> Response:

@@ -271,7 +271,8 @@ class Client:
             restart: Is called first if it can't: all bytes come.
         """
         parts = urlsplit(url)
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        # Nor does a store have to be reachable.
+        path = f"{parts.path}?{parts.query}{'&' if parts.query else ''}redirect=false"
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._stream(path, headers=headers) as answer:
             if start and answer.status_code != 206:

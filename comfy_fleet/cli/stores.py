@@ -81,6 +81,12 @@ def add(
         ),
     ] = None,
     inputs: Annotated[bool, typer.Option("--inputs", help="Jobs may read inputs from it.")] = False,
+    redirect: Annotated[
+        bool,
+        typer.Option(
+            "--redirect", help="Downloads of outputs that are there as they are get sent there (HTTP 302)."
+        ),
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="It may take the place of a store of this name.")
     ] = False,
@@ -108,6 +114,7 @@ def add(
         "tenants": tenant or [],
         "default_for": default_for or [],
         "inputs": inputs,
+        "redirect": redirect,
         "replace": replace,
         "probe": probe,
     }

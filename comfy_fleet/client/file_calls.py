@@ -26,6 +26,8 @@ PictureFormat = Literal["png", "jpeg", "webp"]
 
 TRIES = 5
 """How often a transfer is begun that has brought something, and then broke off."""
+_HERE: dict[str, Any] = {"redirect": "false"}
+"""The fleet sends the bytes itself: a store may not be reachable from here."""
 _UPLOAD_S = 300.0
 _PIECES_S = 60.0
 _FIRST_BYTES = {
@@ -139,7 +141,7 @@ class FileCalls(Caller):
             NothingFound: There is none of yours, or no longer.
         """
         form = {"format": format, "width": width, "quality": quality}
-        query = {name: value for name, value in form.items() if value is not None}
+        query = _HERE | {name: value for name, value in form.items() if value is not None}
 
         async def attempt() -> bytes:
             found = bytearray()
@@ -252,7 +254,8 @@ class FileCalls(Caller):
         if isinstance(whole, int) and start >= whole > 0:
             return  # the hash decides
         headers = {"Range": f"bytes={start}-"} if start else {}
-        pieces = self._pieces(_content(output), headers=headers, restart=part.restart if start else None)
+        again = part.restart if start else None
+        pieces = self._pieces(_content(output), params=_HERE, headers=headers, restart=again)
         async with aclosing(pieces):
             async for piece in pieces:
                 count = await aside(partial(part.write, piece))

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from comfy_fleet.domain.stores.named_store import NamedStore
 
@@ -85,8 +86,23 @@ class ObjectStorage(Protocol):
     async def delete(self, store: NamedStore, key: str) -> None:
         """Delete an object; one that is not there counts as deleted. Raises ObjectError."""
 
-    async def signed_url(self, store: NamedStore, key: str) -> str | None:
-        """Return a URL that is good for a GET for a while; None if the store can sign none.
+    async def holds(self, store: NamedStore, key: str, *, size: int, metadata: Mapping[str, str]) -> bool:
+        """Return whether there is an object of this size, with this written beside it.
+
+        Raises:
+            ObjectError: The store did not say.
+        """
+
+    async def signed_url(
+        self, store: NamedStore, key: str, *, method: Literal["GET", "HEAD"] = "GET", most_s: float = inf
+    ) -> str | None:
+        """Return a URL that is good for a while; None if the store can sign none.
+
+        Args:
+            store: Where.
+            key: Which.
+            method: How it will be requested.
+            most_s: Longest life of the URL, in seconds; the store's own may be shorter.
 
         Raises:
             ObjectError: It can't be made.

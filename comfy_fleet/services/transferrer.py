@@ -11,7 +11,7 @@ from comfy_fleet.domain.jobs.job import Job, Output
 from comfy_fleet.domain.jobs.stored_outputs import place_of
 from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.stores.named_store import NamedStore
-from comfy_fleet.domain.stores.output_plan import OutputPlan, StoredObject, StoreState
+from comfy_fleet.domain.stores.output_plan import OutputPlan, StoredObject, StoreState, object_metadata
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.stores import ObjectSource, ObjectStorage
@@ -230,8 +230,7 @@ class Transferrer:
         if asset is None:
             raise FileNotFoundError
         kind = plan.converts(output.kind, output.content_type)
-        # In names that every kind of store takes.
-        metadata = {"fleetjob": job.id, "fleetblake3": output.hash.removeprefix("blake3:")}
+        metadata = object_metadata(job.id, output.hash)
         replaces = plan.on_conflict == "replace"
         if kind:
             form = OutputForm(

@@ -24,7 +24,7 @@ from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import past_retention
 from tests.integration.rq_kit import Client
-from tests.integration.store_kit import Bucket, served_bucket
+from tests.integration.store_kit import SECRET, Bucket, served_bucket
 from tests.integration.test_people import OPS, bearer, call, keyed, new_key
 from tests.integration.webhook_kit import receiver
 
@@ -106,6 +106,12 @@ async def settled(api: Api, job_id: str, **more: Any) -> list[dict[str, Any]]:
     return found
 
 
+def lose(folder: Path, data: bytes) -> None:
+    """Delete the file that has these bytes."""
+    (path,) = (one for one in folder.rglob("*") if one.is_file() and one.read_bytes() == data)
+    path.unlink()
+
+
 def asked(**more: Any) -> dict[str, Any]:
     return {"metadata": {"sku": "A-1"}, "output": {"store": "shop", "key": KEY, **more}}
 
@@ -135,6 +141,80 @@ async def test_outputs_get_their_names_and_are_told_of(api: Api, bucket: Bucket)
         listed = (await api.client.get("/api/v2/jobs")).json()
         assert "A-1" in str(listed)
         assert not (await api.client.get(f"/api/v1/jobs/{job['id']}")).json()["storing"]
+
+
+async def test_downloads_are_sent_to_the_store_where_asked_and_never_to_another_object(
+    api: Api, bucket: Bucket
+) -> None:
+    job = await api.submit(GRAPH, **asked())
+    picture = png("red")
+    await made(api, job["id"], picture)
+    await settled(api, job["id"])
+    (output,) = await outputs(api, job["id"])
+    url = output["url"]
+    key = "pictures/products/A-1/1.png"
+
+    async def got(**query: Any) -> httpx.Response:
+        return await api.client.get(url, params=query)
+
+    assert (await got()).content == picture
+    sent = await got(redirect="true")
+    assert (sent.status_code, sent.headers["cache-control"]) == (302, "private, no-store")
+    there = sent.headers["location"]
+    assert there.startswith(f"{bucket.url}/shop/{key}?")
+    assert 0 < int(httpx.URL(there).params["X-Amz-Expires"]) <= 300
+    assert SECRET not in there
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(there)).content == picture
+        part = await client.get(there, headers={"Range": "bytes=1-3"})
+        assert (part.status_code, part.content) == (206, picture[1:4])
+    known = await api.client.get(url, params={"redirect": "true"}, headers={"If-None-Match": "*"})
+    assert known.status_code == 304
+    assert (await got(redirect="true", format="webp")).headers["content-type"] == "image/webp"
+    assert (await got(redirect="perhaps")).status_code == 422
+    view = {"filename": output["hash"], "redirect": "true"}
+    assert (await api.client.get("/view", params=view)).status_code == 302
+
+    changed = await api.client.post("/api/v1/stores", json=bucket.record(redirect=True, replace=True))
+    assert changed.json()["redirect"] is True
+    assert (await got()).status_code == 302
+    assert (await api.client.head(url)).status_code == 302
+    assert (await got(redirect="false")).content == picture
+    assert (await api.client.get("/view", params={**view, "redirect": ""})).content == picture
+    signed = (await api.client.get(f"/api/v2/jobs/{job['id']}?signed=60")).json()["outputs"][0]["url"]
+    short = await api.client.get(signed)
+    assert 0 < int(httpx.URL(short.headers["location"]).params["X-Amz-Expires"]) <= 60
+
+    bucket.put(key, b"of somebody else")
+    later = await api.client.post(
+        "/api/v1/stores", json=bucket.record(redirect=True, replace=True, signed_s=90)
+    )
+    assert later.status_code == 201  # with another record, nothing is known of the object
+    assert (await got()).content == (await got(redirect="true")).content == picture
+    bucket.stop()
+    assert (await got()).content == picture
+
+
+async def test_what_the_fleet_has_lost_is_given_by_the_store(
+    api: Api, bucket: Bucket, tmp_path: Path
+) -> None:
+    job = await api.submit(GRAPH, **asked())
+    await made(api, job["id"], png("red"))
+    await settled(api, job["id"])
+    (output,) = await outputs(api, job["id"])
+    lose(tmp_path, png("red"))
+    assert (await api.client.get(output["url"])).status_code == 302
+    assert (await api.client.get(output["url"], params={"redirect": "false"})).status_code == 404
+    bucket.empty()
+
+
+async def test_converted_outputs_are_never_given_by_the_store(api: Api) -> None:
+    job = await api.submit(GRAPH, **asked(format="webp"))
+    await made(api, job["id"], png("red"))
+    await settled(api, job["id"])
+    (output,) = await outputs(api, job["id"])
+    found = await api.client.get(output["url"], params={"redirect": "true"})
+    assert (found.status_code, found.content) == (200, png("red"))
 
 
 async def test_what_is_not_to_be_shown_is_not_stored_and_equal_names_are_told_apart(

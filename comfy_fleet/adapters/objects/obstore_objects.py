@@ -3,11 +3,12 @@
 import asyncio
 import errno
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import obstore
@@ -135,12 +136,21 @@ class ObstoreObjects:
             except FileNotFoundError:
                 return
 
-    async def signed_url(self, store: NamedStore, key: str) -> str | None:
-        """Return a URL that is good for a GET for a while; see the port."""
+    async def holds(self, store: NamedStore, key: str, *, size: int, metadata: Mapping[str, str]) -> bool:
+        """Return whether there is such an object; see the port."""
+        async with self._asked(store, key) as client:
+            found = await _found(client, key)
+            return found is not None and found.meta["size"] == size and _says(found, metadata)
+
+    async def signed_url(
+        self, store: NamedStore, key: str, *, method: Literal["GET", "HEAD"] = "GET", most_s: float = inf
+    ) -> str | None:
+        """Return a URL that is good for a while; see the port."""
         async with self._asked(store, key) as client:
             if isinstance(client, LocalStore):
                 return None
-            return await obstore.sign_async(client, "GET", key, timedelta(seconds=store.signed_s))
+            life = timedelta(seconds=min(store.signed_s, most_s))
+            return await obstore.sign_async(client, method, key, life)
 
     async def probe(self, store: NamedStore, *, write: bool) -> None:
         """See if a store answers; see the port."""
@@ -309,15 +319,19 @@ async def _found(client: ObjectClient, key: str) -> Any:
         return None
 
 
+def _says(found: Any, metadata: Mapping[str, str]) -> bool:
+    """Return whether this is written beside an object; one with nothing beside it may be anybody's."""
+    told = {name.lower(): value for name, value in found.attributes.items()}
+    return bool(metadata) and all(told.get(name) == said for name, said in metadata.items())
+
+
 async def _is_ours(client: ObjectClient, key: str, source: ObjectSource) -> bool:
     """Return whether an object is what we would write: it was written, and that was not noted."""
     found = await _found(client, key)
     if found is None:
         return False
     if not isinstance(client, LocalStore):
-        told = {name.lower(): value for name, value in found.attributes.items()}
-        # What says nothing of where it came from may be anybody's.
-        return bool(source.metadata) and all(told.get(name) == said for name, said in source.metadata.items())
+        return _says(found, source.metadata)
     if found.meta["size"] != source.size:
         return False
     stored = await obstore.get_async(client, key)

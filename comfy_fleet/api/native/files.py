@@ -15,7 +15,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import asset_response
+from comfy_fleet.api import asset_response, output_response
 from comfy_fleet.api.asset_response import SAFE_HEADERS, may_run
 from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
@@ -69,6 +69,11 @@ async def view(request: Request) -> Response:
                 if not form.preview:
                     raise _Refused(400, str(error)) from None
         _check_expected(request, asset)
+        # Never by a store's own option, of which ComfyUI's clients know nothing.
+        known = asset_response.is_known(request, asset_response.etag_of(asset))
+        wanted = query.get("redirect") == "true" and not known
+        if wanted and (sent := await output_response.redirected(request, asset, asked=True)) is not None:
+            return sent
         shown_as = _shown_as(name, kind, request.headers.get("sec-fetch-dest"))
         response = await asset_response.respond(request, asset, d.assets, shown_as=shown_as)
     except _Refused as refused:

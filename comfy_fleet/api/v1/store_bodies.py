@@ -64,6 +64,11 @@ class StoreBody(BaseModel):
         description="Tenants whose jobs' outputs it gets where a request names no store.",
     )
     inputs: bool = Field(False, description="Whether jobs may read inputs from it.")
+    redirect: bool = Field(
+        False,
+        description="Whether downloads of outputs that are stored there as they are answer 302 with a URL "
+        "that it has signed, unless their query says `redirect=false`.",
+    )
     replace: bool = Field(False, description="Whether it may take the place of a store of this name.")
     probe: bool = Field(
         True, description="Whether it is tried first: an object is written, read and deleted."
@@ -85,6 +90,7 @@ class StoreAnswer(TypedDict):
     tenants: list[str]
     default_for: list[str]
     inputs: bool
+    redirect: bool
     created_at: str | None
     waiting: Annotated[int, Field(description="Jobs whose outputs wait for it.")]
     waiting_bytes: int

@@ -129,6 +129,7 @@ def _shown(store: NamedStore, traffic: StoreTraffic) -> StoreAnswer:
         "tenants": list(store.tenants),
         "default_for": list(store.default_for),
         "inputs": store.inputs,
+        "redirect": store.redirect,
         "created_at": time(store.created_at) if store.created_at else None,
         "waiting": traffic.waiting,
         "waiting_bytes": traffic.bytes,

@@ -19,7 +19,7 @@ from comfy_fleet.api.answers import (
 from comfy_fleet.api.batch_requests import BatchQuery, GraphBatchBody
 from comfy_fleet.api.deps import links, owner
 from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint, ServedRoute
-from comfy_fleet.api.output_response import FormQuery
+from comfy_fleet.api.output_response import ContentQuery
 from comfy_fleet.api.v1.batch_answers import MadeBatchAnswer
 from comfy_fleet.api.v1.batch_routes import IDEMPOTENCY_KEY as BATCH_KEY
 from comfy_fleet.api.v1.batches import create_graph_batch
@@ -152,8 +152,8 @@ TABLE = (
         handler=assets.get_asset_content,
         summary="Download a file",
         tag="assets",
-        query=FormQuery,
-        answers={200: None, 206: None, 304: None},
+        query=ContentQuery,
+        answers={200: None, 206: None, 302: None, 304: None},
         kind=BINARY,
         errors=(416,),
     ),

@@ -57,6 +57,7 @@ class NamedStore:
         tenants: Who may use it; empty: all.
         default_for: Tenants whose jobs it gets where nothing else is asked for.
         inputs: Whether jobs may read inputs from it.
+        redirect: Whether who downloads an output that is stored there as it is gets sent there.
         created_at: Unix seconds.
         sealed: Its credentials, encrypted; empty: those of the machine, or none.
     """
@@ -72,6 +73,7 @@ class NamedStore:
     tenants: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
     inputs: bool = False
+    redirect: bool = False
     created_at: float = 0.0
     sealed: str = field(default="", repr=False)
 
@@ -97,6 +99,10 @@ class NamedStore:
             raise BadInput(
                 f"signed_s must be from {LEAST_SIGNED_S:.0f} to {MOST_SIGNED_S:.0f} seconds",
                 details={"field": "signed_s"},
+            )
+        if self.redirect and not self.signs:
+            raise BadInput(
+                "redirect: a folder has no URLs to which clients could be sent", details={"field": "redirect"}
             )
         if self.tenants and (others := [one for one in self.default_for if one not in self.tenants]):
             raise BadInput(

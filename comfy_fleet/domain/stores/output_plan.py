@@ -81,6 +81,18 @@ class OutputPlan:
         return (wanted or own) if self.width or self.quality or self.metadata == "strip" else ""
 
 
+def object_metadata(job_id: str, content_hash: str) -> dict[str, str]:
+    """Return what is written beside an output's object, by which it is known again.
+
+    Names and values are such as every kind of store takes.
+
+    Args:
+        job_id: Whose output it is.
+        content_hash: Of the output as the fleet has it, ``blake3:`` and 64 hexadecimal digits.
+    """
+    return {"fleetjob": job_id, "fleetblake3": content_hash.removeprefix("blake3:")}
+
+
 class StoreState(StrEnum):
     """Where an output is on its way."""
 
