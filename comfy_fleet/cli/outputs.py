@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.mirror import Mirror, MirrorCounts, MirroredFile
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.parameters import pairs
+
+if TYPE_CHECKING:
+    from comfy_fleet.cli.mirror import Mirror, MirrorCounts, MirroredFile
 
 app = typer.Typer(help="Mirror what jobs have made into a folder.", no_args_is_help=True)
 
@@ -60,6 +62,7 @@ def sync(
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stderr, stdout
+    from comfy_fleet.cli.mirror import Mirror
     from comfy_fleet.cli.people_options import seconds
 
     began = ""
@@ -88,7 +91,7 @@ def sync(
         raise typer.Exit(Exit.FAILED)
 
 
-def _follow_once(mirror: Mirror, began: str) -> None:
+def _follow_once(mirror: "Mirror", began: str) -> None:
     from comfy_fleet.cli.console import stderr
 
     time.sleep(min(LONGEST_LOOK_S, max(LOOK_S, 10 * mirror.took_s)))  # with many jobs a look takes long
@@ -100,7 +103,7 @@ def _follow_once(mirror: Mirror, began: str) -> None:
         stderr().print(f"waiting: {error.message}", markup=False)
 
 
-def _words(counts: MirrorCounts) -> str:
+def _words(counts: "MirrorCounts") -> str:
     parts = [f"{counts.new} new", f"{counts.there} there already"]
     if counts.unreadable:
         parts.append(f"{counts.unreadable} gone, or not yours to read")
@@ -110,7 +113,7 @@ def _words(counts: MirrorCounts) -> str:
 
 
 @contextmanager
-def _shown(*, quiet: bool) -> Iterator[Callable[[MirroredFile], None]]:
+def _shown(*, quiet: bool) -> Iterator[Callable[["MirroredFile"], None]]:
     """Yield what is called for each file: a line for each new one, or counts on a terminal."""
     from comfy_fleet.cli.console import size, stderr, stdout
 
@@ -129,7 +132,7 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[MirroredFile], None]]:
     ) as line:
         task = line.add_task("")
 
-        def show(file: MirroredFile) -> None:
+        def show(file: "MirroredFile") -> None:
             nonlocal bytes_
             counts[file.new] += 1
             bytes_ += file.size_bytes if file.new else 0

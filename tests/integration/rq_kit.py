@@ -59,12 +59,15 @@ class Client:
 async def fleet_job(api: Api, rq_id: str) -> str:
     """Return the job in the fleet, once there is one."""
     redis: Any = api.stores.redis
+    found = b""
 
     async def there() -> bool:
-        return bool(await redis.hget(f"fleet:inbox:job:{rq_id}", "state") == b"live")
+        nonlocal found
+        state, found = await redis.hmget(f"fleet:inbox:job:{rq_id}", "state", "job")
+        return bool(state == b"live")
 
     await until(there, what="it is taken", timeout_s=45)
-    return str((await redis.hget(f"fleet:inbox:job:{rq_id}", "job")).decode())
+    return found.decode()
 
 
 async def started(api: Api, client: Client, rq_id: str, node: str = "g1") -> Claim:

@@ -59,13 +59,13 @@ Leaf = tuple[tuple[str, ...], Any]  # its words, and Typer's command
 
 
 def leaves() -> Iterator[Leaf]:
-    """Yield all commands that ask the API."""
+    """Yield all commands that ask the API and print: `mcp` writes JSON to a program."""
 
     def below(command: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
         if hasattr(command, "commands"):
             for name, one in command.commands.items():
                 yield from below(one, (*path, name))
-        elif any("--api" in parameter.opts for parameter in command.params):
+        elif path != ("mcp",) and any("--api" in parameter.opts for parameter in command.params):
             yield path, command
 
     yield from below(typer.main.get_command(build()), ())

@@ -270,5 +270,5 @@ async def test_metrics_and_health_tell_the_same_verdict(
         sick = await host.http.get(f"{base}/health/g1")
         assert (sick.status_code, "other programs hold" in sick.text) == (503, True)
         text = (await host.http.get(f"{base}/metrics")).text
-        assert 'fleet_agent_nodes{word="drain"} 1.0' in text
+        assert 'fleet_agent_nodes{word="drain"} 1' in text
         assert "fleet_agent_confirmed_age_seconds" in text

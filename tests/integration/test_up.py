@@ -63,7 +63,7 @@ def test_every_process_has_metrics(running: Up) -> None:
     job = running.json("submit", "image_card", "-p", "prompt=counted", "--wait")
     assert job["status"] == "succeeded"
     ports = json.loads((running.data / "run" / "up.json").read_text())["settings"]
-    counted = 'fleet_jobs_total{pool="default",status="succeeded",tenant="default",workflow="image_card"}'
+    counted = 'fleet_jobs_total{status="succeeded",workflow="image_card",pool="default",tenant="default"}'
     for name, metric in {
         "api_port": 'fleet_jobs_submitted_total{workflow="image_card"}',
         "dispatch_metrics_port": counted,

@@ -51,7 +51,8 @@ async def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
 
 def unsigned(job: dict[str, Any]) -> dict[str, Any]:
     """Return a job without what lets a page read its URLs for a while."""
-    plain: dict[str, Any] = orjson.loads(re.sub(rb"\?expires=\d+&signature=\w+", b"", orjson.dumps(job)))
+    unread = re.sub(rb"expires=\d+&signature=\w+&?", b"", orjson.dumps(job))
+    plain: dict[str, Any] = orjson.loads(re.sub(rb'[?&]"', b'"', unread))
     for output in plain["outputs"]:
         del output["url_expires_at"]
     return plain

@@ -49,7 +49,7 @@ class RedisUploads:
             name = "upload_bytes" if bytes_ else "uploads"
             raise LimitReached(
                 name,
-                scope.decode(),
+                "user" if scope == b"user" else "fleet",
                 most=int(limit),
                 used=int(used),
                 way_out="send the rest of one, or give it up with DELETE",

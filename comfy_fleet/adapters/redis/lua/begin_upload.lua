@@ -1,6 +1,6 @@
 -- Write a new upload that will come in parts.
 -- args: record (texts), expires_at, each, all, each_bytes, all_bytes (what uploads that have not ended may be), quota (see quotas.lua).
--- Returns {'schema', layout} | {'limit', ...} as over_quota says | {'full', user or fleet, most, used, 1 if these are bytes} | {'ok'}.
+-- Returns {'schema', layout} | {'limit', ...} as over_quota says | {'full', user or all, most, used, 1 if these are bytes} | {'ok'}.
 local other = other_schema()
 if other then return other end
 local r = args.record
@@ -15,8 +15,8 @@ end
 local function whole(n) return string.format('%.0f', n) end
 if mine >= args.each then return { 'full', 'user', whole(args.each), whole(mine), 0 } end
 if my_bytes + length > args.each_bytes then return { 'full', 'user', whole(args.each_bytes), whole(my_bytes), 1 } end
-if all >= args.all then return { 'full', 'fleet', whole(args.all), whole(all), 0 } end
-if bytes + length > args.all_bytes then return { 'full', 'fleet', whole(args.all_bytes), whole(bytes), 1 } end
+if all >= args.all then return { 'full', 'all', whole(args.all), whole(all), 0 } end
+if bytes + length > args.all_bytes then return { 'full', 'all', whole(args.all_bytes), whole(bytes), 1 } end
 local over = args.quota and over_quota(args.quota, now(), 0, length)
 if over then return over end
 redis.call('HSET', upload_key(r.id), unpack(flat(r)))
