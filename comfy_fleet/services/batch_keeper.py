@@ -95,8 +95,10 @@ class BatchKeeper:
         """Cancel a batch, and return when nothing of it waits any more."""
         left = await self._store.cancel(batch_id, most=QUEUED_AT_ONCE)
         while left:
-            left = (await self._store.queue(batch_id, most=QUEUED_AT_ONCE)).left
-            left += await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
+            queued = await self._store.queue(batch_id, most=QUEUED_AT_ONCE)
+            if queued.full:  # it was begun again meanwhile: what is canceled needs no room
+                break
+            left = queued.left + await self._store.cancel(batch_id, most=QUEUED_AT_ONCE, marked=True)
         self.wake()
 
     async def tend(self) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 from comfy_fleet.domain.errors import ObjectError
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job
+from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.stores.named_store import NamedStore
 from comfy_fleet.domain.stores.output_plan import StoreState, object_metadata
 from comfy_fleet.ports.jobs import JobStore
@@ -65,7 +66,7 @@ class StoredRedirects:
         store = None if found is None else stores.get(found[0])
         if job is None or found is None or store is None or not store.signs:
             return None
-        if not (asked or store.redirect):
+        if not (asked or store.redirect) or not store.serves(job.tenant or DEFAULT_TENANT):
             return None
         key = found[1]
         try:

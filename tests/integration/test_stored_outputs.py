@@ -480,6 +480,9 @@ async def test_tenants_use_their_stores_and_have_a_default(
         retried = await api.client.post(f"/api/v1/jobs/{ids[2]}/retry", headers=bearer(ada))
         assert retried.status_code == 201, retried.text
         assert retried.json()["output"]["key"] == "own/{date}.{ext}"
+        (there,) = await outputs(api, ids[2], headers=bearer(ada))
+        content = f"/api/v2/assets/{there['id']}/content?redirect=true"
+        assert (await api.client.get(content, headers=bearer(ada))).status_code == 302
         changed = {**bucket.record(tenants=["default"]), "replace": True}
         assert (await call(api, "POST", "stores", changed)).status_code == 201
         await all_made(api, [retried.json()["id"]])
@@ -487,6 +490,7 @@ async def test_tenants_use_their_stores_and_have_a_default(
         assert found["state"] == "failed" and "may not use store shop any more" in found["error"]
         before = [one["stored"] for one in await outputs(api, ids[2], headers=bearer(ada))]
         assert [(one["state"], one["signed_url"]) for one in before] == [("stored", None)]
+        assert (await api.client.get(content, headers=bearer(ada))).status_code == 200
 
 
 async def test_what_the_fleet_can_not_do_ends_all_the_same(
