@@ -1,17 +1,18 @@
-"""A ComfyUI process that the agent runs: start, watch, restart, recycle."""
+"""A ComfyUI process that the agent runs or restarts: start, watch, restart, recycle."""
 
 import asyncio
 import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child, LogFile
 from comfy_fleet.adapters.system.procfs import Used, used
+from comfy_fleet.agent.commanded_process import CommandedProcess
 from comfy_fleet.agent.node_poller import NodePoller
 from comfy_fleet.agent.websocket_monitor import WebsocketMonitor
 from comfy_fleet.domain.errors import ConfigError
@@ -34,6 +35,7 @@ TICK_S = 0.1
 _READ_EVERY_S = 0.5  # how often /proc is read
 _READ_RATE = 20 * 2**20  # bytes read from a disk that count as a second of computing
 _BUSY_GPU = 5  # percent
+_LOG_EVERY_S = 5.0  # how often the log of one that others start is read
 # Python's message, with ComfyUI's name of the thread that runs prompts.
 _WORKER_DIED = re.compile(r"Exception in thread .*\(prompt_worker\)")
 
@@ -79,6 +81,7 @@ class ComfyUIProcess:
         gpu_busy: Callable[[], int | None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
         turn: Callable[[], bool] = lambda: True,
+        commanded: CommandedProcess | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up; nothing runs before :meth:`run`.
@@ -91,6 +94,7 @@ class ComfyUIProcess:
             gpu_busy: Returns how busy its GPU is in percent, if known.
             on_change: Called whenever its phase changes.
             turn: Returns True if it may be recycled now.
+            commanded: How it is restarted if something else starts it; None: the agent runs it.
             clock: Seconds, monotonic.
         """
         self.probe = probe
@@ -105,7 +109,8 @@ class ComfyUIProcess:
         self._monitor = WebsocketMonitor(probe.url, client_id, clock=clock)
         self._log_failing = False
         self._log = LogFile(spec.log, on_trouble=self._log_trouble)
-        self._child = Child(
+        self._commanded = commanded
+        self._child: Child | CommandedProcess = commanded or Child(
             spec.name,
             spec.argv,
             env=spec.env,
@@ -127,8 +132,18 @@ class ComfyUIProcess:
         return self.watch.phase is ProcessPhase.UP
 
     @property
+    def ours(self) -> bool:
+        """Whether the agent has started it, and ends it."""
+        return self._commanded is None
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives, as far as that is known."""
+        return self._child.running
+
+    @property
     def pid(self) -> int | None:
-        """Its process id; None while it does not run."""
+        """Its process id; None while it does not run, or if that is hidden."""
         return self._child.pid if self._child.running else None
 
     @property
@@ -150,16 +165,19 @@ class ComfyUIProcess:
             self._clear_at = asked_at
 
     async def run(self) -> None:
-        """Keep it running until canceled, then end it."""
-        listening = start(self._monitor.run(), name=f"pulse of {self.spec.name}")
+        """Keep it running until canceled, then end it if it is ours."""
+        helpers = [start(self._monitor.run(), name=f"pulse of {self.spec.name}")]
+        if self._commanded is not None:
+            helpers.append(start(self._follow_log(), name=f"log of {self.spec.name}"))
         try:
             while True:
                 await self._tick()
                 await asyncio.sleep(TICK_S)
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
-            await self._child.stop()
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await (self._child.stop() if self._commanded is None else self._commanded.leave())
             self._log.close()
 
     def kill(self) -> None:
@@ -167,11 +185,16 @@ class ComfyUIProcess:
         self._child.send_signal(signal.SIGKILL)
 
     async def _tick(self) -> None:
-        ready = False
+        ready, limits = False, self._limits
+        if self._commanded is not None:
+            await self._commanded.look()
+            limits = self._commanded.limits(limits)
         if self.watch.phase is ProcessPhase.STARTING and self._child.running:
             # A job that ends before the websocket is open would not be counted.
             ready = await self.probe.ready() and self._monitor.open
-        watch, order = step(self.watch, self.look(ready), self._limits)
+            if self._commanded is not None and ready:
+                ready = self._commanded.is_new(self._monitor.opened)
+        watch, order = step(self.watch, self.look(ready), limits)
         self._become(watch)
         match order:
             case Order.START:
@@ -183,8 +206,10 @@ class ComfyUIProcess:
                 await self._child.stop()
 
     async def _start(self) -> None:
-        await self._child.stop()  # left behind by the last one
-        if self._child.running:  # it still has its GPU and its port: a second one beside it would be useless
+        if self._commanded is None:
+            await self._child.stop()  # left behind by the last one
+        # If it still has its GPU and its port, a second one beside it would be useless.
+        if self.ours and self._child.running:
             self.watch = replace(self.watch, why=f"pid {self.pid} hangs in the kernel and can't be ended")
             return
         self.probe.restarted()
@@ -192,10 +217,24 @@ class ComfyUIProcess:
         self._effort = self._cpu_and_disk = 0.0
         self._read_at = self._clear_at = None
         self._failed = self._broken = ""
+        self.used = Used()
         try:
+            if self._commanded is not None:
+                self._commanded.remember(self._monitor.opened)
             await self._child.start()
         except ConfigError as error:  # e.g. its Python is being upgraded just now
             self._failed = str(error)
+
+    async def _follow_log(self) -> None:
+        """Look for the end of the prompt thread in a log that does not pass through the agent."""
+        while True:
+            await asyncio.sleep(_LOG_EVERY_S)
+            start_ = self.watch.restarts
+            if self.watch.phase not in (ProcessPhase.UP, ProcessPhase.LEAVING):
+                continue
+            lines = await self.probe.log()
+            if self.watch.restarts == start_:
+                self._note_death(lines)
 
     def look(self, ready: bool) -> Look:
         """Return its present state, for its supervisor."""
@@ -232,7 +271,10 @@ class ComfyUIProcess:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")  # ComfyUI's own lines have no time
         fields = {"ts": now, "level": "info", "process": self.spec.name, "logger": "comfyui", "msg": line}
         self._log.write(json_line(fields))
-        if _WORKER_DIED.match(line):
+        self._note_death([line])
+
+    def _note_death(self, lines: Iterable[str]) -> None:
+        if any(map(_WORKER_DIED.match, lines)):
             self._broken = "the thread that runs its prompts died; its log says why"
 
     def _read_usage(self, now: float) -> None:

@@ -49,7 +49,7 @@ class Member:
     Attributes:
         probe: Polls it over HTTP.
         gpu: Its ``CUDA_VISIBLE_DEVICES``; None if it is on another machine or unknown.
-        process: Its process, if the agent runs it.
+        process: Its process, if the agent runs or restarts it.
         joining: Its registration; None if somebody else registered it.
         folders: Its files, if they can be reached.
         on_cpu: Whether it computes on the host's processor.
@@ -213,8 +213,15 @@ class HostAgent:
 
     @property
     def busy(self) -> bool:
-        """Whether anything runs or waits on a ComfyUI that the agent runs."""
-        return any(one.process is not None and one.probe.queue.busy for one in self.members.values())
+        """Whether anything runs or waits on a ComfyUI that ends with the agent."""
+        members = self.members.values()
+        return any(one.process is not None and one.process.ours and one.probe.queue.busy for one in members)
+
+    def turn(self, name: str) -> bool:
+        """Return whether a process may be recycled: one of a host at a time."""
+        away = (ProcessPhase.LEAVING, ProcessPhase.STOPPING, ProcessPhase.STARTING)
+        processes = {one.name: one.process for one in self.members.values() if one.process is not None}
+        return not any(one.watch.phase in away for other, one in processes.items() if other != name)
 
     def busy_gpu(self, key: str | None) -> int | None:
         """Return how busy a GPU is, in percent; None if that is not known."""
@@ -395,7 +402,7 @@ class HostAgent:
         counted = member.probe.stats.last(rss_bytes=rss)
         if process is not None and not process.up:
             counted = None
-        running = process is None or process.pid is not None
+        running = process is None or process.running
         return MemoryClaim(node=member.name, pids=member.pids, counted=counted, running=running)
 
     def _others(self) -> Iterator[NodeOnGpu]:

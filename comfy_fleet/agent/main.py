@@ -19,6 +19,8 @@ from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.api_client import ApiClient
 from comfy_fleet.agent.cleaner import Folders
+from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
+from comfy_fleet.agent.commanded_process import CommandedProcess
 from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.metrics import AgentMetrics
@@ -29,6 +31,7 @@ from comfy_fleet.domain.networks import is_any
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining
 from comfy_fleet.domain.nodes.node import with_credentials
+from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 from comfy_fleet.domain.nodes.vram import GIB
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.settings import Settings
@@ -47,6 +50,7 @@ class Beside:
         gpu: Its GPU, as in ``CUDA_VISIBLE_DEVICES``.
         output: Its output folder; None: its files are not deleted.
         input: Its input folder.
+        restart: The command that restarts it, as program and arguments; empty: the agent never restarts it.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Beside:
     gpu: str | None = None
     output: Path | None = None
     input: Path | None = None
+    restart: tuple[str, ...] = ()
     credentials: str = field(default="", repr=False)
 
 
@@ -69,6 +74,7 @@ class AgentOptions:
         port: Where agent-checks are answered; None: the settings' port.
         supervision: The ComfyUIs to run; None runs none.
         beside: ComfyUIs that run already.
+        limits: When those of them that have a command are restarted.
         pool: Pool of the nodes; None keeps the registry's.
         weight: Their weight; None keeps the registry's.
         zone: Their zone; None keeps the registry's.
@@ -83,6 +89,7 @@ class AgentOptions:
     port: int | None = None
     supervision: Supervision | None = None
     beside: Sequence[Beside] = ()
+    limits: RestartLimits = field(default_factory=RestartLimits)
     pool: str | None = None
     weight: int | None = None
     zone: str | None = None
@@ -210,7 +217,10 @@ async def run(
         host.address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
         gpus = await host.look_at_gpus()
         for node in options.beside:
-            host.add(_beside(host, node, options))
+            member = _beside(host, node, options, settings.data)
+            host.add(member)
+            if member.process is not None:
+                tasks.append(asyncio.create_task(member.process.run(), name=f"care for {node.name}"))
             for folder in (node.output, node.input):
                 if folder is not None and not folder.is_dir():
                     logger.warning(
@@ -279,10 +289,24 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _beside(host: HostAgent, node: Beside, options: AgentOptions) -> Member:
+def _beside(host: HostAgent, node: Beside, options: AgentOptions, data: Path) -> Member:
+    probe = host.probe(node.name, node.url, node.credentials)
+    process = None
+    if node.restart:
+        process = ComfyUIProcess(
+            ProcessSpec(name=node.name, argv=node.restart, log=data / "logs" / f"{node.name}.log"),
+            probe,
+            client_id=f"fleet-agent-{node.name}",
+            limits=options.limits,
+            gpu_busy=lambda: host.busy_gpu(node.gpu),
+            on_change=host.changed.set,
+            turn=lambda: host.turn(node.name),
+            commanded=CommandedProcess(node.name, node.restart, node.url),
+        )
     return Member(
-        probe=host.probe(node.name, node.url, node.credentials),
+        probe=probe,
         gpu=node.gpu,
+        process=process,
         joining=_joining(
             host,
             options,

@@ -102,6 +102,16 @@ class NodePoller:
         self.busy_at = self._clock()
         return True
 
+    async def log(self) -> list[str]:
+        """Return the last lines of its log as its own page shows them; none if it does not say."""
+        try:
+            answer = await self._node.json("/internal/logs/raw", timeout_s=_TIMEOUT_S)
+        except NodeError:
+            return []
+        entries = answer.get("entries") if isinstance(answer, dict) else None
+        texts = [one.get("m") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        return [line for text in texts if isinstance(text, str) for line in text.splitlines()]
+
     async def stop_orphans(self) -> None:
         """Take the fleet's prompts that no run explains any more off the node."""
         now = self._clock()

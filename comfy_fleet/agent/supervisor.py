@@ -17,7 +17,7 @@ from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.gpu import Gpus
 from comfy_fleet.domain.nodes.host import Joining
-from comfy_fleet.domain.nodes.process_supervision import ProcessPhase, RestartLimits
+from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Supervisor:
             limits=wanted.limits,
             gpu_busy=lambda: self._host.busy_gpu(place.device),
             on_change=self._host.changed.set,
-            turn=lambda: self._turn(name),
+            turn=lambda: self._host.turn(name),
         )
         self._processes.append(process)
         return Member(
@@ -130,11 +130,6 @@ class Supervisor:
             joining=join(name=name, url=url, cleans_up=True, simulated=wanted.simulated),
             folders=Folders(output=folder / "output", input=folder / "input"),
         )
-
-    def _turn(self, name: str) -> bool:
-        """Return whether a process may be recycled: one of a host at a time."""
-        away = (ProcessPhase.LEAVING, ProcessPhase.STOPPING, ProcessPhase.STARTING)
-        return not any(one.watch.phase in away for one in self._processes if one.spec.name != name)
 
     async def run(self) -> None:
         """Keep them running until canceled, then end them all at once."""

@@ -40,6 +40,7 @@ class WebsocketMonitor:
         self._clock = clock
         self._waiting = 0
         self.open = False
+        self.opened = 0  # how often
         self.heard_at: float | None = None
         self.jobs = 0
 
@@ -70,6 +71,7 @@ class WebsocketMonitor:
     async def _listen(self, socket: ClientConnection) -> None:
         pinging = asyncio.create_task(self._ping(socket))
         self.open = True
+        self.opened += 1
         try:
             async for message in socket:
                 self.heard_at = self._clock()

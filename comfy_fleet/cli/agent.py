@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,12 @@ from comfy_fleet.cli.options import Data, words
 if TYPE_CHECKING:
     from comfy_fleet.agent.main import Beside
     from comfy_fleet.agent.supervisor import Supervision
+    from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
 _HOST = "This host"
 _RUN = "ComfyUIs to run"
 _BESIDE = "ComfyUIs that run already"
+_CARE = "When ComfyUIs are restarted"
 
 
 def register(app: typer.Typer) -> None:
@@ -141,13 +144,13 @@ def agent(
     max_memory: Annotated[
         float | None,
         typer.Option(
-            min=0.1, metavar="GIB", help="Restart a ComfyUI that uses more host memory.", rich_help_panel=_RUN
+            min=0.1, metavar="GIB", help="Restart a ComfyUI that uses more host memory.", rich_help_panel=_CARE
         ),
     ] = None,
     max_jobs: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Restart a ComfyUI after this many jobs; 0: never.", rich_help_panel=_RUN
+            metavar="N", min=0, help="Restart a ComfyUI after this many jobs; 0: never.", rich_help_panel=_CARE
         ),
     ] = 0,
     frozen_after: Annotated[
@@ -155,8 +158,8 @@ def agent(
         typer.Option(
             min=1,
             metavar="S",
-            help="Kill a ComfyUI that is silent and idle for this many seconds.",
-            rich_help_panel=_RUN,
+            help="Restart a ComfyUI that is silent and idle for this many seconds.",
+            rich_help_panel=_CARE,
         ),
     ] = 30.0,
     node: Annotated[
@@ -181,6 +184,15 @@ def agent(
             metavar="NAME=DIR", help="Input folder of a --node. Repeatable.", rich_help_panel=_BESIDE
         ),
     ] = None,
+    restart_command: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]CMD",
+            help="Restart a --node, or each of them, by this command, without a shell; {name} is filled in. "
+            "Repeatable.",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
 ) -> None:
     """Run the agent of one GPU host: start, watch and register its ComfyUIs, and answer HAProxy for them.
 
@@ -192,10 +204,14 @@ def agent(
     from comfy_fleet.cli.parameters import pairs
     from comfy_fleet.cli.processes import load, logging_as
     from comfy_fleet.domain.nodes.node import check_name
+    from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
     given = load(data=data, agent_metrics_port=metrics_port)
     settings = logging_as("agent").model_copy(
         update={"data": given.data, "agent_metrics_port": given.agent_metrics_port}
+    )
+    limits = RestartLimits(
+        rss_bytes=None if max_memory is None else int(max_memory * 2**30), jobs=max_jobs, frozen_s=frozen_after
     )
     options = AgentOptions(
         join=join,
@@ -209,8 +225,12 @@ def agent(
         labels=pairs(label or [], "--label"),
         editor=editor,
         beside=beside(
-            node or [], pairs(output_dir or [], "--output-dir"), pairs(input_dir or [], "--input-dir")
+            node or [],
+            pairs(output_dir or [], "--output-dir"),
+            pairs(input_dir or [], "--input-dir"),
+            restart_command or [],
         ),
+        limits=limits,
         supervision=None
         if comfyui is None
         else _supervision(
@@ -222,20 +242,21 @@ def agent(
             per_gpu=per_gpu,
             env=env or [],
             override=override or [],
-            max_memory=max_memory,
-            max_jobs=max_jobs,
-            frozen_after=frozen_after,
+            limits=limits,
         ),
     )
     serve(settings, options)
 
 
-def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]) -> "tuple[Beside, ...]":
-    """Read ``NAME=URL[@GPU]``, with folders by name.
+def beside(
+    specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str], restarts: Sequence[str] = ()
+) -> "tuple[Beside, ...]":
+    """Read ``NAME=URL[@GPU]``, with folders by name, and commands that restart them.
 
     Raises:
-        Fail: One of them has another form, a name comes twice, or a folder belongs to no node.
+        Fail: One of them has another form, a name comes twice, or a folder or command belongs to no node.
         BadInput: A name or URL can't be used.
+        ConfigError: A command can't be used.
     """
     from comfy_fleet.agent.main import Beside
     from comfy_fleet.domain.nodes.node import check_name, parse_url, split_credentials
@@ -274,7 +295,40 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
         )
     for left in (*outputs, *inputs):
         raise Fail(f"a folder is named for {left}, but no --node is called so", code=Exit.USAGE)
-    return tuple(found)
+    commands = _restarts(restarts, [one.name for one in found])
+    return tuple(replace(one, restart=commands.get(one.name, ())) for one in found)
+
+
+def _restarts(specs: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read ``[NAME=]CMD``, and return program and arguments by node.
+
+    Raises:
+        Fail: A command is for no node, or a node has two.
+        ConfigError: One can't be used.
+    """
+    from comfy_fleet.agent.commanded_process import RestartTemplate
+    from comfy_fleet.domain.nodes.node import NAME
+
+    option = "--restart-command"
+    if specs and not names:
+        raise Fail(f"{option} is for a --node, and there is none", code=Exit.USAGE)
+    found: dict[str | None, RestartTemplate] = {}
+    for spec in specs:
+        before, equals, command = spec.partition("=")
+        one = before if equals and NAME.fullmatch(before) else None
+        if one is not None and one not in names:
+            raise Fail(f"{option} {spec!r}: no --node is called {one}", code=Exit.USAGE)
+        if one in found:
+            raise Fail(f"{option} is given twice for {one or 'all nodes'}", code=Exit.USAGE)
+        found[one] = RestartTemplate.parse(command if one else spec, f"{option} of {one}" if one else option)
+    rest = [name for name in names if name not in found]
+    general = found.get(None)
+    if general is not None and len(rest) > 1 and not general.for_all:
+        raise Fail(
+            f"{option} would restart the same for {', '.join(rest)}: put {{name}} where it names the node",
+            code=Exit.USAGE,
+        )
+    return {name: one.argv(name) for name in names if (one := found.get(name, general)) is not None}
 
 
 def _supervision(
@@ -287,14 +341,11 @@ def _supervision(
     per_gpu: int,
     env: Sequence[str],
     override: Sequence[str],
-    max_memory: float | None,
-    max_jobs: int,
-    frozen_after: float,
+    limits: "RestartLimits",
 ) -> "Supervision":
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.agent.supervisor import Supervision
     from comfy_fleet.cli.parameters import pairs
-    from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
     overrides = {}
     for spec in override:
@@ -313,9 +364,5 @@ def _supervision(
         env=envs.pop("", {}),
         envs=envs,
         overrides=overrides,
-        limits=RestartLimits(
-            rss_bytes=None if max_memory is None else int(max_memory * 2**30),
-            jobs=max_jobs,
-            frozen_s=frozen_after,
-        ),
+        limits=limits,
     )

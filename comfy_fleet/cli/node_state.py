@@ -99,7 +99,7 @@ class RemoteNodes:
 
     async def status(self, name: str) -> "NodeStatus":
         """Return a node's present state."""
-        from comfy_fleet.services.node_life import NodeStatus
+        from comfy_fleet.services.node_life import NodeStatus, restarted_by_agent
 
         node = self.seen[name] = dict(await self._answer(lambda: self._client.get(path(name))))
         return NodeStatus(
@@ -107,7 +107,7 @@ class RemoteNodes:
             cordon=str(node.get("cordon_reason") or "by hand") if node.get("cordoned") else None,
             verdict=str(node.get("verdict") or ""),
             starts=int(node.get("starts") or 0),
-            managed=bool((node.get("report") or {}).get("pid")),
+            managed=restarted_by_agent(node.get("report") or {}),
             state=state(node),
             work=still_working(node),
         )

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from comfy_fleet.domain.errors import Conflict, NotFound, NotInTime
 from comfy_fleet.domain.nodes.node import NodeState
@@ -39,7 +39,7 @@ class NodeStatus:
         cordon: Why it was drained; None if it is not drained.
         verdict: As in :class:`~comfy_fleet.domain.nodes.node.NodeState`.
         starts: How often it has come back.
-        managed: Whether an agent runs its ComfyUI and can restart it.
+        managed: Whether its agent can restart its ComfyUI.
         state: Its state in words.
         work: What needs it, in words.
     """
@@ -175,7 +175,12 @@ class NodeLife:
         await self._nodes.remove(name, force=force)
 
     async def _managed(self, name: str) -> bool:
-        return bool((await self._hosts.report(name) or {}).get("pid"))
+        return restarted_by_agent(await self._hosts.report(name) or {})
+
+
+def restarted_by_agent(report: Mapping[str, Any]) -> bool:
+    """Return whether a node's agent restarts its ComfyUI, by the agent's report."""
+    return bool(report.get("pid") or report.get("phase"))
 
 
 def _busy(state: NodeState) -> bool:

@@ -116,6 +116,7 @@ class App:
             ("POST", "/upload/mask"): uploads.mask,
             ("GET", "/object_info"): lambda _: json_response(node.catalogue.object_info()),
             ("GET", "/system_stats"): self.system_stats,
+            ("GET", "/internal/logs/raw"): self.log,
             ("GET", "/features"): lambda _: json_response(version.features),
             ("GET", "/embeddings"): self.embeddings,
             ("GET", "/models"): lambda _: json_response(version.folders),
@@ -345,6 +346,11 @@ class App:
         return json_response([self._version.listed_file.format(name=path.name, kind=kind) for path in found])
 
     # the node
+
+    def log(self, _: Request) -> Response:
+        """Return the last lines of its log."""
+        entries = [{"t": "2026-01-01T00:00:00", "m": text} for text in self._node.engine.log]
+        return json_response({"entries": entries, "size": {"cols": 80, "rows": 24}})
 
     def system_stats(self, _: Request) -> Response:
         """Return versions and memory; shows in three places that it is simulated."""

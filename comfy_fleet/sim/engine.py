@@ -87,6 +87,11 @@ class Engine:
         return {"exec_info": {"queue_remaining": len(self._waiting) + (self._running is not None)}}
 
     @property
+    def log(self) -> list[str]:
+        """What its log says."""
+        return self._memory.log
+
+    @property
     def running(self) -> list[Item]:
         """The prompt that runs, if any."""
         return [self._running] if self._running is not None else []

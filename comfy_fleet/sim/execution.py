@@ -60,6 +60,7 @@ class PromptMemory:
         clock: The running prompt's time.
         debt: Seconds that the last prompt of a fixed length took too long.
         broken: Whether the GPU's context is: nothing can be computed before a restart.
+        log: What the node's page shows of its log.
     """
 
     outputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class PromptMemory:
     clock: Clock | None = None
     debt: float = 0.0
     broken: bool = False
+    log: list[str] = field(default_factory=list)
 
 
 class PromptExecution:
@@ -231,7 +233,9 @@ class PromptExecution:
             self._on_crash()
             await asyncio.get_running_loop().create_future()  # until the crash cancels this task
         if faults.take("worker_dies"):
-            sys.stderr.write("Exception in thread Thread-1 (prompt_worker):\n")
+            last = "Exception in thread Thread-1 (prompt_worker):\n"
+            self._memory.log.append(last)
+            sys.stderr.write(last)
             sys.stderr.flush()
             await asyncio.get_running_loop().create_future()  # until the node stops
         if faults.take("oom"):

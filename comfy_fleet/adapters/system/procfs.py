@@ -78,6 +78,13 @@ def listener(port: int, proc: Path = Path("/proc")) -> int | None:
     return None
 
 
+def listening(port: int, proc: Path = Path("/proc")) -> frozenset[str] | None:
+    """Return the inodes of the sockets that listen on a TCP port: others after a restart; None if hidden."""
+    if not (proc / "net/tcp").exists():
+        return None
+    return frozenset(_listening(port, proc))
+
+
 def alive(pid: int, proc: Path = Path("/proc")) -> bool:
     """Return whether a process runs; a zombie does not."""
     try:
