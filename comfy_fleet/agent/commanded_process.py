@@ -53,8 +53,8 @@ class RestartTemplate:
             what: Its name in errors.
 
         Raises:
-            ConfigError: It is empty, its quotes don't match, it has another place than ``{name}``, or its program
-                is missing.
+            ConfigError: It is empty, its quotes don't match, it has another place than ``{name}``, or its
+                program is missing.
         """
         try:
             words = tuple(shlex.split(text))
@@ -160,8 +160,8 @@ class CommandedProcess:
         self._pid = None if pid == os.getpid() else pid
         if self._pid is None and not self._told:
             self._told = True
-            way_out = "run the agent as the same user: its memory is unknown, and silence counts much later"
-            logger.warning("process can't be seen", extra={"node": self.name, "port": port, "reason": way_out})
+            reason = "run the agent as the same user: its memory is unknown, and silence counts much later"
+            logger.warning("process can't be seen", extra={"node": self.name, "reason": reason})
 
     def limits(self, limits: RestartLimits) -> RestartLimits:
         """Return the limits that can be judged now."""
@@ -208,20 +208,25 @@ class CommandedProcess:
         facts = {"node": self.name, "command": shlex.join(self._argv)}
         logger.info("restart command", extra=facts)
         command = self._command = Child(f"restart of {self.name}", self._argv, on_line=lambda _: None)
+        failure = await self._failure_of(command)
+        self._command = None
+        if failure:
+            logger.error("restart command failed", extra={**facts, "reason": failure})
+            raise ConfigError(f"the command that restarts it {failure}")
+
+    async def _failure_of(self, command: Child) -> str:
+        """Run a command, and return how it failed; empty if it did not."""
         try:
             await command.start()
-            try:
-                async with Timeout(self._limit_s):
-                    status = await command.wait()
-            except TimeoutError:
-                await command.stop()
-                raise ConfigError(f"took longer than {self._limit_s:g} s") from None
-            if status:
-                said = next((line.strip() for line in reversed(command.last_lines) if line.strip()), "")
-                failed = f"failed with {status}" if status > 0 else f"was ended by signal {-status}"
-                raise ConfigError(": ".join(filter(None, (failed, said[:_LINE_LIMIT]))))
-            self._command = None
+            async with Timeout(self._limit_s):
+                status = await command.wait()
         except ConfigError as error:
-            self._command = None
-            logger.error("restart command failed", extra={**facts, "reason": str(error)})
-            raise ConfigError(f"the command that restarts it: {error}") from error
+            return f"can't be run: {error}"
+        except TimeoutError:
+            await command.stop()
+            return f"took longer than {self._limit_s:g} s"
+        if not status:
+            return ""
+        said = next((line.strip() for line in reversed(command.last_lines) if line.strip()), "")
+        failed = f"failed with {status}" if status > 0 else f"was ended by signal {-status}"
+        return ": ".join(filter(None, (failed, said[:_LINE_LIMIT])))

@@ -108,9 +108,11 @@ class NodePoller:
             answer = await self._node.json("/internal/logs/raw", timeout_s=_TIMEOUT_S)
         except NodeError:
             return []
-        entries = answer.get("entries") if isinstance(answer, dict) else None
-        texts = [one.get("m") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
-        return [line for text in texts if isinstance(text, str) for line in text.splitlines()]
+        match answer:
+            case {"entries": list(entries)}:
+                texts = [one.get("m") for one in entries if isinstance(one, dict)]
+                return [line for text in texts if isinstance(text, str) for line in text.splitlines()]
+        return []
 
     async def stop_orphans(self) -> None:
         """Take the fleet's prompts that no run explains any more off the node."""

@@ -144,13 +144,13 @@ def agent(
     max_memory: Annotated[
         float | None,
         typer.Option(
-            min=0.1, metavar="GIB", help="Restart a ComfyUI that uses more host memory.", rich_help_panel=_CARE
+            min=0.1, metavar="GIB", help="Restart one that uses more host memory.", rich_help_panel=_CARE
         ),
     ] = None,
     max_jobs: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Restart a ComfyUI after this many jobs; 0: never.", rich_help_panel=_CARE
+            metavar="N", min=0, help="Restart one after this many jobs; 0: never.", rich_help_panel=_CARE
         ),
     ] = 0,
     frozen_after: Annotated[
@@ -211,7 +211,9 @@ def agent(
         update={"data": given.data, "agent_metrics_port": given.agent_metrics_port}
     )
     limits = RestartLimits(
-        rss_bytes=None if max_memory is None else int(max_memory * 2**30), jobs=max_jobs, frozen_s=frozen_after
+        rss_bytes=None if max_memory is None else int(max_memory * 2**30),
+        jobs=max_jobs,
+        frozen_s=frozen_after,
     )
     options = AgentOptions(
         join=join,
@@ -328,7 +330,8 @@ def _restarts(specs: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str
             f"{option} would restart the same for {', '.join(rest)}: put {{name}} where it names the node",
             code=Exit.USAGE,
         )
-    return {name: one.argv(name) for name in names if (one := found.get(name, general)) is not None}
+    chosen = {name: found.get(name, general) for name in names}
+    return {name: template.argv(name) for name, template in chosen.items() if template is not None}
 
 
 def _supervision(
