@@ -104,17 +104,30 @@ def list_(
 
 
 @app.command()
-def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Show everything about a job."""
+def show(
+    job: JobId,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Draw where its time went.")] = False,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Show everything about a job, or where its time went."""
+    from comfy_fleet.cli import timelines
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, size, span, stdout, table
 
     with Client(api, key) as client:
-        record = client.job(client.job_id(job))
+        if timeline:
+            record = client.get(path_of("job", client.job_id(job), "/timeline"))
+        else:
+            record = client.job(client.job_id(job))
     if json_:
         print_json(record)
         return
     console = stdout()
+    if timeline:
+        timelines.show(console, record)
+        return
     now = datetime.now(UTC)
     progress = record.get("progress") or {}
     metadata = record.get("metadata")

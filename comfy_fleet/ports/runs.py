@@ -312,6 +312,7 @@ class RunStore(Protocol):
         progress: Progress | None = None,
         ui: str = "",
         outputs: Sequence[StoredOutput] = (),
+        times: str = "",
     ) -> JobStatus:
         """End the job and both leases; return its final state (``canceling`` always becomes ``canceled``).
 
@@ -330,6 +331,7 @@ class RunStore(Protocol):
             progress: How far it came; None: as far as the record says.
             ui: As for :meth:`left`.
             outputs: Those that are not committed yet; they are before the job ends, in the same step.
+            times: Where its time went, as :meth:`.RunTimes.dump` writes it; empty: unknown.
         """
 
     async def requeue(
@@ -342,6 +344,7 @@ class RunStore(Protocol):
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
+        times: str = "",
     ) -> JobStatus:
         """Return the job to its place in the queue, or end it if its attempts are used up.
 
@@ -353,6 +356,7 @@ class RunStore(Protocol):
             placement: Its new placement; None keeps the present one.
             progress: How far it came, kept if it ends here; None: as far as the record says.
             ui: As for :meth:`left`, kept if it ends here.
+            times: As for :meth:`finish`.
         """
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:

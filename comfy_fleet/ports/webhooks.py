@@ -99,6 +99,9 @@ class Webhooks(Protocol):
     async def messages(self, owner: str, *, failed: bool, limit: int) -> Sequence[WebhookMessage]:
         """Return an owner's messages, newest first; with ``failed``, only those that were given up."""
 
+    async def of_job(self, job_id: str) -> Sequence[WebhookMessage]:
+        """Return the messages about a job that are known, oldest first."""
+
     async def again(self, owner: str, message_id: str) -> WebhookMessage:
         """Send a message again, now.
 

@@ -48,6 +48,7 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.domain.jobs.run_story import newest
+from comfy_fleet.domain.jobs.run_times import StopWatch
 from comfy_fleet.ports.comfyui import Lease
 from comfy_fleet.ports.runs import Claim, Held
 from comfy_fleet.services.collector import Collector
@@ -121,6 +122,8 @@ class Execution:
         self._preparation = PromptPreparation(tools, claim)
         self._extra_data: Mapping[str, Any] | None = None
         self._started = tools.now()
+        # Of a run that was taken over, this dispatcher knows only the rest.
+        self._watch: StopWatch | None = None
         self._posted_at: float | None = None
         self._took_s: float | None = None
         self._ran_s: float | None = None
@@ -227,6 +230,7 @@ class Execution:
             task.cancel()
 
     async def _fresh(self) -> None:
+        self._watch = StopWatch(self._started, self.claim.run)
         try:
             graph = await self._made_ready()
         except (LeaseLost, StoreDown):
@@ -236,6 +240,8 @@ class Execution:
             return
         if graph is None:
             return
+        self._watch.graph(graph)
+        self._step("ready")
         machine = self._new_machine(graph, adopted=False, accepted=False)
         source = self._lease or self._member
         if source is not None:
@@ -310,6 +316,8 @@ class Execution:
             if self._abandoned:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
             actions = machine.handle(event, self._tools.now())
+            if self._watch is not None and isinstance(event, Frame):
+                self._watch.frame(event.type, event.data, self._tools.now())
             if isinstance(event, Frame | Binary):
                 place = machine.pictured if isinstance(event, Binary) else None
                 # Nobody sees a picture that is not judged yet.
@@ -320,10 +328,12 @@ class Execution:
                 if isinstance(action, Left) or (isinstance(action, Finish) and self._began):
                     self._note_results(machine)
                 if isinstance(action, Finish):
+                    self._step("left")
                     self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
                     await self._end(self._with_story(action.verdict, machine))
                     return
                 if isinstance(action, Left):
+                    self._step("left")
                     self._ui = machine.ui
                     self._relay.leave(machine.ui_nodes)
                     if self._posted_at is not None and machine.computed:
@@ -335,6 +345,18 @@ class Execution:
                 logger.warning("not understood", extra={**self._extra, "reason": machine.misread})
             del event
             self._events.task_done()
+
+    def _step(self, name: str) -> None:
+        """Note that the run has reached one of its steps."""
+        if self._watch is not None:
+            now = self._tools.now()
+            self._watch.step(name, now)
+            if name == "left":
+                self._watch.leave(now)
+
+    @property
+    def _times(self) -> str:
+        return self._watch.times().dump() if self._watch is not None else ""
 
     def _note_results(self, machine: Run) -> None:
         """Note what the prompt took, and whether the node had any of its results."""
@@ -462,6 +484,7 @@ class Execution:
         )
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
+            self._step("accepted")
             self._tools.telemetry.posted(self.claim)
             if not self._left:
                 self._tools.ahead.begin(self.claim)
@@ -521,6 +544,8 @@ class Execution:
         if self._canceled:
             self._outputs.cancel()
         broken = await self._outputs.settled()
+        if len(self._outputs):
+            self._step("collected")
         await self._relay.drain()  # nothing of the run is published after its end is written
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
@@ -546,6 +571,7 @@ class Execution:
             progress=self._reporter.last,
             ui=self._ui,
             outputs=[made for made in (self._outputs.last,) if made is not None],
+            times=self._times,
         )
         self._free()
         self._tools.telemetry.ended(
@@ -564,7 +590,7 @@ class Execution:
             await self._member.end(complete=False)
         rerun_nodes = frozenset(self._outputs.gone)
         status = await self._ending.give_back(
-            back, rerun_nodes=rerun_nodes, progress=self._reporter.last, ui=self._ui
+            back, rerun_nodes=rerun_nodes, progress=self._reporter.last, ui=self._ui, times=self._times
         )
         self._free(back.rest_s)
         self._tools.telemetry.given_back(self.claim, status, error=back.error, counts=back.counts)

@@ -175,6 +175,7 @@ class Ending:
         progress: Progress | None,
         ui: str,
         outputs: Sequence[StoredOutput] = (),
+        times: str = "",
     ) -> JobStatus:
         """Write that the job is over; returns its final state.
 
@@ -185,6 +186,7 @@ class Ending:
             progress: How far it came, as far as this dispatcher saw.
             ui: What the graph's nodes returned, as far as this dispatcher has seen.
             outputs: Those of the run on the node that are not committed yet.
+            times: Where its time went, as :meth:`.RunTimes.dump` writes it; empty: unknown.
         """
         # Else its time is not that of one job, or of one that finds its node as jobs usually do.
         usual = self._claim.merged is None and self._claim.job.tier != WARMING
@@ -203,11 +205,18 @@ class Ending:
                 progress=progress,
                 ui=ui,
                 outputs=outputs if claim is self._claim else (),
+                times=times,
             )
         )
 
     async def give_back(
-        self, back: GivenBack, *, rerun_nodes: frozenset[str], progress: Progress | None, ui: str
+        self,
+        back: GivenBack,
+        *,
+        rerun_nodes: frozenset[str],
+        progress: Progress | None,
+        ui: str,
+        times: str = "",
     ) -> JobStatus:
         """Write that the job goes back; returns its state.
 
@@ -217,6 +226,7 @@ class Ending:
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
             ui: What the graph's nodes returned, as far as this dispatcher has seen; kept if the job ends
                 here.
+            times: As for :meth:`finish`.
         """
         return await self._each(
             lambda claim: self._runs.requeue(
@@ -227,6 +237,7 @@ class Ending:
                 placement=back.placement if claim is self._claim else None,
                 progress=progress,
                 ui=ui,
+                times=times,
             )
         )
 

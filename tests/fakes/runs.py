@@ -340,6 +340,7 @@ class FakeRunStore(Fake):
         progress: Progress | None = None,
         ui: str = "",
         outputs: Sequence[StoredOutput] = (),
+        times: str = "",
     ) -> JobStatus:
         self.answer("finish")
         for made in outputs:
@@ -372,6 +373,7 @@ class FakeRunStore(Fake):
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
+        times: str = "",
     ) -> JobStatus:
         self.answer("requeue")
         self._end(claim)

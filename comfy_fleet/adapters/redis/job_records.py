@@ -27,6 +27,7 @@ from comfy_fleet.domain.jobs.job import (
 )
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.model_files import set_key, usable_files
+from comfy_fleet.domain.jobs.run_times import RunTimes
 from comfy_fleet.domain.jobs.stored_outputs import stored_objects
 from comfy_fleet.domain.jobs.workload import load_workload
 from comfy_fleet.domain.records import UNREADABLE, from_fields
@@ -278,9 +279,18 @@ def _load_attempts(data: bytes) -> tuple[Attempt, ...]:
             ended_at=one["ended"],
             counted=one["counted"],
             error=from_fields(JobError, one["error"]) if "error" in one else None,
+            times=_load_times(one.get("times")),
         )
         for one in orjson.loads(data)
     )
+
+
+def _load_times(text: object) -> RunTimes | None:
+    """Return where a run's time went; None: its version did not note that, or it can't be read."""
+    try:
+        return RunTimes.load(text) if isinstance(text, str) else None
+    except UNREADABLE:
+        return None
 
 
 def _metadata(record: Mapping[str, bytes]) -> Metadata:
@@ -402,6 +412,7 @@ def load_job(
         placement=Placement.parse(record["placement"].decode()),
         uploads=_object(record, "uploads"),
         started_at=_time(record, "started"),
+        claimed_at=_time(record, "claimed"),
         completed_at=_time(record, "completed"),
         deadline_at=_time(record, "deadline"),
         attempt=int(record.get("attempt", 0)),
@@ -468,4 +479,5 @@ def _stored(record: Mapping[str, bytes], status: JobStatus, outputs: Mapping[byt
         "output": plan,
         "stored": stored_objects(plan, found, notes, error=error),
         "storing": "storing" in record,
+        "stored_at": _time(record, "stored_at"),
     }

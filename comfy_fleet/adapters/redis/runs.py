@@ -370,6 +370,7 @@ class RedisRunStore:
         progress: Progress | None = None,
         ui: str = "",
         outputs: Sequence[StoredOutput] = (),
+        times: str = "",
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
@@ -395,6 +396,7 @@ class RedisRunStore:
             reused=reused,
             reason=job_records.short_reason(error),
             outputs=[_committed(made) for made in outputs] or None,
+            times=times or None,
         )
         return JobStatus(self._followers(_check(claim, answer), error).decode())
 
@@ -408,6 +410,7 @@ class RedisRunStore:
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
+        times: str = "",
     ) -> JobStatus:
         """Return the job to the queue, or end it if no attempt is left."""
         answer = await self._scripts.call(
@@ -422,6 +425,7 @@ class RedisRunStore:
             placement=None if placement is None else placement.key,
             rerun_nodes="\n".join(sorted(claim.job.rerun_nodes | rerun_nodes)),
             reason=job_records.short_reason(reason),
+            times=times or None,
         )
         return JobStatus(self._followers(_check(claim, answer), reason).decode())
 

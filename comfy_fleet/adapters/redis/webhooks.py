@@ -26,6 +26,8 @@ MOST_ERROR = 500
 TENDED_EVERY_S = 60.0
 """How often a live job with a webhook is looked at."""
 _TENDED_AT_ONCE = 100
+_ABOUT_JOBS = ("started", "succeeded", "failed", "canceled", "expired", "stored")
+"""Ends of messages' ids."""
 
 
 class RedisWebhooks:
@@ -118,6 +120,11 @@ class RedisWebhooks:
         ids = [raw.decode() for raw in await self._redis.zrevrange(key, 0, limit - 1)]
         found = [await self._read(one) for one in ids]
         return [one for one in found if one is not None]
+
+    async def of_job(self, job_id: str) -> Sequence[WebhookMessage]:
+        """Return the messages about a job; see the port."""
+        found = [await self._read(f"msg_{job_id}_{word}") for word in _ABOUT_JOBS]
+        return sorted((one for one in found if one is not None), key=lambda one: one.at)
 
     async def again(self, owner: str, message_id: str) -> WebhookMessage:
         """Send a message again, now; see the port."""

@@ -19,6 +19,7 @@ from comfy_fleet.api.v1 import (
     pools,
     publish_routes,
     store_routes,
+    timelines,
     upload_routes,
     warm,
     webhooks,
@@ -273,6 +274,15 @@ TABLE = (
         summary="List a job's outputs",
         tag="jobs",
         answers={200: answers.JobOutputsAnswer},
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/jobs/{job_id}/timeline",
+        operation="job_timeline",
+        handler=timelines.job_timeline,
+        summary="Show where a job's time went",
+        tag="jobs",
+        answers={200: timelines.TimelineAnswer},
     ),
     Endpoint(
         method="GET",

@@ -19,6 +19,7 @@ from comfy_fleet.domain.jobs.batch_part import BatchPart
 from comfy_fleet.domain.jobs.input_fetch import InputFetch
 from comfy_fleet.domain.jobs.merge_key import MergeKey
 from comfy_fleet.domain.jobs.result_keys import ResultKeys
+from comfy_fleet.domain.jobs.run_times import RunTimes
 from comfy_fleet.domain.jobs.workload import Workload
 from comfy_fleet.domain.stores.output_plan import OutputPlace, OutputPlan, StoredObject
 from comfy_fleet.domain.webhooks.webhook import Webhook
@@ -164,6 +165,7 @@ class Attempt:
         counted: Whether it counts towards ``max_attempts``.
         error: Why it did not succeed: code and message, both shortened. None for a success, and for a run
             that was canceled.
+        times: Where its time went; None: unknown.
     """
 
     run: str
@@ -172,6 +174,7 @@ class Attempt:
     ended_at: float
     counted: bool = False
     error: JobError | None = None
+    times: RunTimes | None = None
 
 
 ANY_POOL = "*"
@@ -391,6 +394,7 @@ class Job:
         run: The current or last run's id.
         node: The node of that run.
         seq: Sequence number of its last event.
+        claimed_at: When its latest run was claimed; None: none yet, or by an earlier version.
         waiting_for: What it waits for, in words: a node while queued, or room for its outputs at the end.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
         has_extra_data: Whether ``extra_data`` was submitted that its owner can read again.
@@ -429,6 +433,7 @@ class Job:
         output: Where its outputs are put besides; None: nowhere.
         stored: What has become of that, by the outputs' places; empty before its success, and in lists.
         storing: Whether some of them wait for their store.
+        stored_at: When the last of them was there or given up.
     """
 
     id: str
@@ -446,6 +451,7 @@ class Job:
     placement: Placement = field(default_factory=Placement)
     uploads: Mapping[str, str] = field(default_factory=dict)
     started_at: float | None = None
+    claimed_at: float | None = None
     completed_at: float | None = None
     deadline_at: float | None = None
     attempt: int = 0
@@ -494,6 +500,7 @@ class Job:
     output: OutputPlan | None = None
     stored: Mapping[OutputPlace, StoredObject] = field(default_factory=dict)
     storing: bool = False
+    stored_at: float | None = None
 
     def stored_of(self, output: Output) -> StoredObject | None:
         """Return what has become of an output's way into a store; None if it goes nowhere."""

@@ -60,7 +60,7 @@ end
 -- Returns {record, graph, who listens, extra data or ''}.
 local function begin_run(id, run, token, part)
   local key = job_key(id)
-  redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
+  redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node, 'claimed', num(at))
   local first = redis.call('HSETNX', key, 'started', num(at)) == 1
   redis.call('HDEL', key, 'progress')
   redis.call('SADD', node_runs_key(node), run)

@@ -2,7 +2,7 @@
 -- args: run, token, status, seconds (that it took), share (what a new run counts in the node's mean speed), speed
 --       (logarithm of this run's), models (used; MOST_MODELS are remembered), most_models, ran_s (what the node took), warm
 --       (whether anything came from its cache), reused (whether most of it did), reason {code, message}, outputs (that are not
---       committed yet: see outputs.lua).
+--       committed yet: see outputs.lua), times (where the run's time went, as text: see run_times.py).
 -- ARGV: error as JSON or '', RQ's result, last progress as JSON or '', what its nodes handed over as JSON or ''.
 -- Returns {the state that the job ended in, facts for observers about each follower that ended with it ...}, or {} if the lease is gone.
 local run, status = args.run, args.status
@@ -16,7 +16,7 @@ for _, made in ipairs(args.outputs or {}) do
   made.record.job_id = r[1]  -- the run may have been handed over
   commit_output(r[1], run, made)
 end
-note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
+note_attempt(run, r[1], r[2], r[3], args.reason, counted, at, args.times)
 if counted then redis.call('HINCRBY', job_key(r[1]), 'attempt', 1) end
 sched_left(run, at)
 -- What came from its cache says nothing of the node's times; a loader's result comes from there in every run that loads nothing.

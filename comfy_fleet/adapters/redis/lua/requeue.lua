@@ -1,6 +1,6 @@
 -- Give a run's job back to its place in the queue, or end it when its attempts are used up.
 -- args: run, token, counts (bool), placement (another one), rerun_nodes (nodes to keep from the cache, one a line),
---       reason {code, message}.
+--       reason {code, message}, times (as for finish.lua).
 -- ARGV: error as JSON, RQ's text of it, last progress as JSON or '', what its nodes handed over as JSON or '' (kept if the job
 --       ends here).
 -- Returns {the job's state, facts for observers about each follower that ended with it ...}, or {} if the lease is gone.
@@ -13,7 +13,7 @@ local key = job_key(id)
 local f = redis.call('HMGET', key, 'cancel', 'max_attempts', 'placement', 'rank', 'flight')
 local attempt = redis.call('HINCRBY', key, 'attempt', counts and 1 or 0)
 local at = now()
-note_attempt(run, id, r[2], r[3], args.reason, counts, at)
+note_attempt(run, id, r[2], r[3], args.reason, counts, at, args.times)
 drop_run(run, id, r[2])
 if f[1] == '1' then
   keep_ui(id, ARGV[5])

@@ -85,12 +85,13 @@ local function end_queued(id, placement, status, err, result, at)
 end
 
 -- A run is over: store its end in its job's record.
--- why: {code, message}, or nil;  counted: whether it uses one of the job's attempts up.
-local function note_attempt(run, id, node, since, why, counted, at)
+-- why: {code, message}, or nil;  counted: whether it uses one of the job's attempts up;
+-- times: where its time went, or nil.
+local function note_attempt(run, id, node, since, why, counted, at, times)
   local key = job_key(id)
   local had = redis.call('HGET', key, 'attempts')
   local all = had and decoded(had) or {}
-  local one = { run = run, node = node, started = tonumber(since) or at, ended = at, counted = counted, error = why }
+  local one = { run = run, node = node, started = tonumber(since) or at, ended = at, counted = counted, error = why, times = times }
   all[#all + 1] = one
   while #all > MAX_ATTEMPTS do table.remove(all, 1) end
   redis.call('HSET', key, 'attempts', cjson.encode(all))

@@ -77,6 +77,7 @@ local function transfer_close(id, at, told)
   local batch = batch_place(id)
   if batch then redis.call('HINCRBY', batch_key(batch), 'storing', -1) end
   if not told then return true end
+  redis.call('HSET', key, 'stored_at', num(at))
   redis.call('ZADD', expiring_key, 'XX', f[3] or num(at), id)
   if failed then
     redis.call('HSET', key, 'unstored', 1)
