@@ -105,6 +105,7 @@ from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
+from comfy_fleet.services.object_eraser import ObjectEraser
 from comfy_fleet.services.operator_news import (
     OperatorNews,
     certificate_fact,
@@ -357,6 +358,7 @@ def build(
         telemetry=telemetry,
         limits=TransferLimits(patience_s=settings.store_patience_s),
     )
+    eraser = ObjectEraser(transfers, store_book, objects, patience_s=settings.store_patience_s)
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -465,6 +467,7 @@ def build(
             batch_keeper.run,
             deliverer.run,
             transferrer.run,
+            eraser.run,
             intake.run,
             stores.clock.keep,
             *_news(settings, stores, webhooks),

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -87,6 +87,10 @@ def add(
             "--redirect", help="Downloads of outputs that are there as they are get sent there (HTTP 302)."
         ),
     ] = False,
+    on_delete: Annotated[
+        Literal["keep", "delete"],
+        typer.Option(help="What becomes of a job's objects once the job is deleted, or its time is over."),
+    ] = "keep",
     replace: Annotated[
         bool, typer.Option("--replace", help="It may take the place of a store of this name.")
     ] = False,
@@ -115,6 +119,7 @@ def add(
         "default_for": default_for or [],
         "inputs": inputs,
         "redirect": redirect,
+        "on_delete": on_delete,
         "replace": replace,
         "probe": probe,
     }

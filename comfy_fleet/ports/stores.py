@@ -86,8 +86,10 @@ class ObjectStorage(Protocol):
     async def delete(self, store: NamedStore, key: str) -> None:
         """Delete an object; one that is not there counts as deleted. Raises ObjectError."""
 
-    async def holds(self, store: NamedStore, key: str, *, size: int, metadata: Mapping[str, str]) -> bool:
-        """Return whether there is an object of this size, with this written beside it.
+    async def holds(
+        self, store: NamedStore, key: str, *, metadata: Mapping[str, str], size: int | None = None
+    ) -> bool:
+        """Return whether there is an object with this written beside it, and of this size if one is given.
 
         Raises:
             ObjectError: The store did not say.

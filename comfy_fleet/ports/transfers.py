@@ -42,6 +42,21 @@ class StoreTraffic:
     since: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """An object that is to be deleted, because its job is.
+
+    Attributes:
+        job_id: Whose it was.
+        since: Since when, in Unix seconds, as it was written.
+    """
+
+    store: str
+    job_id: str
+    key: str
+    since: str
+
+
 class Transfers(Protocol):
     """The queues of all stores, in Redis."""
 
@@ -94,6 +109,15 @@ class Transfers(Protocol):
 
     async def waiting_bytes(self) -> int:
         """Return how many bytes wait for any store."""
+
+    async def erasures(self, *, most: int, lease_s: float) -> Sequence[Erasure]:
+        """Take objects that are to be deleted; what is not noted as erased is given out again later."""
+
+    async def erase(self, one: Erasure) -> None:
+        """Have an object deleted."""
+
+    async def erased(self, one: Erasure) -> None:
+        """Note that nothing is left to be done for an object."""
 
     async def tend(self) -> int:
         """Begin what an earlier version beside this one has left out; return how many."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 from comfy_fleet.domain.backoff import Backoff
@@ -11,12 +12,18 @@ from comfy_fleet.domain.jobs.job import Job, Output
 from comfy_fleet.domain.jobs.stored_outputs import place_of
 from comfy_fleet.domain.principal import DEFAULT_TENANT
 from comfy_fleet.domain.stores.named_store import NamedStore
-from comfy_fleet.domain.stores.output_plan import OutputPlan, StoredObject, StoreState, object_metadata
+from comfy_fleet.domain.stores.output_plan import (
+    JOB_LABEL,
+    OutputPlan,
+    StoredObject,
+    StoreState,
+    object_metadata,
+)
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.stores import ObjectSource, ObjectStorage
 from comfy_fleet.ports.telemetry import Telemetry
-from comfy_fleet.ports.transfers import Transfer, Transfers
+from comfy_fleet.ports.transfers import Erasure, Transfer, Transfers
 from comfy_fleet.services.output_forms import QUALITY, OutputForm
 from comfy_fleet.services.picture_forms import NoSuchForm
 from comfy_fleet.services.picture_work import PictureWork
@@ -171,6 +178,7 @@ class Transferrer:
                 continue
             # If this is not noted, somebody else has it, or its owner has deleted the job.
             if not await self._transfers.note(one, {place_of(output): made}, lease_s=self._limits.lease_s):
+                await self._undo(one, store, made)
                 return
         if later:
             self._tell(one, "again", later)
@@ -220,6 +228,23 @@ class Transferrer:
             raise ObjectError(why, alone=True) from None
         self._telemetry.stored("stored", output.size_bytes)
         return StoredObject(store=one.store, key=key, state=StoreState.STORED, url=store.url_of(key))
+
+    async def _undo(self, one: Transfer, store: NamedStore | None, made: StoredObject) -> None:
+        """Delete an object that was written while its job was being deleted."""
+        if store is None or made.state is not StoreState.STORED:
+            return
+        job = await self._jobs.get(one.job_id)
+        if job is not None and not job.removed:
+            return
+        try:
+            if await self._objects.holds(store, made.key, metadata={JOB_LABEL: one.job_id}):
+                await self._objects.delete(store, made.key)
+        except ObjectError:
+            # Tried again where objects go with their jobs; elsewhere it stays, as what was there before.
+            since = f"{time.time():.3f}"
+            await self._transfers.erase(
+                Erasure(store=one.store, job_id=one.job_id, key=made.key, since=since)
+            )
 
     def _failed(self, one: Transfer, key: str, why: str) -> StoredObject:
         self._tell(one, "failed", why)

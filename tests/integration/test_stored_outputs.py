@@ -208,6 +208,53 @@ async def test_what_the_fleet_has_lost_is_given_by_the_store(
     bucket.empty()
 
 
+async def test_objects_go_with_their_jobs_where_the_store_says_so_and_others_stay(
+    api: Api, bucket: Bucket
+) -> None:
+    kept = await stored_as(api, "kept")
+    told = await api.client.post("/api/v1/stores", json=bucket.record(on_delete="delete", replace=True))
+    assert told.json()["on_delete"] == "delete"
+    removed = await stored_as(api, "removed")
+    over = await stored_as(api, "over")
+    first = await stored_as(api, "twice")
+    last = await stored_as(api, "twice")
+    foreign = await stored_as(api, "foreign")
+    bucket.put("pictures/foreign.png", b"of somebody else")
+    await api.client.post("/api/v1/stores", json=bucket.record(replace=True))
+    assert (await api.client.delete(f"/api/v1/jobs/{kept}")).status_code == 204
+    await api.client.post("/api/v1/stores", json=bucket.record(on_delete="delete", replace=True))
+    bucket.stop()
+    for job_id in (removed, first, foreign):
+        assert (await api.client.delete(f"/api/v1/jobs/{job_id}")).status_code == 204
+    await past_retention(api.stores, over)
+    await api.stores.runs.forget(over)
+    await past_retention(api.stores, removed)
+    await api.stores.runs.forget(removed)
+    waiting: Any = api.stores.redis
+    assert await waiting.zcard("fleet:transfers:erasures") == 4, "each waits once"
+    bucket.start()
+
+    async def all_done() -> bool:
+        # What was tried in vain is due again after a minute: not here.
+        for member in await waiting.zrange("fleet:transfers:erasures", 0, -1):
+            await waiting.zadd("fleet:transfers:erasures", {member: 0}, xx=True)
+        return not await waiting.exists("fleet:transfers:erasures")
+
+    await until(all_done, what="nothing is to be deleted any more", timeout_s=60)
+    assert sorted(bucket.names()) == [f"pictures/{name}.png" for name in ("foreign", "kept", "twice")]
+    assert (await api.client.delete(f"/api/v1/jobs/{last}")).status_code == 204
+    await until(all_done, what="the last writer's object is deleted", timeout_s=60)
+    assert sorted(bucket.names()) == [f"pictures/{name}.png" for name in ("foreign", "kept")]
+
+
+async def stored_as(api: Api, name: str) -> str:
+    """Return a job whose picture is in the store under this name."""
+    job = await api.submit(GRAPH, output={"store": "shop", "key": f"{name}.png"})
+    await made(api, job["id"])
+    assert [one["state"] for one in await settled(api, job["id"])] == ["stored"]
+    return str(job["id"])
+
+
 async def test_converted_outputs_are_never_given_by_the_store(api: Api) -> None:
     job = await api.submit(GRAPH, **asked(format="webp"))
     await made(api, job["id"], png("red"))
@@ -393,7 +440,8 @@ async def test_a_store_that_is_away_gets_everything_once_it_is_back(
     bucket.start()
     for job in jobs[:5]:
         assert [one["state"] for one in await settled(api, job["id"])] == ["stored"]
-    assert sorted(bucket.names()) == [f"pictures/away/{color}.png" for color in range(5)], "one was deleted"
+    left = [f"pictures/away/{color}.png" for color in range(5)]  # one is deleted
+    await until(lambda: sorted(bucket.names()) == left, what="only what has a job is there", timeout_s=60)
     (store,) = (await api.client.get("/api/v1/stores")).json()["stores"]
     assert (store["waiting"], store["waiting_bytes"], store["error"]) == (0, 0, None)
 

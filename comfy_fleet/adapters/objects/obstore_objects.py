@@ -136,11 +136,13 @@ class ObstoreObjects:
             except FileNotFoundError:
                 return
 
-    async def holds(self, store: NamedStore, key: str, *, size: int, metadata: Mapping[str, str]) -> bool:
+    async def holds(
+        self, store: NamedStore, key: str, *, metadata: Mapping[str, str], size: int | None = None
+    ) -> bool:
         """Return whether there is such an object; see the port."""
         async with self._asked(store, key) as client:
             found = await _found(client, key)
-            return found is not None and found.meta["size"] == size and _says(found, metadata)
+            return found is not None and size in (None, found.meta["size"]) and _says(found, metadata)
 
     async def signed_url(
         self, store: NamedStore, key: str, *, method: Literal["GET", "HEAD"] = "GET", most_s: float = inf

@@ -361,6 +361,7 @@ class Keyspace:
     transfer_store = _Each("transfers:store:STORE")  # hash: of one that fails: fails, since, until, error
     transfers_failed = _Each("transfers:failed:STORE")  # zset: ID of a job whose outputs failed -> when
     transfer_bytes = _One("transfers:bytes")  # hash: STORE, "" for all -> bytes that wait
+    erasures = _One("transfers:erasures")  # zset: STORE, ID, KEY to delete, since when -> when it is due
     transfer_jobs = _One("transfers:jobs")  # zset: ID of a live job with a store -> when it was looked at
 
     # -- the store itself

@@ -12,7 +12,7 @@ from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.job_records import output_field
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.stores.output_plan import OutputPlace, StoredObject
-from comfy_fleet.ports.transfers import StoreTraffic, Transfer
+from comfy_fleet.ports.transfers import Erasure, StoreTraffic, Transfer
 
 MOST_ERROR = 500
 """Characters of an error that are kept."""
@@ -143,11 +143,33 @@ class RedisTransfers:
         """Return how many bytes wait for any store."""
         return int(await self._redis.hget(self._keys.transfer_bytes, "") or 0)
 
+    async def erasures(self, *, most: int, lease_s: float) -> Sequence[Erasure]:
+        """Take objects that are to be deleted; see the port."""
+        if not await self._redis.exists(self._keys.erasures):
+            return []
+        found = []
+        for raw in await self._scripts.call("erasures_take", most=most, lease_s=lease_s):
+            store, job_id, key, since = raw.decode().split("\n")
+            found.append(Erasure(store=store, job_id=job_id, key=key, since=since))
+        return found
+
+    async def erase(self, one: Erasure) -> None:
+        """Have an object deleted; see the port."""
+        await self._redis.zadd(self._keys.erasures, {_member(one): float(one.since)})
+
+    async def erased(self, one: Erasure) -> None:
+        """Note that nothing is left to be done for an object; see the port."""
+        await self._redis.zrem(self._keys.erasures, _member(one))
+
     async def tend(self) -> int:
         """Begin what an earlier version beside this one has left out; see the port."""
         if not await self._redis.exists(self._keys.transfer_jobs):
             return 0
         return int(await self._scripts.call("tend_transfers", every_s=TENDED_EVERY_S, most=_TENDED_AT_ONCE))
+
+
+def _member(one: Erasure) -> str:
+    return "\n".join((one.store, one.job_id, one.key, one.since))
 
 
 def _dump(found: StoredObject) -> str:

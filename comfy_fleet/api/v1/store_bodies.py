@@ -5,7 +5,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from comfy_fleet.domain.stores.named_store import LEAST_SIGNED_S, MOST_SECRET, MOST_SIGNED_S, MOST_URL
+from comfy_fleet.domain.stores.named_store import (
+    LEAST_SIGNED_S,
+    MOST_SECRET,
+    MOST_SIGNED_S,
+    MOST_URL,
+    OnDelete,
+)
 
 StoreName = Annotated[str, Field(min_length=1, max_length=63)]
 _Tenant = Annotated[str, Field(min_length=1, max_length=64)]
@@ -69,6 +75,10 @@ class StoreBody(BaseModel):
         description="Whether downloads of outputs that are stored there as they are answer 302 with a URL "
         "that it has signed, unless their query says `redirect=false`.",
     )
+    on_delete: OnDelete = Field(
+        OnDelete.KEEP,
+        description="Whether the objects of a job stay once the job is deleted, or its retention is over.",
+    )
     replace: bool = Field(False, description="Whether it may take the place of a store of this name.")
     probe: bool = Field(
         True, description="Whether it is tried first: an object is written, read and deleted."
@@ -91,6 +101,7 @@ class StoreAnswer(TypedDict):
     default_for: list[str]
     inputs: bool
     redirect: bool
+    on_delete: OnDelete
     created_at: str | None
     waiting: Annotated[int, Field(description="Jobs whose outputs wait for it.")]
     waiting_bytes: int

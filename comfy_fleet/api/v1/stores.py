@@ -130,6 +130,7 @@ def _shown(store: NamedStore, traffic: StoreTraffic) -> StoreAnswer:
         "default_for": list(store.default_for),
         "inputs": store.inputs,
         "redirect": store.redirect,
+        "on_delete": store.on_delete,
         "created_at": time(store.created_at) if store.created_at else None,
         "waiting": traffic.waiting,
         "waiting_bytes": traffic.bytes,

@@ -32,6 +32,13 @@ class StoreKind(StrEnum):
     """A folder that every API process of the fleet has, at the same path."""
 
 
+class OnDelete(StrEnum):
+    """What becomes of a job's objects once the job goes."""
+
+    KEEP = "keep"
+    DELETE = "delete"
+
+
 SECRETS: Mapping[StoreKind, tuple[str, ...]] = {
     StoreKind.S3: ("access_key_id", "secret_access_key", "session_token"),
     StoreKind.AZURE: ("account_key", "sas_token"),
@@ -58,6 +65,7 @@ class NamedStore:
         default_for: Tenants whose jobs it gets where nothing else is asked for.
         inputs: Whether jobs may read inputs from it.
         redirect: Whether who downloads an output that is stored there as it is gets sent there.
+        on_delete: Whether the objects of a job that goes are deleted, or stay.
         created_at: Unix seconds.
         sealed: Its credentials, encrypted; empty: those of the machine, or none.
     """
@@ -74,6 +82,7 @@ class NamedStore:
     default_for: tuple[str, ...] = ()
     inputs: bool = False
     redirect: bool = False
+    on_delete: OnDelete = OnDelete.KEEP
     created_at: float = 0.0
     sealed: str = field(default="", repr=False)
 
@@ -103,6 +112,11 @@ class NamedStore:
         if self.redirect and not self.signs:
             raise BadInput(
                 "redirect: a folder has no URLs to which clients could be sent", details={"field": "redirect"}
+            )
+        if self.on_delete is OnDelete.DELETE and self.kind is StoreKind.FOLDER:
+            raise BadInput(
+                "on_delete: a folder does not tell whose its files are: they stay",
+                details={"field": "on_delete"},
             )
         if self.tenants and (others := [one for one in self.default_for if one not in self.tenants]):
             raise BadInput(

@@ -8,6 +8,8 @@ FORMATS = ("webp", "jpeg", "png")
 EXTENSIONS = {"webp": "webp", "jpeg": "jpg", "png": "png"}
 _BY_EXTENSION = {"webp": "webp", "jpeg": "jpeg", "jpg": "jpeg", "png": "png"}
 MAX_WIDTH = 16_384
+JOB_LABEL = "fleetjob"
+"""What the id of an object's job is called beside the object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def object_metadata(job_id: str, content_hash: str) -> dict[str, str]:
         job_id: Whose output it is.
         content_hash: Of the output as the fleet has it, ``blake3:`` and 64 hexadecimal digits.
     """
-    return {"fleetjob": job_id, "fleetblake3": content_hash.removeprefix("blake3:")}
+    return {JOB_LABEL: job_id, "fleetblake3": content_hash.removeprefix("blake3:")}
 
 
 class StoreState(StrEnum):

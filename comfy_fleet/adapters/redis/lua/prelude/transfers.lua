@@ -99,9 +99,28 @@ local function transfer_give_up(id, why, at)
   transfer_close(id, at, true)
 end
 
+-- A job goes: what it has put into a store that is to forget it, too, is to be deleted there.
+local function erasures_begin(id, at)
+  local key = job_key(id)
+  local f = fields(key, 'output')
+  local store = f[1] and decoded(f[1]).store
+  local record = type(store) == 'string' and redis.call('HGET', named_stores_key, store)
+  if not record or decoded(record).on_delete ~= 'delete' then return end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, 7) == 'stored:' then
+      local note = decoded(redis.call('HGET', key, field))
+      if note.state == 'stored' and type(note.key) == 'string' then
+        redis.call('ZADD', erasures_key, num(at), table.concat({ store, id, note.key, num(at) }, '\n'))
+        redis.call('HDEL', key, field)  -- a job that is removed is forgotten later, and this is done once
+      end
+    end
+  end
+end
+
 -- A job goes: nothing of it is put into its store any more.
 local function transfer_drop(id, at)
   transfer_close(id, at, false)
+  erasures_begin(id, at)
   redis.call('ZREM', transfer_jobs_key, id)
   local f = fields(job_key(id), 'output', 'unstored')
   local store = f[1] and f[2] and decoded(f[1]).store
