@@ -19,6 +19,7 @@ from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import until
 from tests.integration import haproxy_kit
 from tests.integration.openai_kit import ANN, FOX, OPS, Pictured, holed, noise, opened, pictured, png
+from tests.integration.store_kit import served_bucket
 
 
 @pytest.fixture
@@ -372,3 +373,29 @@ async def test_through_the_edge_requests_that_wait_keep_no_place_of_others(
             with pytest.raises(openai.NotFoundError) as none:
                 await client.chat.completions.create(model="a", messages=[])
             assert (none.value.code, none.value.type) == ("not_found", "invalid_request_error")
+
+
+async def test_pictures_go_to_a_store_under_the_names_that_are_asked_for(at: Pictured) -> None:
+    ann = await at.client()
+    with served_bucket() as bucket:
+        headers = {"Authorization": f"Bearer {OPS}"}
+        added = await at.api.client.post("/api/v1/stores", json=bucket.record(), headers=headers)
+        assert added.status_code == 201, added.text
+
+        async def there(name: str) -> None:
+            await until(lambda: f"pictures/{name}" in bucket.names(), what="the store has it", timeout_s=60)
+
+        output = {"store": "shop", "key": "{metadata.sku}.webp", "quality": 60}
+        more = {"output": output, "metadata": {"sku": "A-1"}}
+        asking = asyncio.create_task(ann.images.generate(**FOX, extra_body=more))
+        (job,) = await at.jobs(1)
+        await at.run(job)
+        assert (await asking).data
+        await there("A-1.webp")
+        more = {"output": output, "metadata": {"sku": "A-2"}}
+        editing = asyncio.create_task(
+            ann.images.edit(model="redraw", prompt="a fox", image=png("red"), extra_body=more)
+        )
+        await at.run((await at.jobs(2))[1])
+        assert (await editing).data
+        await there("A-2.webp")

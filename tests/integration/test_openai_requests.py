@@ -68,6 +68,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"color": "pink"}, "color", "must be one of blue"),
     ({"priority": "high"}, "priority", "whole number"),
     ({"metadata": 3}, "metadata", "object of strings"),
+    ({"output": {"store": "nowhere"}}, "output", "no store"),
+    ({"output": {"bucket": "b"}}, "output", "no such field"),
 ]
 
 

@@ -14,10 +14,11 @@ from comfy_fleet.api.typed_bodies import checked
 MOST_PICTURES = 10
 MOST_PARTIAL = 3
 LONGEST_WAIT_S = 86_400
+_OUTPUT_NUMBERS = ("quality", "width")
 _NUMBERS = ("n", "output_compression", "partial_images", "seed")
 _TIMES = ("priority", "ttl_s", "deadline_s", "timeout_s", "finish_by")
 _LISTS = ("webhook_events", "spill_to")
-_OBJECTS = ("metadata", "labels")
+_OBJECTS = ("metadata", "labels", "output")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -118,7 +119,9 @@ def body_of(fields: Mapping[str, Sequence[str]]) -> PictureRequestBody:
                     f"{outer} must come as one field, or in parts, and not as both",
                     details={"field": outer},
                 )
-            found.setdefault(outer, {})[inner[:-1]] = values[-1]
+            part, text = inner[:-1], values[-1]
+            is_number = outer == "output" and part in _OUTPUT_NUMBERS
+            found.setdefault(outer, {})[part] = _number(text) if is_number else text
             continue
         if outer in _LISTS and inner in ("", "]"):
             found[outer] = list(values)
@@ -135,8 +138,10 @@ def _value(name: str, text: str) -> Any:
     """Return a form's text as the field wants it; what is no number stays a text, which is refused as one."""
     if name == "stream":
         return {"true": True, "false": False, "True": True, "False": False}.get(text, text)
-    if name not in _NUMBERS + _TIMES:
-        return text
+    return _number(text) if name in _NUMBERS + _TIMES else text
+
+
+def _number(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
