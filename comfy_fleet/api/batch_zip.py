@@ -17,8 +17,12 @@ from comfy_fleet.ports.batches import BatchStore
 from comfy_fleet.ports.jobs import JobStore
 
 PAGE = 50
+_MOST_CELL = 2000
 MANIFEST = "manifest.csv"
-_COLUMNS = ("custom_id", "status", "job_id", "file", "content_type", "size_bytes", "error_code", "error")
+_COLUMNS = (
+    *("custom_id", "status", "job_id", "file", "content_type", "size_bytes", "error_code", "error"),
+    *("store", "stored_key", "stored_url", "stored_state", "stored_error"),
+)
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -59,7 +63,7 @@ async def zipped(
                 chunks = await _chunks(assets, output)
                 if chunks is None:
                     gone = "gone", f"the file {output.name} is no longer there"
-                    rows.writerow(_row(item, job, error=gone))
+                    rows.writerow(_row(item, job, error=gone) + _stored(job, output))
                     continue
                 name = _name(names, item, output, index if len(outputs) > 1 else None)
                 with archive.open(_about(name, job), "w", force_zip64=True) as file:
@@ -67,9 +71,9 @@ async def zipped(
                         file.write(chunk)
                         yield sink.taken()
                 yield sink.taken()
-                rows.writerow(_row(item, job, file=(name, output)))
+                rows.writerow(_row(item, job, file=(name, output)) + _stored(job, output))
             if not outputs:
-                rows.writerow(_row(item, job))
+                rows.writerow(_row(item, job) + _stored(job, None))
         archive.writestr(_about(MANIFEST, None), table.getvalue().encode())
     yield sink.taken()
 
@@ -127,8 +131,6 @@ def _row(
     if error is None and item.errors:
         error = str(item.errors[0].get("code")), str(item.errors[0].get("message"))
     code, message = error or ("", "")
-    if message.startswith(_FORMULAS):  # a node's words must not become a formula
-        message = f"'{message}"
     name, output = file or ("", None)
     return [
         item.custom_id,
@@ -138,5 +140,24 @@ def _row(
         output.content_type if output else "",
         output.size_bytes if output else "",
         code,
-        message.replace("\n", " ")[:1000],
+        _text(message),
     ]
+
+
+def _stored(job: Job | None, output: Output | None) -> list[object]:
+    """Return what has become of an output's way into its store; nothing if it goes nowhere."""
+    found = None if job is None or output is None else job.stored_of(output)
+    if found is None:
+        return [""] * 5
+    return [
+        found.store,
+        _text(found.key),
+        _text(found.url or ""),
+        found.state.value,
+        _text(found.error or ""),
+    ]
+
+
+def _text(words: str) -> str:
+    """Return words for a cell; those of others, such as a node's, must not become a formula."""
+    return ("'" if words.startswith(_FORMULAS) else "") + words.replace("\n", " ")[:_MOST_CELL]

@@ -1,7 +1,9 @@
 """Pictures of a whole batch in a shop's bucket, under its names, on simulated nodes."""
 
+import csv
 import io
 import os
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,15 @@ async def test_each_item_s_picture_is_in_the_bucket_under_its_name_and_the_dead_
             there = {f"pictures/products/SKU-{number}.webp" for number in range(ITEMS - DEAD)}
             assert {*bucket.names()} == there, "completed means that they are there"
             assert Image.open(io.BytesIO(bucket.read(min(there)))).format == "WEBP"
+            zipped = await world.client.get(f"/api/v1/batches/{batch['id']}/outputs.zip")
+            with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+                rows = [*csv.DictReader(io.StringIO(archive.read("manifest.csv").decode()))]
+            stored = {row["custom_id"]: row for row in rows if row["stored_state"]}
+            assert {f"pictures/{row['stored_key']}" for row in stored.values()} == there
+            assert {row["stored_state"] for row in rows} == {"stored", ""}
+            about = stored["SKU-0"]
+            url = "s3://shop/pictures/products/SKU-0.webp"
+            assert (about["store"], about["stored_url"], about["stored_error"]) == ("shop", url, "")
             failed = (await world.client.get(f"/api/v1/batches/{batch['id']}?status=failed")).json()["items"]
             assert {one["custom_id"] for one in failed} == {
                 f"SKU-{number}" for number in range(ITEMS - DEAD, ITEMS)
