@@ -10,10 +10,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from comfy_sdk import Comfy
 from PIL import Image
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.transfers import RedisTransfers
+from comfy_fleet.cli.client import Client as FleetCommand
+from comfy_fleet.client import AsyncFleetClient
 from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services import transferrer
@@ -193,6 +196,36 @@ async def test_downloads_are_sent_to_the_store_where_asked_and_never_to_another_
     assert (await got()).content == (await got(redirect="true")).content == picture
     bucket.stop()
     assert (await got()).content == picture
+
+
+async def test_clients_get_files_whatever_the_store_says_of_redirects(
+    api: Api, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFY_BASE_URL", api.url)
+    told = await api.client.post("/api/v1/stores", json=bucket.record(redirect=True, replace=True))
+    assert told.status_code == 201
+    job = await api.submit(GRAPH, **asked())
+    await made(api, job["id"], png("red"))
+    await settled(api, job["id"])
+    (output,) = await outputs(api, job["id"])
+    assert (await api.client.get(output["url"])).status_code == 302
+
+    def by_command() -> bytes:
+        with FleetCommand(api.url) as command:
+            return b"".join(command.content(output["url"], restart=lambda: None))
+
+    def by_sdk() -> bytes:
+        with Comfy(api_key="any") as sdk:
+            (found,) = sdk.jobs.get(job["id"]).outputs
+            return found.to_bytes()
+
+    assert await asyncio.to_thread(by_sdk) == png("red"), "it follows"
+    bucket.stop()  # ours ask the fleet
+    assert await asyncio.to_thread(by_command) == png("red")
+    async with AsyncFleetClient(api.url) as client:
+        assert await client.read(output["id"]) == png("red")
+        file = await client.file(output["id"])
+        assert (await client.save(file, tmp_path / "saved.png")).read_bytes() == png("red")
 
 
 async def test_what_the_fleet_has_lost_is_given_by_the_store(
