@@ -106,7 +106,10 @@ class ComfyUIProcess:
         self._on_change = on_change
         self._turn = turn
         self._clock = clock
-        self._monitor = WebsocketMonitor(probe.url, client_id, clock=clock)
+        self._monitor = WebsocketMonitor(
+            probe.url, client_id, clock=clock, on_log=lambda text: self._note_death(text.splitlines())
+        )
+        self._client_id = client_id
         self._log_failing = False
         self._log = LogFile(spec.log, on_trouble=self._log_trouble)
         self._commanded = commanded
@@ -226,9 +229,22 @@ class ComfyUIProcess:
             self._failed = str(error)
 
     async def _follow_log(self) -> None:
-        """Look for the end of the prompt thread in a log that does not pass through the agent."""
+        """Look for the end of the prompt thread in a log that does not pass through the agent.
+
+        A long traceback pushes its own head out of the part that can be asked for: so it is heard, too.
+        """
+        heard, asked_at = 0, self._clock()
         while True:
-            await asyncio.sleep(_LOG_EVERY_S)
+            await asyncio.sleep(TICK_S)
+            opened = self._monitor.opened
+            if self._monitor.open and opened != heard:
+                if await self.probe.subscribe_log(self._client_id):
+                    heard = opened
+                else:
+                    await asyncio.sleep(_LOG_EVERY_S)
+            if self._clock() - asked_at < _LOG_EVERY_S:
+                continue
+            asked_at = self._clock()
             start_ = self.watch.restarts
             if self.watch.phase not in (ProcessPhase.UP, ProcessPhase.LEAVING):
                 continue

@@ -102,6 +102,17 @@ class NodePoller:
         self.busy_at = self._clock()
         return True
 
+    async def subscribe_log(self, client_id: str) -> bool:
+        """Have it send what it logs to a websocket; False if it does not."""
+        wanted = {"clientId": client_id, "enabled": True}
+        try:
+            await self._node.json(
+                "/internal/logs/subscribe", timeout_s=_TIMEOUT_S, post=wanted, method="PATCH"
+            )
+        except NodeError:
+            return False
+        return True
+
     async def log(self) -> list[str]:
         """Return the last lines of its log as its own page shows them; none if it does not say."""
         try:
@@ -111,7 +122,8 @@ class NodePoller:
         match answer:
             case {"entries": list(entries)}:
                 texts = [one.get("m") for one in entries if isinstance(one, dict)]
-                return [line for text in texts if isinstance(text, str) for line in text.splitlines()]
+                # An entry is one write: Python writes the head of a traceback in pieces.
+                return "".join(text for text in texts if isinstance(text, str)).splitlines()
         return []
 
     async def stop_orphans(self) -> None:

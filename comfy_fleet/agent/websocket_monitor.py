@@ -28,16 +28,25 @@ class WebsocketMonitor:
         jobs: Prompts that have left its queue.
     """
 
-    def __init__(self, url: str, client_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_log: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Set up; nothing is opened before :meth:`run`.
 
         Args:
             url: Base of the ComfyUI.
             client_id: A unique id: ComfyUI drops a socket when its id is used a second time.
             clock: Seconds, monotonic.
+            on_log: Called with what it logs, once somebody has subscribed this websocket to that.
         """
         self._url = f"ws{url.removeprefix('http').rstrip('/')}/ws?clientId={client_id}"
         self._clock = clock
+        self._on_log = on_log
         self._waiting = 0
         self.open = False
         self.opened = 0  # how often
@@ -94,5 +103,8 @@ class WebsocketMonitor:
                 case {"type": "status", "data": {"status": {"exec_info": {"queue_remaining": int(waiting)}}}}:
                     self.jobs += max(0, self._waiting - waiting)
                     self._waiting = waiting
+                case {"type": "logs", "data": {"entries": list(entries)}}:
+                    texts = (one.get("m") for one in entries if isinstance(one, dict))
+                    self._on_log("".join(text for text in texts if isinstance(text, str)))
         except (ValueError, RecursionError):
             return

@@ -233,9 +233,10 @@ class PromptExecution:
             self._on_crash()
             await asyncio.get_running_loop().create_future()  # until the crash cancels this task
         if faults.take("worker_dies"):
-            last = "Exception in thread Thread-1 (prompt_worker):\n"
-            self._memory.log.append(last)
-            sys.stderr.write(last)
+            # In pieces, as Python writes it.
+            last = ("Exception in thread ", "Thread-1 (prompt_worker)", ":\n")
+            self._memory.log += last
+            sys.stderr.write("".join(last))
             sys.stderr.flush()
             await asyncio.get_running_loop().create_future()  # until the node stops
         if faults.take("oom"):

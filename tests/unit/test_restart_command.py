@@ -1,12 +1,17 @@
 """Commands that restart ComfyUIs which something else starts."""
 
+import asyncio
+import json
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as ws_serve
 
 from comfy_fleet.agent.commanded_process import CommandedProcess, RestartTemplate
+from comfy_fleet.agent.websocket_monitor import WebsocketMonitor
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import ConfigError
@@ -112,3 +117,28 @@ async def test_a_start_that_others_order_has_no_time_limit_and_hidden_work_count
     assert process.limits(limits).start_s == 600
     process.remember(3)
     assert (process.is_new(3), process.is_new(4)) == (False, True)
+
+
+async def test_a_dead_thread_is_heard_in_what_comfyui_sends_to_its_page() -> None:
+    """Python 3.11 writes a traceback's head in pieces, and each of its carets by itself."""
+    pieces = ["Exception in thread ", "Thread-7 (prompt_worker)", ":\n", *"^^^^", "\n"]
+    entries = [{"t": "2026-01-01", "m": piece} for piece in pieces]
+
+    async def serve(socket: ServerConnection) -> None:
+        for message in (
+            {"type": "logs", "data": {"entries": entries}},
+            {"type": "logs", "data": {"entries": 7}},
+        ):
+            await socket.send(json.dumps(message))
+        await socket.wait_closed()
+
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    async with ws_serve(serve, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        monitor = WebsocketMonitor(f"http://127.0.0.1:{port}", "c", on_log=heard.put_nowait)
+        listening = asyncio.create_task(monitor.run())
+        async with asyncio.timeout(60):
+            text = await heard.get()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+    assert text == "".join(pieces)

@@ -108,6 +108,7 @@ class DirectNode:
         timeout_s: float,
         post: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        method: str = "POST",
     ) -> Any:
         """Ask, and return the answer's JSON, perhaps without its long texts; None if it is not JSON.
 
@@ -116,6 +117,7 @@ class DirectNode:
             timeout_s: Limit for the answer's head, and between two pieces of the body.
             post: Body of a POST, if given.
             params: The query.
+            method: The method of what has a body.
 
         Raises:
             NodeFault: The answer breaks a limit.
@@ -126,7 +128,7 @@ class DirectNode:
             async with (
                 Timeout(timeout_s + self._limits.seconds),
                 self._session.open().request(
-                    "GET" if post is None else "POST",
+                    "GET" if post is None else method,
                     f"{self.url}{path}",
                     params=params,
                     data=None if post is None else orjson.dumps(post),
