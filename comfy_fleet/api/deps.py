@@ -37,6 +37,7 @@ from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.scrape_targets import ScrapeTargets
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.transfers import Transfers
+from comfy_fleet.ports.usage import UsageStore
 from comfy_fleet.ports.webhooks import Webhooks
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
@@ -158,6 +159,7 @@ class ApiDeps:
         editor_tickets: Signs the cookies that name a person's editor node.
         user_files: People's files in the editor.
         audit: Who changed the fleet.
+        usage: What was used.
         missing: What people asked for and no node had.
         editor_settings: People's settings in the editor.
         streams: Open event streams by caller.
@@ -232,6 +234,7 @@ class ApiDeps:
     user_files: UserFiles
     missing: MissingRecord
     audit: AuditTrail
+    usage: UsageStore
     editor_settings: EditorSettings
     write_metrics: Callable[[CollectorRegistry], bytes]
     fleet_figures: FleetFigures

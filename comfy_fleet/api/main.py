@@ -37,6 +37,7 @@ from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
 from comfy_fleet.adapters.redis.transfers import RedisTransfers
 from comfy_fleet.adapters.redis.uploads import RedisUploads
+from comfy_fleet.adapters.redis.usage import RedisUsage
 from comfy_fleet.adapters.redis.webhooks import RedisWebhooks
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -438,6 +439,7 @@ def build(
         signed_urls=signed_urls,
         missing=stores.missing,
         audit=RedisAudit(stores.redis),
+        usage=RedisUsage(stores.redis),
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),

@@ -21,6 +21,7 @@ _COMMANDS = {
     "agent": ("agent",),
     "status": ("status",),
     "audit": ("audit",),
+    "usage": ("usage",),
     "warm": ("warm",),
     "demo": ("demo",),
     "doctor": ("doctor",),

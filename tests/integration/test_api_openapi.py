@@ -220,6 +220,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         f"/api/v1/jobs/{task}/outputs",
         f"/api/v1/jobs/{task}/workflow",
         f"/api/v1/jobs/{task}/timeline",
+        "/api/v1/usage",
         "/api/v1/jobs",
         "/api/v1/jobs?metadata[a]=b",
         "/api/v1/job-ids?prefix=0",

@@ -298,6 +298,8 @@ class Keyspace:
     access_keys = _One("keys")  # hash: ID -> the key's record as JSON, with its SHA-256 and not the key
 
     audit = _One("audit")  # stream: who changed the fleet: event, by, key, address, about (as JSON)
+    # hash, for 400 days: what was used on a day (since 1970): TENANT\nOWNER\nWORKFLOW\nPOOL\nWHAT -> how much
+    usage = _Each("usage:DAY")
     submit_times = _Each("submits:SCOPE:SUBJECT:WINDOW")  # list: when jobs were submitted, the latest first
     stored_bytes = _One("stored:bytes")  # hash: OWNER -> bytes of their assets whose records say `counted`
 

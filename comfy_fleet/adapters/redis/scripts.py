@@ -61,6 +61,7 @@ _PRELUDE = (
     "batch_ends",
     "transfers",
     "flights",
+    "usage",
     "ends",
     "fetches",
     "cancels",

@@ -3,7 +3,7 @@
 local run = args.run
 if not owned(run, args.token) then return 0 end
 despite_full()
-redis.call('HSET', run_key(run), 'phase', 'left', 'manifest', ARGV[2])
+redis.call('HSET', run_key(run), 'phase', 'left', 'manifest', ARGV[2], 'freed', num(now()))
 local r = redis.call('HMGET', run_key(run), 'node', 'job')
 local node = r[1]
 keep_ui(r[2], ARGV[3])

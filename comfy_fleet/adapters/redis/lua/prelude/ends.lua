@@ -66,6 +66,7 @@ local function end_job(id, status, err, result, at, progress)
   if f[9] then webhook_tell(id, status, at) end
   if f[10] and status == 'succeeded' then transfer_begin(id, at) elseif f[10] then redis.call('ZREM', transfer_jobs_key, id) end
   batch_ended(id, at)
+  note_job_usage(id, status, at)
   if f[6] then left_flight(id, f[6], f[7], at, end_job) end
 end
 
@@ -95,6 +96,7 @@ local function note_attempt(run, id, node, since, why, counted, at, times)
   all[#all + 1] = one
   while #all > MAX_ATTEMPTS do table.remove(all, 1) end
   redis.call('HSET', key, 'attempts', cjson.encode(all))
+  note_run_usage(run, id, since, at)
 end
 
 -- How many listen to the frames of a job's runs: those that follow the job, and those that follow its client.
