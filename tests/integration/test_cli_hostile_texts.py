@@ -144,11 +144,12 @@ def commands(it: Things) -> list[list[str]]:
     """Return every command that asks the API, those that change something last."""
     graph, pulled = str(it.folder / "graph.json"), str(it.folder / "pulled")
     reads = (
-        *("status", "audit", "node ls", "node show g1", "node show h1-gpu0", "node diff", "pool ls"),
+        *("status", "audit", "usage", "node ls", "node show g1", "node show h1-gpu0", "node diff", "pool ls"),
         *("pool show default", "host ls", "host token ls", "tenant ls", "tenant show studio", "user ls"),
         *("user show eve", "key ls", f"key show {it.key}", "job ls", f"job show {it.failed}"),
         *(f"job show {it.waiting}", f"job events {it.failed}", f"job follow {it.failed}"),
         *(f"job wait {it.failed}", f"job logs {it.failed}", "workflow ls", "workflow show mine"),
+        *(f"job show {it.failed} --timeline",),
         *("workflow show image_card", "workflow check mine", "workflow history mine"),
         *("workflow diff mine staging production", "workflow missing", "workflow export mine"),
         *(
