@@ -180,6 +180,17 @@ def show(
             for output in outputs
         ]
         console.print(table(["Output", "<Kind", ">Size", "URL"], rows))
+        if stored := [(output.get("name"), output["stored"]) for output in outputs if output.get("stored")]:
+            console.print()
+            console.print(table(["Output", "<Store", "<State", "In the store"], map(_stored_row, stored)))
+
+
+def _stored_row(output: tuple[str | None, Mapping[str, Any]]) -> tuple[str | None, ...]:
+    """Return a row of where an output is in its store, or why it is not."""
+    name, stored = output
+    where = stored.get("url") or stored.get("key")
+    error = stored.get("error")
+    return name, stored.get("store"), stored.get("state"), f"{where}: {error}" if error else where
 
 
 def _ends(estimate: Mapping[str, float] | None, span: Callable[[float], str]) -> str | None:

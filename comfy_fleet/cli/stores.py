@@ -209,7 +209,7 @@ def remove(
     from comfy_fleet.cli.console import stderr
 
     with connected(api, key, here=here) as client:
-        client.delete(path_of("store", name, "?force=true" if force else ""))
+        client.delete(path_of("store", name), force=str(force).lower())
     stderr().print(f"store {name} is removed: what is in it stays there", markup=False)
 
 

@@ -13,8 +13,10 @@ import pytest
 from comfy_sdk import Comfy
 from PIL import Image
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from comfy_fleet.adapters.redis.transfers import RedisTransfers
+from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import Client as FleetCommand
 from comfy_fleet.client import AsyncFleetClient
 from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
@@ -477,6 +479,26 @@ async def test_a_store_that_is_away_gets_everything_once_it_is_back(
     await until(lambda: sorted(bucket.names()) == left, what="only what has a job is there", timeout_s=60)
     (store,) = (await api.client.get("/api/v1/stores")).json()["stores"]
     assert (store["waiting"], store["waiting_bytes"], store["error"]) == (0, 0, None)
+
+
+async def test_the_command_line_shows_what_waits_and_gives_it_up_if_it_must(api: Api, bucket: Bucket) -> None:
+    async def fleet(*words: str) -> tuple[int, str]:
+        app, line = build([words[0]]), [*words, "--api", api.url]
+        told = await asyncio.to_thread(CliRunner().invoke, app, line, env={"COLUMNS": "300"})
+        return told.exit_code, told.output + str(told.exception or "")
+
+    bucket.stop()
+    job = await api.submit(GRAPH, **asked(key="given-up.png"))
+    await made(api, job["id"])
+    done, shown = await fleet("job", "show", job["id"])
+    assert done == 0 and "given-up.png" in shown and "waiting" in shown, shown
+    assert "wait for it" in (await fleet("store", "rm", "shop"))[1]
+    assert (await api.client.get("/api/v1/stores/shop")).status_code == 200
+    done, told = await fleet("store", "rm", "shop", "--force")
+    assert done == 0, told
+    (found,) = await settled(api, job["id"])
+    assert found["state"] == "failed"
+    assert found["error"] in (await fleet("job", "show", job["id"]))[1]
 
 
 async def past_retention_in_vain(api: Api, job_id: str) -> None:
