@@ -177,7 +177,7 @@ class FleetTools:
                 if params.name == STATUS:
                     return await _status(fleet)
                 if params.name in (JOB, CANCEL):
-                    job_id = str(arguments.get("job_id", ""))
+                    job_id = _job_id(arguments)
                     job = await (fleet.job(job_id) if params.name == JOB else fleet.cancel(job_id))
                     if params.name == CANCEL:
                         return CallToolResult(content=[say(f"Job {job['id']} is {job['status']}.")])
@@ -255,6 +255,19 @@ class _Beats:
         if at > self._at:  # it must grow with each message
             self._at = at
             await self._session.report_progress(at, 1.0, self._words)
+
+
+def _job_id(arguments: Mapping[str, Any]) -> str:
+    """Return which job a tool is about.
+
+    Raises:
+        ClientError: The agent did not say.
+    """
+    if not (job_id := str(arguments.get("job_id") or "")):
+        raise ClientError(
+            "job_id is required: each job's answer has it, and fleet_status lists those that wait or run"
+        )
+    return job_id
 
 
 async def _status(fleet: AsyncFleetClient) -> CallToolResult:

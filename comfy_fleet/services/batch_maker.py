@@ -381,11 +381,12 @@ def refusal(errors: Sequence[ItemError], more: int, *, refused: int, total: int)
     first = errors[0]
     line = [f"line {first.line}"] if first.line else []
     name = [f"item {first.custom_id!r}"] if first.custom_id else [] if line else [f"items[{first.item}]"]
-    where = ", ".join([*line, *name, first.field])
+    says_field = first.message.startswith(first.field)
+    where = ", ".join([*line, *name, first.message if says_field else f"{first.field}: {first.message}"])
     rest = len(errors) - 1 + more
     also = f"; and {rest} more" if rest else ""
     return InvalidBatch(
-        f"{refused} of {total} items can't be taken, so none is queued: {where}: {first.message}{also}",
+        f"{refused} of {total} items can't be taken, so none is queued: {where}{also}",
         details={
             "field": first.field,
             "errors": [one.shown() for one in errors],

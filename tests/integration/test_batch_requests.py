@@ -50,6 +50,9 @@ async def test_all_errors_come_in_one_answer_and_nothing_is_queued(api: Api) -> 
         "9 of 10 items can't be taken, so none is queued: item 'wide', params."
     )
     assert refused["message"].endswith("; and 9 more")
+    alone = (await post(api, {"items": [items[6]]}, 422))["error"]
+    assert "item 'store', output.store: " in alone["message"]
+    assert alone["message"].count("output.store") == 1, alone["message"]
     faults = [(one["custom_id"], one["item"], one["field"]) for one in refused["details"]["errors"]]
     assert faults == [
         ("wide", 1, "params.prefix"),

@@ -145,6 +145,8 @@ async def test_what_an_agent_gets_wrong_says_what_to_do(world: Sharing, tmp_path
             assert refused.is_error and "picture" in words(refused), path
         nothing = await agent.call_tool("fleet_job", {"job_id": "../../nodes"})
         assert nothing.is_error and "no job" in words(nothing)
+        unnamed = await agent.call_tool("fleet_cancel", {})
+        assert unnamed.is_error and "job_id is required" in words(unnamed)
         with pytest.raises(MCPError, match="no tool"):
             await agent.call_tool("nothing", {})
         async with site() as web:

@@ -492,6 +492,8 @@ async def test_the_command_line_shows_what_waits_and_gives_it_up_if_it_must(api:
     await made(api, job["id"])
     done, shown = await fleet("job", "show", job["id"])
     assert done == 0 and "given-up.png" in shown and "waiting" in shown, shown
+    shown = (await fleet("job", "show", job["id"], "--timeline"))[1]
+    assert "shop: 1 output" in shown and "1 outputs" not in shown, shown
     assert "wait for it" in (await fleet("store", "rm", "shop"))[1]
     assert (await api.client.get("/api/v1/stores/shop")).status_code == 200
     done, told = await fleet("store", "rm", "shop", "--force")

@@ -225,7 +225,8 @@ class _Drawing:
             self.unknown.append("when its outputs were in their store: an earlier version put them there")
             return
         failed = sum(one.state is StoreState.FAILED for one in job.stored.values())
-        note = f"{job.output.store}: {len(job.stored)} outputs" + (f", {failed} failed" if failed else "")
+        outputs = "1 output" if len(job.stored) == 1 else f"{len(job.stored)} outputs"
+        note = f"{job.output.store}: {outputs}" + (f", {failed} failed" if failed else "")
         self._span(
             SpanName.STORE, self._end, None if job.storing else max(self._end, job.stored_at or 0), note=note
         )
