@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,17 @@ async def find_job(request: Request, job_id: str) -> Job:
     return await owned(deps(request).jobs, owner(request), job_id)
 
 
+def seen_owners(request: Request, *, by_operator: bool) -> Collection[str] | None:
+    """Return whose records the caller may read: their own, or their shared tenant's. None: everybody's.
+
+    Args:
+        request: The request.
+        by_operator: Whether an operator may read everybody's.
+    """
+    who = principal(request)
+    return None if by_operator and who.operator else deps(request).keys.ring.seen_by(who)
+
+
 async def read_job(request: Request, job_id: str, *, by_operator: bool = False) -> Job:
     """Return a job that the caller may read: theirs, or of somebody in their tenant, if that is shared.
 
@@ -54,9 +65,7 @@ async def read_job(request: Request, job_id: str, *, by_operator: bool = False) 
         NotFound: There is no such job.
     """
     owner(request)
-    d, who = deps(request), principal(request)
-    owners = None if by_operator and who.operator else d.keys.ring.seen_by(who)
-    return await seen(d.jobs, owners, job_id)
+    return await seen(deps(request).jobs, seen_owners(request, by_operator=by_operator), job_id)
 
 
 async def poll_job(request: Request, job_id: str, *, by_operator: bool = False) -> Job:

@@ -140,18 +140,18 @@ class FileCalls(Caller):
             BrokenDownload: What came is not what the fleet has stored.
             NothingFound: There is none of yours, or no longer.
         """
-        form = {"format": format, "width": width, "quality": quality}
-        query = _HERE | {name: value for name, value in form.items() if value is not None}
+        wanted = {"format": format, "width": width, "quality": quality}
+        form = {name: value for name, value in wanted.items() if value is not None}
 
         async def attempt() -> bytes:
             found = bytearray()
-            async with aclosing(self._pieces(_content(output), params=query)) as pieces:
+            async with aclosing(self._pieces(_content(output), params=_HERE | form)) as pieces:
                 async for piece in pieces:
                     found += piece
             return bytes(found)
 
         content = await self.repeated(attempt)
-        told = output.get("hash") if isinstance(output, Mapping) and not query else None
+        told = output.get("hash") if isinstance(output, Mapping) and not form else None
         if told is not None:
             from blake3 import blake3
 

@@ -107,9 +107,9 @@ def test_a_table_goes_with_the_files_that_it_names(canned: Canned, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("t.csv", "face\n@../secret.png\n", "1 files are not in"),
-        ("t.csv", "face\n@nothing.png\n", "1 files are missing in"),
-        ("t.jsonl", '{"params": {"face": "@nothing.png"}}\n', "1 files are missing in"),
+        ("t.csv", "face\n@../secret.png\n", "a file that it names is not in"),
+        ("t.csv", "face\n@nothing.png\n", "a file that it names is not in"),
+        ("t.jsonl", '{"params": {"face": "@nothing.png"}}\n', "a file that it names is not in"),
         ("t.xls", "x", "it must be .csv"),
     ],
 )

@@ -26,7 +26,8 @@ GRAPH: Any = {"1": {"class_type": "EmptyImage", "inputs": {"width": 64}, "_meta"
 
 def classes(one: type[BaseModel] = BaseModel) -> Iterator[str]:
     for made in one.__subclasses__():
-        yield made.__name__
+        if made.__module__.startswith("comfy_fleet."):  # other libraries have classes called Input
+            yield made.__name__
         yield from classes(made)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from comfy_fleet.api.deps import deps, let_others_in, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.events import HEADERS
 from comfy_fleet.api.job_options import most_priority, traceparent_in
-from comfy_fleet.api.jobs import SignedQuery, signing_links
+from comfy_fleet.api.jobs import SignedQuery, seen_owners, signing_links
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.typed_bodies import read_optional, read_query
@@ -211,7 +211,7 @@ async def list_batches(request: Request) -> Response:
     d, who = deps(request), owner(request)
     query = read_query(request, BatchesQuery)
     page = await d.batches.find(
-        _seen_owners(request) if query.all else [who], limit=query.limit, cursor=query.cursor
+        seen_owners(request, by_operator=True) if query.all else [who], limit=query.limit, cursor=query.cursor
     )
     to = links(request)
     return json_response({"batches": [shown(one, to) for one in page.batches], "next_cursor": page.cursor})
@@ -341,17 +341,11 @@ def _no_batch(batch_id: str) -> NotFound:
     return NotFound(f"no batch {batch_id[:80]}", details={"batch_id": batch_id[:80]})
 
 
-def _seen_owners(request: Request, *, by_operator: bool = True) -> Collection[str] | None:
-    """Return whose batches the caller may read; None: everybody's."""
-    who = principal(request)
-    return None if by_operator and who.operator else deps(request).keys.ring.seen_by(who)
-
-
 async def _read(request: Request, *, by_operator: bool = True) -> JobBatch:
     """Return a batch that the caller may read: as with jobs."""
     owner(request)
     d, batch_id = deps(request), request.path_params["batch"]
-    owners = _seen_owners(request, by_operator=by_operator)
+    owners = seen_owners(request, by_operator=by_operator)
     batch = await d.batches.get(batch_id) if is_id(batch_id) else None
     if batch is None or (owners is not None and batch.owner not in owners):
         raise _no_batch(batch_id)

@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import Time
-from comfy_fleet.api.deps import deps, owner, principal
+from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.jobs import seen_owners
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.errors import BadInput
@@ -57,7 +58,7 @@ class UsageAnswer(TypedDict):
 async def usage(request: Request) -> Response:
     """By whole days in UTC, 400 at most. Operators see all, others their own, or their shared tenant's."""
     owner(request)
-    query, d, who = read_query(request, UsageQuery), deps(request), principal(request)
+    query, d = read_query(request, UsageQuery), deps(request)
     now = await d.store_time()
     until = min(now, now if query.until is None else query.until)
     last = int(until // DAY_S)
@@ -66,7 +67,7 @@ async def usage(request: Request) -> Response:
         raise BadInput("since must not be after until", details={"field": "since"})
     if last - first >= MOST_DAYS:
         raise BadInput(f"usage is known for {MOST_DAYS} days: ask for fewer", details={"field": "since"})
-    seen_by = None if who.operator else frozenset(d.keys.ring.seen_by(who))
+    seen_by = seen_owners(request, by_operator=True)
     sums: dict[str, Counter[str]] = {}
     for day in range(first, last + 1):
         for row in await d.usage.day(day):
