@@ -1,6 +1,7 @@
 """Build the container images, and start what is in them; see ``scripts/images``."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -288,15 +289,22 @@ class Stack:
     def stop(self) -> None:
         """Stop everything as an engine would: ask each, wait, then end it; and delete the containers."""
         for one in reversed(self.running.values()):
-            if one.process is not None and one.process.poll() is None:
-                _signal_first(one.process.pid, signal.SIGTERM)
-                try:
-                    one.process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
+            if one.process is None:
+                continue
+            inside = [pid for pid in _below(one.process.pid) if pid != one.process.pid]
+            for pid in inside:  # buildah would pass SIGTERM on as SIGKILL, and to the first process alone
+                if not _name(pid).startswith(("buildah", "exe")):
+                    _send(pid, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_S
+            while left := [pid for pid in inside if _name(pid)]:
+                if time.monotonic() > deadline:
                     say(f"{one.service} did not stop within {STOP_S:.0f} s")
-                    for pid in reversed(list(_below(one.process.pid))):
-                        os.kill(pid, signal.SIGKILL)
-                    one.process.wait()
+                    for pid in left:
+                        _send(pid, signal.SIGKILL)
+                    break
+                one.process.poll()
+                time.sleep(0.2)
+            one.process.wait(STOP_S)
         for name in self.running:
             subprocess.run(["buildah", "rm", name], capture_output=True, check=False)
 
@@ -305,17 +313,23 @@ def _below(pid: int) -> Iterator[int]:
     """Yield a process and those that it has started, parents first."""
     yield pid
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in path.read_text().split():
-            yield from _below(int(child))
+        with contextlib.suppress(OSError):
+            for child in path.read_text().split():
+                yield from _below(int(child))
 
 
-def _signal_first(pid: int, number: int) -> None:
-    """Send a signal to a container's first process: buildah itself would pass SIGTERM on as SIGKILL."""
-    for one in _below(pid):
-        name = Path(f"/proc/{one}/comm").read_text().strip()
-        if not name.startswith(("buildah", "exe")):
-            os.kill(one, number)
-            return
+def _name(pid: int) -> str:
+    """Return a process's name; nothing if it has ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return "" if state == "Z" else Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def try_out(images: Mapping[str, str], node: str, commands: Mapping[str, list[str]]) -> list[tuple[str, str]]:
