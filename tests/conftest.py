@@ -50,19 +50,28 @@ _HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but th
 
 
 def free_port() -> int:
-    """Ask the kernel for a port that is free, and that it gives to nobody else who lets it choose.
+    """Ask the kernel for a port that is free, as is the one above it, and that it gives to nobody else.
 
-    A socket that is bound and does not listen keeps it: servers, which set SO_REUSEADDR, may listen there all
-    the same. A port that is only looked up is drawn again by another test before its server listens.
+    A socket that is bound and does not listen keeps a port: servers, which set SO_REUSEADDR, may listen there
+    all the same. A port that is only looked up is drawn again by another test, or becomes that of somebody's
+    connection, before its server listens. The one above is for the console of a fleet that is told one port.
     """
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", 0))
-    port = int(sock.getsockname()[1])
-    _HELD.append(sock.detach())
-    if len(_HELD) > 300:  # more than any test uses
-        os.close(_HELD.popleft())
-    return port
+    while True:
+        sock, above = socket.socket(), socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        port = int(sock.getsockname()[1])
+        try:
+            above.bind(("127.0.0.1", port + 1))
+        except (OSError, OverflowError):  # taken, or there is none
+            sock.close()
+            above.close()
+            continue
+        for one in (sock, above):  # only now: two that set it before would both get the port
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _HELD.append(one.detach())
+        while len(_HELD) > 300:  # more than any test uses
+            os.close(_HELD.popleft())
+        return port
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

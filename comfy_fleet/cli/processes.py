@@ -166,8 +166,8 @@ def up(
         options = go_on(options, read_note(settings.data))
         gpus = probe() if options.comfyui else Gpus(why=Nvml.NO_DEVICE)
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
-        console = planned.settings.console_port
-        with ports.kept(planned.ports), ports.claimed(planned.port.number), ports.claimed(console):
+        public, console = planned.port.number, planned.settings.console_port
+        with ports.kept([*planned.ports, public, console]), ports.claimed(public), ports.claimed(console):
             asyncio.run(Fleet(planned, options, stdout()).run(lock))
 
 

@@ -8,7 +8,7 @@ from aiohttp.test_utils import TestServer
 
 from comfy_fleet.adapters.comfyui.direct_node import NodeSession
 from comfy_fleet.agent.node_poller import NodePoller
-from comfy_fleet.cli.up.ports import draw
+from tests.conftest import free_port
 
 IDLE_S = 60.0
 LOOK_S = 0.25
@@ -128,7 +128,7 @@ async def test_it_says_why_a_node_did_not_answer_until_it_does() -> None:
         device = {"name": "cpu", "type": "cpu", "vram_total": 1, "vram_free": 1}
         return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [device]})
 
-    (port,) = draw(1)
+    port = free_port()
     async with NodeSession() as session:
         probe = NodePoller("g1", f"http://127.0.0.1:{port}", session)
         await probe.look()

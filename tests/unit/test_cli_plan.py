@@ -16,7 +16,6 @@ from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
-from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.last_start import facts, go_on, in_words, with_registered
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.cli.up.nodes import NodePlan
@@ -28,13 +27,14 @@ from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
 from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
+from tests.conftest import free_port
 from tests.factories import bare_checkout
 from tests.fakes.nodes import FakeNodeRegistry
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path / "data", port=ports.draw(1)[0])
+    return Settings(data=tmp_path / "data", port=free_port())
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.public_port import PublicPort, choose
 from comfy_fleet.domain.nodes.node import Node
+from tests.conftest import free_port
 
 HERE = "127.0.0.1"
 
@@ -26,7 +27,7 @@ def node(port: int, host: str = HERE) -> Node:
 
 
 def test_a_free_default_is_taken_without_a_word() -> None:
-    (port,) = ports.draw(1)
+    port = free_port()
     assert choose(port, HERE, named="") == PublicPort(number=port)
 
 
@@ -51,7 +52,7 @@ def test_a_named_port_that_is_taken_is_refused_and_nobody_is_told_to_stop_its_ho
 @pytest.mark.parametrize("host", [HERE, "localhost", "127.0.0.9"])
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_named_port_that_is_a_nodes_says_so(host: str, runs: bool) -> None:
-    (port,) = ports.draw(1)
+    port = free_port()
     listening = socket.create_server(("", port)) if runs else socket.socket()
     with listening:
         if host == "127.0.0.9" and not runs:  # another address of this machine, with nothing in the way
@@ -66,20 +67,20 @@ def test_a_named_port_that_is_a_nodes_says_so(host: str, runs: bool) -> None:
 
 
 def test_a_fleet_on_all_addresses_meets_every_node_of_this_machine() -> None:
-    (port,) = ports.draw(1)
+    port = free_port()
     with pytest.raises(Fail, match="is the port of --node"):
         choose(port, "0.0.0.0", named="--port", nodes=[node(port, "127.0.0.9")])
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "no-such-host.invalid"])
 def test_a_node_on_another_machine_is_in_nobodys_way(host: str) -> None:
-    (port,) = ports.draw(1)
+    port = free_port()
     assert choose(port, HERE, named="--port", nodes=[node(port, host)]).number == port
     assert choose(port, HERE, named="", nodes=[node(port, host)]).why == ""
 
 
 def test_two_fleets_that_start_at_once_take_two_ports() -> None:
-    (port,) = ports.draw(1)
+    port = free_port()
     with ports.claimed(port):
         other = choose(port, HERE, named="")
         assert other.number > port
@@ -103,11 +104,11 @@ def test_the_next_start_keeps_the_port_that_was_taken_instead(taken: int) -> Non
     assert again.number == instead
     assert "stays" in again.why
     assert "--port" not in again.why  # it is not to be had
-    (free,) = ports.draw(1)
+    free = free_port()
     assert f"--port {free}" in choose(free, HERE, named="", kept=instead).why
     assert choose(free, HERE, named="--port", kept=instead) == PublicPort(number=free)
 
 
 def test_a_kept_port_that_is_gone_is_not_waited_for(taken: int) -> None:
-    (free,) = ports.draw(1)
+    free = free_port()
     assert choose(free, HERE, named="", kept=taken) == PublicPort(number=free)
