@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import machine, report
 from benchmarks.figures import (
     affinity,
+    autoscale,
     batches,
     cache,
     changes,
@@ -96,6 +97,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "schedule-memory": schedule_memory.measure,
     "schedule-speed": schedule_speed.measure,
     "estimates": estimates.measure,
+    "autoscale": autoscale.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
 KEPT = SOURCE / "docs" / "benchmarks.json"
