@@ -7,6 +7,7 @@ and parsing costs the server time. A script's first lines describe its answer.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -103,16 +104,16 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
 
     Redis runs the whole text at each call: unused parts would cost as much as used ones.
     """
-    used, taken = _names(body), [body]
+    of_body = _names(body)
+    used, taken = set(of_body), [body]
     for name in reversed(_PRELUDE):  # a part uses only parts before it
         needed: list[str] = []
         for part in reversed(texts()[f"prelude/{name}"].split("\n\n")):
-            defined = set(_defined(part)) - {"redis"}
-            if defined & used:  # every part uses what rehearsal.lua calls `redis`
+            if not used.isdisjoint(_offered(part)):
                 used |= _names(part)
                 needed.insert(0, part)
         if needed:
-            taken.append(_enclosed("\n".join(needed), _private(name) - _names(body)))
+            taken.append(_enclosed("\n".join(needed), _private(name) - of_body))
     text = Keyspace(namespace).lua("\n".join(reversed(taken)))
     return f"local SCHEMA = {schema}\n{text}"
 
@@ -135,18 +136,30 @@ def _enclosed(text: str, private: frozenset[str]) -> str:
 @cache
 def _private(name: str) -> frozenset[str]:
     """Return the names that a file of the prelude defines, and no other file or script uses."""
-    others = [_names(text) for other, text in texts().items() if other != f"prelude/{name}"]
-    lines = _DEFINED.findall(texts()[f"prelude/{name}"])
-    alone = (set(_names(line)) for line in lines if not any(theirs & _names(line) for theirs in others))
-    return frozenset(set().union(*alone))
+    lines = map(_names, _DEFINED.findall(texts()[f"prelude/{name}"]))
+    users = _users()
+    return frozenset().union(*(names for names in lines if all(users[one] == 1 for one in names)))
+
+
+@cache
+def _users() -> Counter[str]:
+    """Return in how many files each name stands."""
+    return Counter(name for text in texts().values() for name in _names(text))
+
+
+@cache
+def _offered(part: str) -> frozenset[str]:
+    """Return the names for which a script needs this part."""
+    return frozenset(_defined(part)) - {"redis"}  # every part uses what rehearsal.lua calls `redis`
 
 
 def _defined(text: str) -> list[str]:
     return [name for line in _DEFINED.findall(text) for name in _NAMES.findall(line)]
 
 
-def _names(text: str) -> set[str]:
-    return set(_NAMES.findall(_COMMENT.sub("", text)))
+@cache
+def _names(text: str) -> frozenset[str]:
+    return frozenset(_NAMES.findall(_COMMENT.sub("", text)))
 
 
 class Scripts:
