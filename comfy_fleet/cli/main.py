@@ -47,6 +47,7 @@ def main() -> NoReturn:
         _end(f"can't write {error.filename or 'the output'}: {error.strerror}", None, Exit.FAILED)
     finally:
         _drop_unwritten()
+        gc.freeze()  # Python would look through all modules for garbage before it ends
     sys.exit(Exit.OK)
 
 
