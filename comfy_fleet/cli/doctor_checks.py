@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,16 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
         return [
             _ok("Redis server", f"none at {place}: `fleet up` runs its own, with the append-only file on")
         ]
-    return [*redis_state(info, place), *redis_replicas(info, settings)]
+    found = [*redis_state(info, place), *redis_replicas(info, settings)]
+    return found if asked else _unused(found)
+
+
+def _unused(found: Sequence[Finding]) -> list[Finding]:
+    """Return findings about a Redis that happens to be there, such as the one that Debian starts."""
+    first, *others = (
+        replace(one, verdict=Severity.WARN) if one.verdict is Severity.FAIL else one for one in found
+    )
+    return [replace(first, found=f"{first.found}; `fleet up` uses it only with --redis URL"), *others]
 
 
 async def _redis_info(url: str) -> dict[str, Any]:

