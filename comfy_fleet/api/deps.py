@@ -64,6 +64,7 @@ from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
+from comfy_fleet.services.stocked_models import StockedModels
 from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.stored_redirects import StoredRedirects
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -140,6 +141,7 @@ class ApiDeps:
         workflows: Published versions and drafts; ``catalog`` has the folder's workflows, too.
         object_info: Their classes together.
         models: Their model files together.
+        stocked_models: Which of them have which model files.
         store_book: Where outputs may be put.
         redirects: Finds where in a store an output's bytes are.
         transfers: What waits for that.
@@ -222,6 +224,7 @@ class ApiDeps:
     inventories: NodeInventories
     object_info: FleetObjectInfo
     models: FleetModels
+    stocked_models: StockedModels
     answers: NodeAnswers
     check_place: PlaceCheck
     clients: ClientHub

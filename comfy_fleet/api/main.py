@@ -125,6 +125,7 @@ from comfy_fleet.services.result_cache import ResultCache
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.signed_urls import SignedUrls
+from comfy_fleet.services.stocked_models import StockedModels
 from comfy_fleet.services.store_book import StoreBook
 from comfy_fleet.services.store_inputs import StoreInputs
 from comfy_fleet.services.store_memory_watch import StoreMemoryWatch
@@ -418,6 +419,7 @@ def build(
         inventories=inventories,
         object_info=descriptions,
         models=FleetModels(answers, info),
+        stocked_models=StockedModels(inventories, model_sizes),
         answers=answers,
         node_facts=info,
         replication=stores.replicas,

@@ -38,6 +38,7 @@ _GROUPS = {
     "pool": ("Fleet", "pools"),
     "host": ("Fleet", "hosts"),
     "store": ("Fleet", "stores"),
+    "model": ("Fleet", "models"),
     "tenant": ("Fleet", "people:tenants"),
     "user": ("Fleet", "people:users"),
     "key": ("Fleet", "people:keys"),

@@ -94,6 +94,11 @@ class FleetModelSizes:
         """How many files' sizes are known."""
         return len(self._sizes)
 
+    @property
+    def sizes(self) -> ModelSizes:
+        """All that is known; another object whenever that changes."""
+        return self._sizes
+
     def of(self, graph: Graph) -> tuple[tuple[str, int], ...]:
         """Return the model files of a graph as ``FOLDER/NAME`` with their bytes; guessed where none is known.
 

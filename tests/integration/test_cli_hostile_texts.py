@@ -145,6 +145,7 @@ def commands(it: Things) -> list[list[str]]:
     graph, pulled = str(it.folder / "graph.json"), str(it.folder / "pulled")
     reads = (
         *("status", "audit", "usage", "node ls", "node show g1", "node show h1-gpu0", "node diff", "pool ls"),
+        *("model ls", "model ls --missing-on g1"),
         *("pool show default", "host ls", "host token ls", "tenant ls", "tenant show studio", "user ls"),
         *("user show eve", "key ls", f"key show {it.key}", "job ls", f"job show {it.failed}"),
         *(f"job show {it.waiting}", f"job events {it.failed}", f"job follow {it.failed}"),

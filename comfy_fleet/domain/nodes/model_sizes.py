@@ -76,7 +76,7 @@ class ModelSizes:
 
     def file(self, named: NamedModel) -> tuple[str, int | None]:
         """Return a file as ``FOLDER/NAME``, and its bytes; None if they are not known."""
-        told = _told_folder(named.class_type, named.input)
+        told = told_folder(named.class_type, named.input)
         folders = self._places.get(named.name)
         if folders is None:
             if (split := self._split(named.name)) is not None:
@@ -183,7 +183,8 @@ def agreed(answers: Iterable[Folders]) -> dict[str, dict[str, int]]:
     return made
 
 
-def _told_folder(class_type: str, name: str) -> str:
+def told_folder(class_type: str, name: str) -> str:
+    """Return the folder below ``models`` that an input of a class tells; empty if nothing does."""
     if folder := model_folder(class_type, name):
         return folder
     for text in (name.lower(), class_type.lower()):
