@@ -364,7 +364,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/models",
-        operation="list_models",
+        operation="list_model_files",
         handler=models.list_models,
         summary="List the nodes' model files",
         tag="nodes",
