@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +26,65 @@ from tests.key_files import write_keys
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_whatever_ends_it_leaves_nothing_behind_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    """First it is asked to end, then killed, then interrupted; the first and the last take no job along."""
     data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)  # a folder that was there before, and that others may read
     with up(data, "--nodes", "1", "--job-seconds", "0.1") as first:
         done = first.json("submit", "image_card", "-p", "prompt=before", "--wait")
         assert first.cli("node", "drain", "sim-1").returncode == 0
         waiting = first.json("submit", "image_card", "-p", "prompt=later")
         assert len(processes_of(data)) >= 7
-        assert first.stop(number) == 0
-        assert processes_of(data) == {}
-        assert "stopped" in first.log.read_text()
-        with socket.create_server(("127.0.0.1", first.port), reuse_port=False):
-            pass  # its port is free again
+        assert first.stop() == 0
+        assert_nothing_left(first)
     # The cordon of sim-1 outlives the restart: the job needs a second node.
-    with up(data, "--nodes", "2", "--job-seconds", "0.1") as second:
+    with up(data, "--nodes", "2", "--job-seconds", "60") as second:  # longer than a few command lines take
         assert second.json("job", "show", done["id"])["status"] == "succeeded"
-        followed = second.cli("job", "events", waiting["id"], "--timeout", "40")
-        assert followed.returncode == 0, followed.stderr
-        assert second.json("job", "show", waiting["id"])["node"] == "sim-2"
-
-
-def test_kill_9_takes_everything_along_and_loses_no_job(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with up(data, "--nodes", "1", "--job-seconds", "60") as first:  # longer than a few command lines take
-        running, queued = (first.json("submit", "image_card", "-p", f"prompt={n}") for n in (1, 2))
-        until(lambda: first.get(f"jobs/{running['id']}")["status"] == "running", "the job runs")
-        first.stop(signal.SIGKILL)
+        until(lambda: second.get(f"jobs/{waiting['id']}")["status"] == "running", "the job runs")
+        assert second.get(f"jobs/{waiting['id']}")["node"] == "sim-2"
+        queued = second.json("submit", "image_card", "-p", "prompt=queued")
+        second.stop(signal.SIGKILL)
         until(lambda: not processes_of(data), "every process has gone", 20)
-    with up(data, "--nodes", "1", "--job-seconds", "0.1") as second:
-        for job in (running, queued):
-            followed = second.cli("job", "events", job["id"], "--timeout", "60")
-            assert followed.returncode == 0, (followed.stdout, second.log.read_text())
+    with up(data, "--nodes", "2", "--job-seconds", "0.1") as third:
+        for job in (waiting, queued):
+            followed = third.cli("job", "events", job["id"], "--timeout", "60")
+            assert followed.returncode == 0, (followed.stdout, third.log.read_text())
+            assert third.json("job", "show", job["id"])["node"] == "sim-2"
+        assert_private(third, tmp_path)
+        assert_emptied_redis_is_filled(third)
+        assert third.stop(signal.SIGINT) == 0
+        assert_nothing_left(third)
 
 
-def test_an_unknown_variable_is_warned_of_once_and_not_by_every_child_and_down_stops_it(
-    tmp_path: Path,
-) -> None:
-    data = tmp_path / "data"
-    assert fleet("down", "--data", str(data)).returncode == 7
-    with up(data, "--nodes", "1", "--verbose", FLEET_BOGUS="1", FLEET_QUEUE_DEPTH="7") as started:
-        assert started.log.read_text().count("FLEET_BOGUS") == 1
-        assert "warning: nothing reads" in started.log.read_text().splitlines()[0]
-        for log in (data / "logs").glob("*.log"):
-            assert "nothing reads" not in log.read_text(), log
-        told = fleet("down", "--data", str(data))
-        assert (told.returncode, told.stdout.strip()) == (0, "stopped")
-        assert started.process.wait(10) == 0
-        assert processes_of(data) == {}
+def assert_nothing_left(ended: Up) -> None:
+    assert processes_of(ended.data) == {}
+    assert "stopped" in ended.log.read_text()
+    with socket.create_server(("127.0.0.1", ended.port), reuse_port=False):
+        pass  # its port is free again
+
+
+def assert_private(running: Up, folder: Path) -> None:
+    """What it writes is for its user alone."""
+    status = {pid: Path(f"/proc/{pid}/status").read_text() for pid in processes_of(running.data)}
+    assert len(status) >= 7
+    assert {pid for pid, told in status.items() if "Umask:\t0077" not in told} == set()
+    modes = {path: path.lstat().st_mode for path in running.data.rglob("*")}
+    assert len(modes) > 10
+    assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+    picture = folder / "picture"
+    picture.touch()
+    assert picture.stat().st_mode & 0o044  # this process's own umask hides nothing
+
+
+def assert_emptied_redis_is_filled(running: Up) -> None:
+    """Its nodes come back to a Redis that was emptied, and work."""
+    note = json.loads((running.data / "run" / "up.json").read_text())
+    with contextlib.closing(redis.Redis.from_url(note["settings"]["redis_url"])) as store:
+        store.flushall()
+        until(lambda: store.hlen("fleet:nodes"), "its node is registered again")
+    job = running.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
+    assert job["status"] == "succeeded"
 
 
 def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -130,37 +137,81 @@ def test_a_secret_that_is_no_key_ends_the_start_with_its_reason(tmp_path: Path) 
     assert processes_of(tmp_path / "data") == {}
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_keys_guard_the_fleet_and_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
-    keys, data = tmp_path / "my keys", tmp_path / "data"
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    """A file with the keys of a user and of an operator."""
+    keys = tmp_path / "my keys"
     write_keys(keys, "# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
+    return keys
+
+
+def try_the_line(started: Up) -> str:
+    """Paste what it says to try; returns all that it has said."""
+    until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")
+    said = started.log.read_text()
+    told = re.search(r"^try +(.+)$", said, re.MULTILINE)
+    assert told
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    pasted = subprocess.run(
+        ["sh", "-c", told[1]], capture_output=True, text=True, check=False, env=environment(PATH=path)
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert "succeeded" in pasted.stdout
+    return said
+
+
+def assert_no_key_in_logs(started: Up) -> None:
+    for log in (started.log, *(started.data / "logs").glob("*.log")):
+        assert "0123456789abcdef" not in log.read_text(), log
+
+
+def test_keys_guard_the_fleet_and_the_line_to_try_works_when_it_is_pasted(
+    tmp_path: Path, named: Path
+) -> None:
     argv = ("--nodes", "1", "--job-seconds", "0.1")
-    with up(data, *argv, FLEET_HOST=host, FLEET_KEYS_FILE=str(keys)) as started:
-        until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")
-        told = re.search(r"^try +(.+)$", started.log.read_text(), re.MULTILINE)
-        assert told
-        assert "0123456789abcdef" not in started.log.read_text()
-        assert ("from  other machines: http://" in started.log.read_text()) == (host == "0.0.0.0")
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        pasted = subprocess.run(
-            ["sh", "-c", told[1]], capture_output=True, text=True, check=False, env=environment(PATH=path)
-        )
-        assert pasted.returncode == 0, pasted.stderr
-        assert "succeeded" in pasted.stdout
-        if host == "127.0.0.1":
-            ann = ("--key", "ann-0123456789abcdef")
-            assert started.cli("job", "ls").returncode == 8
-            assert started.cli("job", "ls", *ann).returncode == 0
-            assert started.cli("node", "drain", "sim-1", *ann).returncode == 8
-            sent = started.cli("submit", "image_card", "-p", "prompt=x", "--wait", *ann)
-            assert sent.returncode == 0, sent.stderr
+    with up(tmp_path / "data", *argv, FLEET_HOST="127.0.0.1", FLEET_KEYS_FILE=str(named)) as started:
+        assert "from  other machines: http://" not in try_the_line(started)
+        ann = ("--key", "ann-0123456789abcdef")
+        assert started.cli("job", "ls").returncode == 8
+        assert started.cli("job", "ls", *ann).returncode == 0
+        assert started.cli("node", "drain", "sim-1", *ann).returncode == 8
+        sent = started.cli("submit", "image_card", "-p", "prompt=x", "--wait", *ann)
+        assert sent.returncode == 0, sent.stderr
+        assert_no_key_in_logs(started)
+
+
+def test_with_an_unknown_variable_and_open_to_others_it_says_so_and_down_stops_it(
+    tmp_path: Path, named: Path
+) -> None:
+    """The variable is told once, and not by every child; the line to try works for others' machines, too."""
+    data = tmp_path / "data"
+    assert fleet("down", "--data", str(data)).returncode == 7
+    argv = ("--nodes", "1", "--job-seconds", "0.1", "--verbose")
+    with up(
+        data,
+        *argv,
+        FLEET_HOST="0.0.0.0",
+        FLEET_KEYS_FILE=str(named),
+        FLEET_BOGUS="1",
+        FLEET_QUEUE_DEPTH="7",
+    ) as started:
+        assert "from  other machines: http://" in try_the_line(started)
+        assert started.log.read_text().count("FLEET_BOGUS") == 1
+        assert "warning: nothing reads" in started.log.read_text().splitlines()[0]
         for log in (data / "logs").glob("*.log"):
-            assert "0123456789abcdef" not in log.read_text(), log
+            assert "nothing reads" not in log.read_text(), log
+        assert_no_key_in_logs(started)
+        told = fleet("down", "--data", str(data))
+        assert (told.returncode, told.stdout.strip()) == (0, "stopped")
+        assert started.process.wait(10) == 0
+        assert processes_of(data) == {}
 
 
 def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
     home = checkout(tmp_path).home
     data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)
     argv = ("--comfyui", str(home), "--comfyui-python", sys.executable, "--nodes", "2")
     with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
 
@@ -189,6 +240,7 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         assert "why=killed by signal SIGKILL (perhaps out of memory)" in started.log.read_text()
         job = started.json("submit", "image_card", "-p", "prompt=on an agent's node", "--wait")
         assert job["node"] in urls
+        assert_private(started, tmp_path)
         assert started.cli("node", "drain", first).returncode == 0
         assert started.stop() == 0
         assert processes_of(data) == {}
@@ -197,6 +249,7 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         assert f"the fleet goes on with {first}, {second} (--comfyui {home}, as at the last start); " in (
             again.log.read_text()
         )
+        assert_emptied_redis_is_filled(again)
 
 
 def test_a_comfyui_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
@@ -219,13 +272,13 @@ def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
         taken.enter_context(socket.create_server(("127.0.0.1", 8188)))
 
     @contextmanager
-    def started() -> Iterator[list[str]]:
+    def started(last: str) -> Iterator[list[str]]:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 mortal(command(*argv)), stdout=out, stderr=out, env=environment(), cwd=tmp_path
             )
         try:
-            until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, "it is ready", 60)
+            until(lambda: last in log.read_text() or process.poll() is not None, f"it says {last}", 60)
             assert process.poll() is None, log.read_text()
             yield log.read_text().splitlines()
         finally:
@@ -237,7 +290,7 @@ def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
             command(*argv), capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path
         )
 
-    with taken, started() as told:
+    with taken, started("Ctrl-C") as told:
         first = re.fullmatch(
             r"port 8188 is taken by .+; the fleet takes port (\d+): (http://127\.0\.0\.1:\1)", told[0]
         )
@@ -249,7 +302,7 @@ def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
         # Commands in the same place find it without being told.
         assert exported[1] in here("status").stdout
         assert here("submit", "image_card", "-p", "prompt=x", "--wait").returncode == 0
-    with started() as again:
+    with started("as at the last start") as again:
         assert again[0].startswith(f"the fleet stays at port {first[1]}, as at the last start")
         assert again[0].endswith(first[2])
 
@@ -261,53 +314,3 @@ def test_a_named_port_that_is_a_nodes_is_told_in_these_words(tmp_path: Path) -> 
     assert told.returncode == 2
     assert f"--port {port} is the port of --node node-1 (127.0.0.1:{port})" in told.stderr
     assert "stop" not in told.stderr
-
-
-@dataclass(frozen=True)
-class OpenFolder:
-    """A fleet whose data are below a folder that others may read."""
-
-    up: Up
-    data: Path
-
-
-@pytest.fixture(scope="module", params=["simulated", "an agent's"])
-def readable(request: pytest.FixtureRequest) -> Iterator[OpenFolder]:
-    with tempfile.TemporaryDirectory(prefix="fleet-") as name:
-        folder = Path(name)
-        data = folder / "data"
-        data.mkdir()
-        data.chmod(0o755)
-        argv = ["--nodes", "1", "--job-seconds", "0.1"]
-        if request.param != "simulated":
-            argv = ["--nodes", "1", "--comfyui", str(checkout(folder).home)]
-            argv += ["--comfyui-python", sys.executable]
-        with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
-            yield OpenFolder(started, data)
-
-
-def test_what_it_writes_is_for_its_user_alone_also_in_a_folder_that_others_may_read(
-    readable: OpenFolder, tmp_path: Path
-) -> None:
-    started, data = readable.up, readable.data
-    job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
-    assert job["status"] == "succeeded"
-    status = {pid: Path(f"/proc/{pid}/status").read_text() for pid in processes_of(data)}
-    assert len(status) >= 7
-    assert {pid for pid, told in status.items() if "Umask:\t0077" not in told} == set()
-    modes = {path: path.lstat().st_mode for path in data.rglob("*")}
-    assert len(modes) > 10
-    assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
-    picture = tmp_path / "picture"
-    picture.touch()
-    assert picture.stat().st_mode & 0o044  # this process's own umask hides nothing
-
-
-def test_an_emptied_redis_gets_its_nodes_back(readable: OpenFolder) -> None:
-    started, data = readable.up, readable.data
-    note = json.loads((data / "run" / "up.json").read_text())
-    with contextlib.closing(redis.Redis.from_url(note["settings"]["redis_url"])) as store:
-        store.flushall()
-        until(lambda: store.hlen("fleet:nodes"), "its node is registered again")
-    job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
-    assert job["status"] == "succeeded"
