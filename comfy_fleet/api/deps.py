@@ -55,6 +55,7 @@ from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_figures import FleetFigures
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
+from comfy_fleet.services.fleet_overview import FleetOverview
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
@@ -174,6 +175,7 @@ class ApiDeps:
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
         write_metrics: Writes a registry's metrics as text.
+        fleet_overview: What an operator sees of it at one glance.
         fleet_figures: What metrics show of the whole fleet.
         scrape_targets: Where each process serves its metrics.
         agent_targets: Passes on where agents do.
@@ -240,6 +242,7 @@ class ApiDeps:
     usage: UsageStore
     editor_settings: EditorSettings
     write_metrics: Callable[[CollectorRegistry], bytes]
+    fleet_overview: FleetOverview
     fleet_figures: FleetFigures
     scrape_targets: ScrapeTargets
     agent_targets: AgentTargets

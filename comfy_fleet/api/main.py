@@ -100,6 +100,7 @@ from comfy_fleet.services.fleet_figures import FleetFigures
 from comfy_fleet.services.fleet_model_sizes import FleetModelSizes
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
+from comfy_fleet.services.fleet_overview import FleetOverview
 from comfy_fleet.services.input_fetcher import FetchLimits, InputFetcher
 from comfy_fleet.services.input_files import InputFiles
 from comfy_fleet.services.inventories import NodeInventories
@@ -448,6 +449,14 @@ def build(
         notes=lambda: _notes(stores, editors if settings.editor else None, intake),
         registry=registry,
         write_metrics=registry_text,
+        fleet_overview=FleetOverview(
+            nodes=stores.nodes,
+            hosts=stores.hosts,
+            figures=RedisFigures(stores.redis),
+            jobs=stores.jobs,
+            inventories=inventories,
+            clock=stores.clock,
+        ),
         fleet_figures=FleetFigures(
             nodes=stores.nodes,
             hosts=stores.hosts,

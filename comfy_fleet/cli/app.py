@@ -20,6 +20,7 @@ _COMMANDS = {
     "logs": ("logs",),
     "agent": ("agent",),
     "status": ("status",),
+    "top": ("top",),
     "audit": ("audit",),
     "usage": ("usage",),
     "warm": ("warm",),

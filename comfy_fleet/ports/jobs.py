@@ -227,6 +227,22 @@ class JobStore(Protocol):
         """
 
 
+class JobsAtBothEnds(Protocol):
+    """The jobs that a look at the whole fleet shows."""
+
+    async def briefs(self, ids: Sequence[str]) -> list[Job | None]:
+        """Return several jobs as a list shows them, without outputs; None for each that there is not."""
+
+    async def first_waiting(self, most: int) -> Sequence[str]:
+        """Return the ids of so many jobs at the front of the queue, by submit and priority."""
+
+    async def last_ended(self, most: int) -> Sequence[str]:
+        """Return the ids of the jobs that ended last, the latest first; 200 at most are known."""
+
+    async def waits(self, job: Job, *, node: str | None = None) -> Waits:
+        """Return what a queued job waits for; see :meth:`JobStore.waits`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFrame:
     """A frame of one of a client's jobs."""

@@ -225,6 +225,8 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/jobs?metadata[a]=b",
         "/api/v1/job-ids?prefix=0",
         "/api/v1/queue",
+        "/api/v1/overview",
+        "/api/v1/overview?pool=default&nodes=0",
         "/api/v1/nodes",
         "/api/v1/nodes?sealed=true",
         "/api/v1/nodes/g1",

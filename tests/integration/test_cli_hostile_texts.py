@@ -144,6 +144,7 @@ def commands(it: Things) -> list[list[str]]:
     """Return every command that asks the API, those that change something last."""
     graph, pulled = str(it.folder / "graph.json"), str(it.folder / "pulled")
     reads = (
+        *("top", "top --pool default"),
         *("status", "audit", "usage", "node ls", "node show g1", "node show h1-gpu0", "node diff", "pool ls"),
         *("model ls", "model ls --missing-on g1"),
         *("pool show default", "host ls", "host token ls", "tenant ls", "tenant show studio", "user ls"),

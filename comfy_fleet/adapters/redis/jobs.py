@@ -281,6 +281,14 @@ class RedisJobStore:
         )
         return frozenset(raw.decode() for raw in found)
 
+    async def first_waiting(self, most: int) -> Sequence[str]:
+        """Return the ids of jobs at the front of the queue; see the port."""
+        return [raw.decode() for raw in await self._redis.zrange(self._keys.queued, 0, most - 1)]
+
+    async def last_ended(self, most: int) -> Sequence[str]:
+        """Return the ids of the jobs that ended last; see the port."""
+        return [raw.decode() for raw in await self._redis.lrange(self._keys.ended, 0, most - 1)]
+
     async def briefs(self, ids: Sequence[str]) -> list[Job | None]:
         """Read only what a list shows of jobs: their outputs and errors may be megabytes."""
         if not ids:

@@ -89,6 +89,7 @@ class Keyspace:
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank: what they have queued and nobody has adopted yet
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only
     expiring = _One("expiring")  # zset: ID -> when its retention ends, final jobs only
+    ended = _One("ended")  # list: ID of the last 200 that ended, the latest first
     idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
     replay = _Each("replay:SCOPE:HASH")  # string: FINGERPRINT NUL BODY, the answer to a request, for 24 h
     replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that upload, at most a minute

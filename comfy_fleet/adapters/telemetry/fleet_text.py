@@ -3,15 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from comfy_fleet.adapters.telemetry.text import Samples, family_text
-from comfy_fleet.domain.nodes.gpu_assessment import FATAL_XIDS
-from comfy_fleet.domain.nodes.host import HostState
-from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.nodes.measures import measured
 from comfy_fleet.ports.figures import FleetView
 
-_FAULTS = ("lost", "reset_pending", "remap_failed", "recovery", "ecc_uncorrected")
 MOST_POOLS = 200
 OTHER = "other"
 
@@ -62,6 +58,15 @@ FAULTY = _shown("fleet_gpu_faulty", "1 if the card is lost, worn, or needs a res
 ORPHANS = _shown("fleet_node_orphans", "Prompts on the node that no run explains.", "node")
 RESTARTS = _shown("fleet_node_restarts", "Restarts of its process since its agent started.", "node")
 HOST_MEMORY = _shown("fleet_node_host_memory_bytes", "Main memory that its process holds.", "node")
+_MEASURES = {
+    UTILIZATION: "utilization",
+    HEAT: "temperature_c",
+    POWER: "power_w",
+    FAULTY: "faulty",
+    ORPHANS: "orphans",
+    RESTARTS: "restarts",
+    HOST_MEMORY: "host_memory",
+}
 HEARD = _shown("fleet_host_heartbeat_age_seconds", "Since the last heartbeat of the host's agent.", "host")
 ERRORS = _shown(
     "fleet_estimate_error_ratio",
@@ -134,7 +139,7 @@ def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
     yield DEPTH, (((name,), count) for name, count in depth.items())
     yield OLDEST, (((name,), seconds) for name, seconds in oldest.items())
     yield BATCHED, [((), store.batch_items)]
-    states = [(one, state_of(one)) for one in view.nodes]
+    states = [(one, one.state) for one in view.nodes]
     counted = Counter((pool(one.node.pool), state) for one, state in states)
     yield NODES, counted.items()
     busy, able = Counter(dict.fromkeys(pools, 0)), Counter(dict.fromkeys(pools, 0))
@@ -176,13 +181,6 @@ def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
             yield shown, [((), store.server[name])]
 
 
-def state_of(one: NodeState) -> str:
-    """Return a node's state: an operator's order goes before what HAProxy sees."""
-    if one.quarantined:
-        return "quarantined"
-    return "drained" if one.node.cordoned else one.verdict
-
-
 def _pools(view: FleetView) -> set[str]:
     """Return the pools that are named: those with nodes first, as clients may name any."""
     found = dict.fromkeys(one.node.pool for one in view.nodes)
@@ -191,70 +189,26 @@ def _pools(view: FleetView) -> set[str]:
 
 
 def _of_hosts(view: FleetView) -> Iterable[tuple[Shown, Samples]]:
-    known = {one.node.name for one in view.nodes}
-    memory: list[tuple[tuple[str, ...], float]] = []
-    found: dict[Shown, list[tuple[tuple[str, ...], float]]] = {
-        shown: [] for shown in (UTILIZATION, HEAT, POWER, FAULTY, ORPHANS, RESTARTS, HOST_MEMORY)
-    }
-    for host in view.hosts:
-        cards = _cards(host)
-        for report in _maps(host.record.get("nodes")):
-            name = report.get("name")
-            if name not in known:  # an agent may say anything
-                continue
-            known.discard(name)
-            facts = _map(report.get("facts"))
-            vram = _map(facts.get("vram"))
-            memory += [
-                ((name, kind), vram[kind])
-                for kind in ("total", "own", "foreign", "available")
-                if _is_number(vram.get(kind))
-            ]
-            orphans = facts.get("orphans")
-            card = _card_facts(cards.get(str(_map(report.get("seat")).get("gpu") or facts.get("gpu"))))
-            values = {
-                **card,
-                ORPHANS: len(orphans) if isinstance(orphans, list) else None,
-                RESTARTS: facts.get("restarts"),
-                HOST_MEMORY: facts.get("host_memory_bytes"),
-            }
-            for shown, value in values.items():
-                if _is_number(value):
-                    found[shown].append(((name,), value))
-    yield MEMORY, memory
-    yield from found.items()
-    yield HEARD, [((host.host,), round(max(0.0, view.at - host.seen_at), 3)) for host in view.hosts]
-
-
-def _cards(host: HostState) -> dict[str, Mapping[str, Any]]:
-    """Return a host's cards by UUID and by index, MIG instances by UUID."""
-    cards: dict[str, Mapping[str, Any]] = {}
-    for card in _maps(host.record.get("gpus")):
-        for name in (card.get("index"), card.get("uuid")):
-            cards[str(name)] = card
-        for instance in _maps(card.get("instances")):
-            # An instance has no sensors of its own.
-            cards[str(instance.get("uuid"))] = {
-                **card,
-                **{name: value for name, value in instance.items() if value is not None},
-            }
-    return cards
-
-
-def _card_facts(card: Mapping[str, Any] | None) -> dict[Shown, Any]:
-    if card is None:
-        return {}
-    used = card.get("utilisation")
-    xids = card.get("xids")
-    faulty = any(card.get(name) for name in _FAULTS) or (
-        isinstance(xids, list) and not FATAL_XIDS.isdisjoint(xid for xid in xids if isinstance(xid, int))
+    found = measured(view.hosts, (one.node.name for one in view.nodes))
+    kinds = (
+        ("total", "memory_total"),
+        ("own", "memory_own"),
+        ("foreign", "memory_foreign"),
+        ("available", "memory_available"),
     )
-    return {
-        UTILIZATION: used / 100 if isinstance(used, int | float) else None,
-        HEAT: card.get("temperature_c"),
-        POWER: card.get("power_w"),
-        FAULTY: int(faulty),
-    }
+    yield (
+        MEMORY,
+        (
+            ((name, kind), value)
+            for name, one in found.items()
+            for kind, field in kinds
+            if (value := getattr(one, field)) is not None
+        ),
+    )
+    for shown, field in _MEASURES.items():
+        values = ((name, getattr(one, field)) for name, one in found.items())
+        yield shown, (((name,), +value) for name, value in values if value is not None)  # + makes 1 of True
+    yield HEARD, [((host.host,), round(max(0.0, view.at - host.seen_at), 3)) for host in view.hosts]
 
 
 def _errors(errors: Mapping[str, Sequence[float]]) -> Samples:
@@ -263,15 +217,3 @@ def _errors(errors: Mapping[str, Sequence[float]]) -> Samples:
             ordered = sorted(ratios)
             for bound, share in (("p50", 0.5), ("p90", 0.9)):
                 yield (kind, bound), ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _maps(value: object) -> list[Mapping[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _map(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

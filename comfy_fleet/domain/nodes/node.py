@@ -208,6 +208,13 @@ class NodeState:
         return self.node.simulated or self.reading.comfyui.startswith("sim-")
 
     @property
+    def state(self) -> str:
+        """Its verdict, unless an operator or the fleet has taken it out: ``drained`` or ``quarantined``."""
+        if self.quarantined:
+            return "quarantined"
+        return "drained" if self.node.cordoned else self.verdict
+
+    @property
     def speed(self) -> float:
         """How fast it computes: what its GPU's model promises times what was measured.
 

@@ -53,6 +53,8 @@ local function end_job(id, status, err, result, at, progress)
   if f[5] then redis.call('ZREM', live_key(f[5]), id) end
   redis.call('DEL', job_secret_key(id), job_preview_key(id))
   redis.call('ZADD', expiring_key, num(expires), id)
+  redis.call('LPUSH', cleared(ended_key, 'list'), id)
+  redis.call('LTRIM', ended_key, 0, 199)
   for asset in string.gmatch(f[2] or '', '%S+') do let_go(asset, id, expires) end
   rq_end(id, status, result, at, expires)
   if f[4] and redis.call('HEXISTS', nodes_key, f[4]) == 1 then
