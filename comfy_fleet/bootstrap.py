@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
+import os
 import shlex
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,18 +41,22 @@ from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
+from comfy_fleet.domain.jobs.trace_settings import asked_for_traces
 from comfy_fleet.domain.moderation import ModerationMode
 from comfy_fleet.domain.people import Tenant
 from comfy_fleet.memory import COLLECT_AFTER
 from comfy_fleet.ports.scrape_targets import ScrapeTarget
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.announcing import announce, target_of
+from comfy_fleet.services.job_tracing import JobTracing
 from comfy_fleet.services.moderation import Moderation
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from comfy_fleet.adapters.comfyui.node_client import NodeClient
     from comfy_fleet.adapters.objects.obstore_objects import ObstoreObjects
     from comfy_fleet.adapters.telemetry import MetricsServer
@@ -273,6 +279,36 @@ def announcing(
 
     targets = RedisScrapeTargets(stores.redis, stores.clock)
     return start(announce(targets, target), name="metrics announced")
+
+
+def open_tracing(process: str, registry: "CollectorRegistry") -> JobTracing | None:
+    """Return what makes spans of jobs; None where the variables ``OTEL_*`` ask for none.
+
+    What is wrong with them is logged: no fleet stands still for want of traces.
+
+    Args:
+        process: The process, e.g. ``dispatch``.
+        registry: Its metrics.
+    """
+    asked = asked_for_traces(os.environ)
+    if asked.why_not:
+        logger.warning("traces are not exported", extra={"reason": asked.why_not})
+    if not asked.wanted:
+        return None
+    try:
+        # It takes a while to import, and few fleets need it.
+        from comfy_fleet.adapters.telemetry.otlp import OtlpSpans
+
+        spans = OtlpSpans(process, registry)
+    except ModuleNotFoundError as error:
+        why = f"{error.name} is not installed: pip install 'comfy-fleet[opentelemetry]'"
+        logger.warning("traces are not exported", extra={"reason": why})
+        return None
+    except Exception as error:  # noqa: BLE001 - of a library, about its variables
+        logger.warning("traces are not exported", extra={"reason": f"{type(error).__name__}: {error}"[:300]})
+        return None
+    logger.info("traces are exported", extra={"endpoint": asked.endpoint})
+    return JobTracing(spans, clock=time.time)
 
 
 def open_disk(settings: Settings) -> Disk:

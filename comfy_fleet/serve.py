@@ -23,6 +23,7 @@ from comfy_fleet.adapters.telemetry import (
     new_registry,
 )
 from comfy_fleet.api import main as api
+from comfy_fleet.bootstrap import open_tracing
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.processes import dispatcher
 from comfy_fleet.settings import Settings
@@ -45,9 +46,12 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
     api.prepare()
     sys.setswitchinterval(SWITCH_S)
     registry = new_registry()
-    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    tracing = open_tracing("serve", registry)
+    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry), *([tracing] if tracing else []))
     companion = DispatcherThread(settings, name=name, registry=registry, telemetry=telemetry)
-    uvloop.run(api.run(settings, registry=registry, telemetry=telemetry, companion=companion))
+    uvloop.run(
+        api.run(settings, registry=registry, telemetry=telemetry, tracing=tracing, companion=companion)
+    )
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from comfy_fleet.domain.errors import FleetError
-from comfy_fleet.request_context import in_request
+from comfy_fleet.request_context import in_request, submitting
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ def start(work: Coroutine[Any, Any, T], *, name: str = "") -> asyncio.Task[T]:
     """
     context = contextvars.copy_context()
     context.run(in_request.set, {})  # it goes on after the request that needed it
+    context.run(submitting.set, None)
     task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None), context=context)
     task.add_done_callback(_note)
     return task

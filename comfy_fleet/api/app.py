@@ -46,7 +46,7 @@ from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.domain.principal import PrincipalLimits
-from comfy_fleet.request_context import in_request
+from comfy_fleet.request_context import Submitting, in_request, submitting
 from comfy_fleet.services.signed_urls import Readable
 from comfy_fleet.tasks import forever
 
@@ -211,6 +211,10 @@ class Front:
         status, finished = 0, False
         began = time.perf_counter()
         headers = Headers(scope=scope)
+        submits = None
+        if self.deps.traces and scope["method"] == "POST":
+            submits = Submitting(self.deps.clock())
+            submitting.set(submits)
         path_key = self._place(scope, headers)
         ticket = self.admission.ticket(scope["method"], scope["path"])
         reads = signed_access.asked(scope)
@@ -225,6 +229,8 @@ class Front:
                 more = [NO_REFERRER] if incoming.ended else [NO_REFERRER, (b"connection", b"close")]
                 if reads is not None:
                     more += signed_access.HEADERS
+                if submits is not None and submits.traceparent:
+                    more.append((b"traceparent", submits.traceparent.encode()))
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)

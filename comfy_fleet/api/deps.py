@@ -154,6 +154,7 @@ class ApiDeps:
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
         background: Coroutine functions that run as long as the app does.
+        traces: Whether spans of jobs are made, so that answers to submits name them.
         closing: Set when the server stops, which ends streams.
         clients: Brings what happens to jobs to websockets.
         editors: Whose editor a person gets, and what its node says.
@@ -250,6 +251,7 @@ class ApiDeps:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()
+    traces: bool = False
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)

@@ -69,6 +69,7 @@ from comfy_fleet.bootstrap import (
     open_objects,
     open_secrets,
     open_stores,
+    open_tracing,
 )
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
@@ -104,6 +105,7 @@ from comfy_fleet.services.fleet_overview import FleetOverview
 from comfy_fleet.services.input_fetcher import FetchLimits, InputFetcher
 from comfy_fleet.services.input_files import InputFiles
 from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.job_tracing import JobTracing
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
@@ -161,6 +163,7 @@ def build(
     *,
     registry: CollectorRegistry | None = None,
     telemetry: Telemetry | None = None,
+    tracing: JobTracing | None = None,
 ) -> ApiDeps:
     """Build the services behind the HTTP surfaces.
 
@@ -170,6 +173,7 @@ def build(
         info: Asks nodes.
         registry: The metrics; None: of its own, where the observer counts, too.
         telemetry: The observer of jobs, with ``registry``.
+        tracing: Makes spans of jobs, with ``telemetry``, which tells it of them.
 
     Raises:
         ConfigError: The keys are wrong, or missing although they are needed; there are no stored workflows.
@@ -200,7 +204,10 @@ def build(
     model_sizes = FleetModelSizes(inventories, info, stores.model_sizes)
     editors = EditorNodes(inventories, answers, EditorFiles(info))
     registry = registry or new_registry()
-    telemetry = telemetry or Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    if telemetry is None:
+        tracing = open_tracing("api", registry)
+        observers: list[Telemetry] = [LoggingTelemetry(), PrometheusTelemetry(registry)]
+        telemetry = Observers(*observers, *([tracing] if tracing else []))
     stores = stores.telling(telemetry)
     estimator = Estimator(stores.estimates, stores.jobs, inventories)
 
@@ -330,6 +337,7 @@ def build(
         signed_urls=signed_urls,
         clock=time.time,
     )
+    telling = [lambda traces=tracing: traces.run(stores.jobs)] if tracing else []
     webhooks = RedisWebhooks(stores.redis, stores.events)
     webhook_secrets = WebhookSecrets(webhooks, sealer, draw=secrets.token_bytes, clock=time.time)
     deliverer = WebhookDeliverer(
@@ -342,6 +350,7 @@ def build(
         draw=secrets.SystemRandom().random,
         telemetry=telemetry,
         limits=DeliveryLimits(schedule=parse_schedule(settings.webhook_backoff_s)),
+        tracing=tracing,
     )
     targets, machine = RedisScrapeTargets(stores.redis, stores.clock), socket.gethostname()
     own_target = target_of(
@@ -489,7 +498,9 @@ def build(
             uploads.run,
             made_pictures.sweep,
             lambda: _mend(stores.jobs.lists),
+            *telling,
         ),
+        traces=tracing is not None,
     )
 
 
@@ -678,6 +689,7 @@ async def run(
     *,
     registry: CollectorRegistry | None = None,
     telemetry: Telemetry | None = None,
+    tracing: JobTracing | None = None,
     companion: Companion | None = None,
 ) -> None:
     """Serve the API until SIGTERM or SIGINT.
@@ -687,6 +699,7 @@ async def run(
         sockets: Listening sockets; None: one is opened.
         registry: As for :func:`build`.
         telemetry: As for :func:`build`.
+        tracing: As for :func:`build`.
         companion: What runs beside it. If it ends, the API does.
 
     Raises:
@@ -696,7 +709,7 @@ async def run(
         await check_schema(stores)
         with contextlib.suppress(StoreDown):
             await stores.clock.begin()
-        deps = build(settings, stores, nodes, registry=registry, telemetry=telemetry)
+        deps = build(settings, stores, nodes, registry=registry, telemetry=telemetry, tracing=tracing)
         await check_files(settings, stores)
         if another := await check_secret(settings, stores):
             logger.warning("secret key is another one", extra={"reason": another})

@@ -22,6 +22,7 @@ from comfy_fleet.domain.jobs.rq_entry import (
     RESULT_TTL_S,
     RqEntry,
 )
+from comfy_fleet.domain.jobs.trace_context import read_traceparent
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.domain.roles import Role
 from comfy_fleet.domain.text import clip
@@ -151,11 +152,14 @@ class RqIntake:
                 too_many=lambda data: has_more_values(data, settings.max_params_values),
                 callbacks=settings.rq_callbacks,
             )
-            body = checked(dict(asked.options), NewJobBody)
+            given = dict(asked.options)
+            caller = given.pop("traceparent", None)
+            body = checked(given, NewJobBody)
             options = options_for(
                 body,
                 most_priority=priority_bound(who, settings, needs_keys=not self._keys.open),
                 now=self._clock(),
+                traceparent=read_traceparent([caller]) if isinstance(caller, str) else None,
                 webhook=webhook_of(
                     body.webhook_url, body.webhook_events, settings, lambda: settings.base_url
                 ),

@@ -141,3 +141,51 @@ class Telemetry(Protocol):
             about: Fields of a log line about the run.
             tell: Whether to log it; not every try is logged while the store is away.
         """
+
+
+class NullTelemetry:
+    """Does nothing."""
+
+    def submitted(self, new: NewJob) -> None:
+        """See the port."""
+
+    def claimed(self, claim: Claim) -> None:
+        """See the port."""
+
+    def posted(self, claim: Claim) -> None:
+        """See the port."""
+
+    def left(self, claim: Claim, *, busy_s: float) -> None:
+        """See the port."""
+
+    def ended(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
+    ) -> None:
+        """See the port."""
+
+    def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
+        """See the port."""
+
+    def ended_without_run(self, job: EndedJob) -> None:
+        """See the port."""
+
+    def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
+        """See the port."""
+
+    def staged_ahead(self, *, sent: int = 0, used: int = 0) -> None:
+        """See the port."""
+
+    def fetched(self, outcome: str) -> None:
+        """See the port."""
+
+    def judged(self, stage: str, outcome: str) -> None:
+        """See the port."""
+
+    def webhook_tried(self, outcome: str) -> None:
+        """See the port."""
+
+    def stored(self, outcome: str, size_bytes: int) -> None:
+        """See the port."""
+
+    def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
+        """See the port."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +43,7 @@ from comfy_fleet.bootstrap import (
     open_nodes,
     open_secrets,
     open_stores,
+    open_tracing,
 )
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
@@ -53,6 +55,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits
 from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
 from comfy_fleet.services.failure_policy import FailureLimits
+from comfy_fleet.services.job_tracing import JobTracing
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.store_retry import BACKOFF, Reminder
 from comfy_fleet.settings import Settings
@@ -106,10 +109,19 @@ async def _serve(settings: Settings, name: str | None) -> None:
         port=settings.dispatch_metrics_port,
         setting="FLEET_DISPATCH_METRICS_PORT",
     )
-    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    tracing = open_tracing("dispatch", registry)
+    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry), *([tracing] if tracing else []))
     try:
         await metrics.start()
-        await run(settings, order, name=name, registry=registry, telemetry=telemetry, metrics=metrics)
+        await run(
+            settings,
+            order,
+            name=name,
+            registry=registry,
+            telemetry=telemetry,
+            metrics=metrics,
+            tracing=tracing,
+        )
     finally:
         await metrics.stop()
 
@@ -122,6 +134,7 @@ async def run(
     registry: CollectorRegistry,
     telemetry: Telemetry,
     metrics: MetricsServer | None = None,
+    tracing: JobTracing | None = None,
 ) -> None:
     """Run a dispatcher until the order to stop.
 
@@ -131,6 +144,7 @@ async def run(
         registry: Gets the gauge of its runs.
         telemetry: Is told what happens to jobs and runs.
         metrics: Serves the metrics, if it is not the API that does.
+        tracing: Makes spans of jobs that have ended, if that is not done elsewhere in the process.
 
     Raises:
         ConfigError: A newer version works on this Redis.
@@ -162,6 +176,9 @@ async def run(
             asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
+        if tracing is not None:
+            tell = partial(tracing.run, stores.jobs)
+            background.append(asyncio.create_task(forever(tell, name="spans of jobs")))
         if metrics is not None:
             background.append(announcing(settings, stores, "dispatch", metrics))
         try:

@@ -18,6 +18,7 @@ from comfy_fleet.domain.webhooks.delivery import SCHEDULE_S, DeliveryOutcome, Po
 from comfy_fleet.domain.webhooks.webhook import OPERATOR
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.webhooks import WebhookMessage, WebhookPoster, Webhooks
+from comfy_fleet.services.job_tracing import JobTracing
 from comfy_fleet.services.webhook_secrets import WebhookSecrets
 from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
@@ -71,6 +72,7 @@ class WebhookDeliverer:
         draw: Draws a number from 0 to 1.
         telemetry: Told what came of each try.
         limits: How much at once.
+        tracing: Makes spans of what is sent about jobs.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class WebhookDeliverer:
         draw: Callable[[], float],
         telemetry: Telemetry,
         limits: DeliveryLimits,
+        tracing: JobTracing | None = None,
     ) -> None:
         self._webhooks = webhooks
         self._poster = poster
@@ -95,6 +98,7 @@ class WebhookDeliverer:
         self._draw = draw
         self._telemetry = telemetry
         self._limits = limits
+        self._tracing = tracing
         self._sending: dict[asyncio.Task[None], WebhookMessage] = {}
         self._look = asyncio.Event()
 
@@ -184,12 +188,13 @@ class WebhookDeliverer:
         except ConfigError:
             logger.error("webhooks can't be signed: all processes need the same secret_file")
             raise
+        data = await self._data(message)
         at = datetime.fromtimestamp(message.at, UTC).isoformat(timespec="milliseconds")
         body = orjson.dumps(
             {
                 "type": message.type,
                 "timestamp": at.replace("+00:00", "Z"),
-                "data": await self._data(message),
+                "data": data,
             }
         )
         now = datetime.fromtimestamp(int(self._clock()), UTC)
@@ -200,7 +205,16 @@ class WebhookDeliverer:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(signatures),
         }
-        return await self._poster.post(message.url, headers, body, operators=message.owner == OPERATOR)
+        caller = data.get("traceparent") if message.job else None
+        sending = self._tracing.delivering(message, caller) if self._tracing and message.job else None
+        if sending is not None:
+            headers["traceparent"] = sending.header
+        elif caller:
+            headers["traceparent"] = caller
+        answer = await self._poster.post(message.url, headers, body, operators=message.owner == OPERATOR)
+        if sending is not None:
+            sending.done(answer)
+        return answer
 
     async def _listen(self) -> None:
         while True:

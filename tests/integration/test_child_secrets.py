@@ -10,6 +10,7 @@ import pytest
 from comfy_fleet.adapters.system.child_processes import Child
 from tests.integration.up_kit import environment, processes_of, up
 
+COLLECTOR = "a-collectors-password"
 TOKEN, PASSWORD = "a-token-of-this-test", "a-password-of-this-test"
 SLEEPS = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 
@@ -24,13 +25,15 @@ async def test_only_a_process_of_the_fleet_s_has_its_variables(
 ) -> None:
     monkeypatch.setenv("FLEET_AGENT_TOKEN", TOKEN)
     monkeypatch.setenv("fleet_redis_url", f"redis://:{PASSWORD}@127.0.0.1/0")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization={COLLECTOR}")
     monkeypatch.setenv("SOMETHING_ELSE", "stays")
     child = Child("stranger", SLEEPS, ours=ours, env={"FLEET_STOP_WAIT_S": "0"})
     await child.start()
     try:
         assert child.pid is not None
         found = environ(child.pid)
-        assert (TOKEN.encode() in found, PASSWORD.encode() in found) == (ours, ours)
+        secrets = (TOKEN, PASSWORD, COLLECTOR)
+        assert [one.encode() in found for one in secrets] == [ours] * len(secrets)
         assert b"SOMETHING_ELSE=stays" in found
         assert b"FLEET_STOP_WAIT_S=0" in found  # what is meant for it
     finally:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.telemetry import PrometheusTelemetry
 from comfy_fleet.adapters.telemetry.fleet_text import ALL
+from comfy_fleet.adapters.telemetry.otlp import OtlpSpans
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.api.metrics import Metrics
 from comfy_fleet.domain.nodes.host import Heartbeat
@@ -29,6 +31,7 @@ def registered() -> CollectorRegistry:
     registry = CollectorRegistry()
     PrometheusTelemetry(registry)
     Metrics(registry)
+    OtlpSpans("test", registry, exporter=InMemorySpanExporter()).close()
     registry.register(AgentMetrics(lambda: Heartbeat(host="h", instance="i"), lambda _: None, lambda: 1.0))
     return registry
 

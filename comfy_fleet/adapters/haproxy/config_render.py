@@ -53,7 +53,7 @@ _CORS_HEADERS = (
 _CORS_SHOWN = (
     "Content-Disposition, Content-Location, Content-Range, ETag, Location, Preference-Applied, Retry-After, "
     "Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, "
-    "Upload-Metadata, Upload-Offset, X-Fleet-Asset, X-Fleet-Job, X-Request-Id"
+    "traceparent, Upload-Metadata, Upload-Offset, X-Fleet-Asset, X-Fleet-Job, X-Request-Id"
 )
 """What they may read of an answer, beside its type and length."""
 

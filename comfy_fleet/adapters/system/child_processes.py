@@ -40,7 +40,8 @@ _DRAIN_S = 1.0  # how long to go on reading after the child's end, if a grandchi
 
 def strangers(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a process which is not the fleet's may have."""
-    return {name: value for name, value in environ.items() if not name.upper().startswith("FLEET_")}
+    ours = ("FLEET_", "OTEL_")  # the latter may hold a collector's password
+    return {name: value for name, value in environ.items() if not name.upper().startswith(ours)}
 
 
 class Child:
