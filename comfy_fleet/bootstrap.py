@@ -37,6 +37,7 @@ from comfy_fleet.adapters.redis.scrape_targets import RedisScrapeTargets
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
+from comfy_fleet.adapters.system import extras
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.keys_file import KeysOnDisk
 from comfy_fleet.adapters.system.secret_box import SecretBox
@@ -301,7 +302,7 @@ def open_tracing(process: str, registry: "CollectorRegistry") -> JobTracing | No
 
         spans = OtlpSpans(process, registry)
     except ModuleNotFoundError as error:
-        why = f"{error.name} is not installed: pip install 'comfy-fleet[opentelemetry]'"
+        why = f"{error.name} is not installed: {extras.command('opentelemetry')}"
         logger.warning("traces are not exported", extra={"reason": why})
         return None
     except Exception as error:  # noqa: BLE001 - of a library, about its variables

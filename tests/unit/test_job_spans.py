@@ -262,7 +262,7 @@ def test_a_missing_package_is_told_with_the_command(
     monkeypatch.setitem(__import__("sys").modules, "comfy_fleet.adapters.telemetry.otlp", None)
     assert bootstrap.open_tracing("api", CollectorRegistry()) is None
     (line,) = caplog.records
-    assert "pip install 'comfy-fleet[opentelemetry]'" in line.__dict__["reason"]
+    assert "install 'comfy-fleet[opentelemetry]'" in line.__dict__["reason"]
 
 
 def test_a_submit_outside_of_a_request_is_told_too() -> None:
