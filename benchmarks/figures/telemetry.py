@@ -23,11 +23,11 @@ from benchmarks.stats import median
 from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.redis.figures import RedisFigures
 from comfy_fleet.adapters.telemetry import PrometheusTelemetry, new_registry
-from comfy_fleet.adapters.telemetry.fleet_text import fleet_text
-from comfy_fleet.adapters.telemetry.text import registry_text
+from comfy_fleet.adapters.telemetry.fleet_text import FleetText
+from comfy_fleet.adapters.telemetry.text import RegistryText
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.api.metrics import Metrics
-from comfy_fleet.bootstrap import Stores, open_disk, open_stores
+from comfy_fleet.bootstrap import Stores, calm_collector, open_disk, open_stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
@@ -135,6 +135,7 @@ async def _jobs(options: Options) -> tuple[list[float], list[float]]:
 async def _scrapes(options: Options) -> tuple[dict[str, float], dict[str, float]]:
     """Return bytes and CPU seconds of one scrape of everything, by what is scraped."""
     nodes, rounds = options.some(NODES, 100), options.some(30, 5)
+    calm_collector()  # as all processes of a fleet do
     sizes: dict[str, float] = {}
     seconds: dict[str, float] = {}
     async with Stage(options) as stage, bounded(600, "the scrapes of a thousand nodes"):
@@ -230,7 +231,7 @@ async def _fleet_page(
         estimates=stores.estimates,
         room=open_disk(settings).room,
         clock=stores.clock,
-        write=fleet_text,
+        write=FleetText(),
     )
     kept, fleet_figures.KEPT_S = fleet_figures.KEPT_S, 0.0
     own, servers, text = [], 0.0, b""
@@ -259,10 +260,10 @@ async def _exporter(monitor: Path, rounds: int) -> tuple[int, float]:
 
 
 def _written(registry: CollectorRegistry, rounds: int) -> tuple[int, float]:
-    took, text = [], b""
+    took, text, write = [], b"", RegistryText(registry)
     for _ in range(rounds):
         began = time.process_time()
-        text = registry_text(registry)
+        text = write()
         took.append(time.process_time() - began)
     return len(text), median(took)
 

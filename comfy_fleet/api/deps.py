@@ -175,7 +175,7 @@ class ApiDeps:
         request_pace: Bounds how many requests of any kind a caller makes.
         wrong_keys: Slows down who shows many.
         registry: The metrics that ``/metrics`` shows.
-        write_metrics: Writes a registry's metrics as text.
+        write_metrics: Writes them as text.
         fleet_overview: What an operator sees of it at one glance.
         fleet_figures: What metrics show of the whole fleet.
         scrape_targets: Where each process serves its metrics.
@@ -242,7 +242,7 @@ class ApiDeps:
     audit: AuditTrail
     usage: UsageStore
     editor_settings: EditorSettings
-    write_metrics: Callable[[CollectorRegistry], bytes]
+    write_metrics: Callable[[], bytes]
     fleet_overview: FleetOverview
     fleet_figures: FleetFigures
     scrape_targets: ScrapeTargets

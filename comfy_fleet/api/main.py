@@ -45,8 +45,8 @@ from comfy_fleet.adapters.telemetry import (
     PrometheusTelemetry,
     new_registry,
 )
-from comfy_fleet.adapters.telemetry.fleet_text import fleet_text
-from comfy_fleet.adapters.telemetry.text import registry_text
+from comfy_fleet.adapters.telemetry.fleet_text import FleetText
+from comfy_fleet.adapters.telemetry.text import RegistryText
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
@@ -457,7 +457,7 @@ def build(
         probes=_probes(settings, stores),
         notes=lambda: _notes(stores, editors if settings.editor else None, intake),
         registry=registry,
-        write_metrics=registry_text,
+        write_metrics=RegistryText(registry),
         fleet_overview=FleetOverview(
             nodes=stores.nodes,
             hosts=stores.hosts,
@@ -473,7 +473,7 @@ def build(
             estimates=stores.estimates,
             room=open_disk(settings).room,
             clock=stores.clock,
-            write=fleet_text,
+            write=FleetText(),
         ),
         scrape_targets=targets,
         agent_targets=AgentTargets(targets),

@@ -73,7 +73,7 @@ async def show(request: Request) -> Response:
     metrics.streams.set(sum(d.streams.values()))
     metrics.waits.set(d.waits.total())
     metrics.sockets.set(sum(d.sockets.values()))
-    return Response(d.write_metrics(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(d.write_metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def show_fleet(request: Request) -> Response:

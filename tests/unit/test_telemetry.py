@@ -17,7 +17,7 @@ from comfy_fleet.adapters.telemetry import (
     new_registry,
 )
 from comfy_fleet.adapters.telemetry.prometheus import MOST_NODES, MOST_VALUES
-from comfy_fleet.adapters.telemetry.text import registry_text
+from comfy_fleet.adapters.telemetry.text import FamilyText, RegistryText
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.merging import MergeMode
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
@@ -260,4 +260,17 @@ def test_the_text_is_what_prometheus_client_would_write() -> None:
             if not family.name.startswith("process_")  # which differ from one moment to the next
         }
 
-    assert read(registry_text(registry)) == read(generate_latest(registry))
+    write = RegistryText(registry)
+    assert read(write()) == read(generate_latest(registry))
+    tell_all(telemetry)
+    assert read(write()) == read(generate_latest(registry)), "with what it has kept of the first time"
+
+
+def test_what_is_kept_for_the_next_scrape_is_bounded() -> None:
+    write = FamilyText("fleet_node_busy", "1 while a run has the node.", "gauge", ["node"])
+    for round_ in range(10):  # nodes come and go
+        names = [f'g{round_}-{number}"' for number in range(1000)]
+        text = write([((name,), 1) for name in names])
+        assert text.splitlines()[2:] == [f'fleet_node_busy{{node="{name[:-1]}\\""}} 1' for name in names]
+        assert len(write._begins) <= 2 * 1000 + 2002  # noqa: SLF001 - what it holds is what this is about
+    assert write([]) == ""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.adapters.telemetry.text import Samples, family_text
+from comfy_fleet.adapters.telemetry.text import FamilyText, Samples
 from comfy_fleet.domain.nodes.measures import measured
 from comfy_fleet.ports.figures import FleetView
 
@@ -118,11 +118,15 @@ ALL = (
 """All metrics of the whole fleet."""
 
 
-def fleet_text(view: FleetView) -> bytes:
-    """Return the text for a scrape."""
-    return b"".join(
-        family_text(one.name, one.help, one.kind, one.labels, samples) for one, samples in _families(view)
-    )
+class FleetText:
+    """Writes the whole fleet's figures."""
+
+    def __init__(self) -> None:
+        self._texts = {one: FamilyText(one.name, one.help, one.kind, one.labels) for one in ALL}
+
+    def __call__(self, view: FleetView) -> bytes:
+        """Return the text for a scrape."""
+        return "".join(self._texts[one](samples) for one, samples in _families(view)).encode()
 
 
 def _families(view: FleetView) -> Iterable[tuple[Shown, Samples]]:

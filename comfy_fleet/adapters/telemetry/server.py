@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from comfy_fleet.adapters.telemetry.text import registry_text
+from comfy_fleet.adapters.telemetry.text import RegistryText
 from comfy_fleet.connections import close
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class MetricsServer:
         setting: str,
         more: Mapping[str, Handler] | None = None,
     ) -> None:
-        self._registry = registry
+        self._text = RegistryText(registry)
         self._host = host
         self._port = port
         self._setting = setting
@@ -96,8 +96,7 @@ class MetricsServer:
         await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
-        text = registry_text(self._registry)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=self._text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class _Open:
