@@ -29,6 +29,7 @@ from comfy_fleet.api import (
 from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.audit import Refusals
 from comfy_fleet.api.body_pace import Incoming
+from comfy_fleet.api.console import routes as console
 from comfy_fleet.api.credentials import take_path_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
@@ -85,6 +86,7 @@ def create_app(deps: ApiDeps) -> "Front":
         *login.routes,
         *publish_page.routes,
         *workflow_pages.routes,
+        *console.routes(),
     ]
     return Front(GroupedRouter(routes, lifespan=lifespan), routes, deps)
 

@@ -170,7 +170,7 @@ def for_browser(scope: Scope, answer: Response) -> Response:
         answer: The error in the envelope; anything else stays as it is.
     """
     path, wants = scope["path"], Headers(scope=scope).get("accept", "")
-    of_ours = path == "/workflows" or path.startswith(("/workflows/", "/publish/"))
+    of_ours = path in ("/workflows", "/console") or path.startswith(("/workflows/", "/publish/", "/console/"))
     if not of_ours or "text/html" not in wants or scope["origin"] is not Origin.CONSOLE:
         return answer
     if answer.media_type != JSON_TYPE:

@@ -57,6 +57,7 @@ from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.fleet_overview import FleetOverview
 from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.live_changes import LiveChanges
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
@@ -178,6 +179,7 @@ class ApiDeps:
         write_metrics: Writes them as text.
         fleet_overview: What an operator sees of it at one glance.
         fleet_figures: What metrics show of the whole fleet.
+        live: Tells pages that the fleet has changed.
         scrape_targets: Where each process serves its metrics.
         agent_targets: Passes on where agents do.
         machine: This machine's name.
@@ -245,6 +247,7 @@ class ApiDeps:
     write_metrics: Callable[[], bytes]
     fleet_overview: FleetOverview
     fleet_figures: FleetFigures
+    live: LiveChanges
     scrape_targets: ScrapeTargets
     agent_targets: AgentTargets
     machine: str

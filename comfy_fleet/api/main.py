@@ -106,6 +106,7 @@ from comfy_fleet.services.input_fetcher import FetchLimits, InputFetcher
 from comfy_fleet.services.input_files import InputFiles
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_tracing import JobTracing
+from comfy_fleet.services.live_changes import LiveChanges
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
@@ -371,6 +372,7 @@ def build(
         limits=TransferLimits(patience_s=settings.store_patience_s),
     )
     eraser = ObjectEraser(transfers, store_book, objects, patience_s=settings.store_patience_s)
+    live = LiveChanges(stores.events, stores.nodes)
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -466,6 +468,7 @@ def build(
             inventories=inventories,
             clock=stores.clock,
         ),
+        live=live,
         fleet_figures=FleetFigures(
             nodes=stores.nodes,
             hosts=stores.hosts,
@@ -484,6 +487,8 @@ def build(
             model_sizes.run,
             keys.ring.run,
             session_watch.run,
+            live.follow_jobs,
+            live.follow_nodes,
             lambda: _tell_unknown_shares(settings, keys),
             fetcher.run,
             batch_keeper.run,

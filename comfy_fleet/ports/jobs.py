@@ -107,6 +107,9 @@ class JobStore(Protocol):
     async def load(self, ids: Sequence[str]) -> list[Job | None]:
         """Return several jobs as :meth:`get` does."""
 
+    async def briefs(self, ids: Sequence[str]) -> list[Job | None]:
+        """Return several jobs as a list shows them, without outputs; None for each that there is not."""
+
     async def first_outputs(self, ids: Sequence[str], each: int) -> Mapping[str, Sequence[Output]]:
         """Return the first outputs of some jobs, at most so many of each; those without any are left out."""
 

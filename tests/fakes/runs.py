@@ -450,7 +450,7 @@ class FakeJobStore(Fake):
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = unplayed
     with_ui = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
-    made_since = positions = remove = keep = waits = load = first_outputs = unplayed
+    made_since = positions = remove = keep = waits = load = briefs = first_outputs = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -16,8 +16,9 @@ from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import JobEvent, OwnerEvent
+from comfy_fleet.domain.jobs.job import JobEvent, JobStatus, OwnerEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.ports.changes import StatusChange
 from comfy_fleet.ports.jobs import ClientFrame, ClientTaken
 from comfy_fleet.timeouts import Timeout
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING, MOST_WAITING_BYTES = 256, 8 * 1024 * 1024
 """Most messages of one channel that wait for a slow reader."""
+_STATUSES = frozenset(status.value for status in JobStatus)
 MOST_FRAMES = 4096
 """The same for frames, of which there are more."""
 LINGER_S = 0.1
@@ -159,6 +161,12 @@ class RedisEvents:
             yield feed
         finally:
             await feed.close()
+
+    @contextlib.asynccontextmanager
+    async def statuses(self) -> AsyncIterator[AsyncIterator[StatusChange]]:
+        """Yield each status of everybody's jobs from now on."""
+        async with self.channel(self._keys.changes, most=MOST_FEED) as queue:
+            yield _statuses(queue)
 
     async def want_frames(self, job_ids: Iterable[str]) -> None:
         """Tell dispatchers that somebody listens to jobs that run already."""
@@ -392,3 +400,11 @@ async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator
             logger.warning("event can't be read", extra={"job_id": job_id, "error": str(error)})
         else:
             yield event
+
+
+async def _statuses(queue: asyncio.Queue[bytes]) -> AsyncIterator[StatusChange]:
+    while True:
+        status, _, rest = (await queue.get()).decode().partition(" ")
+        job_id, _, owner = rest.partition(" ")
+        if status in _STATUSES:  # a newer version may have others
+            yield StatusChange(job_id=job_id, status=JobStatus(status), owner=owner)

@@ -383,6 +383,7 @@ class Keyspace:
     events = _Each("events:ID")  # everything that happens to a job
     batch_events = _Each("batch:BATCH:events")  # states of a batch's items
     owner_events = _Each("owner:OWNER")  # each status of an owner's jobs
+    changes = _One("changes")  # "STATUS ID OWNER": each status of everybody's jobs
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
     # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's
     client_frames = _Each("clients:HASH:OWNER")

@@ -166,7 +166,7 @@ async def get_node(request: Request) -> Response:
     """One node with its state, what works on it, its last errors, and what its agent saw."""
     operator(request)
     name = request.path_params["node"]
-    return json_response(await detail(request, await _state(request, name)))
+    return json_response(await detail(request, await named_state(request, name)))
 
 
 async def drain_node(request: Request) -> Response:
@@ -174,18 +174,35 @@ async def drain_node(request: Request) -> Response:
     operator(request)
     name = request.path_params["node"]
     body = await read_optional(request, DrainBody)
-    await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
-    await audit(request, "node.drained", node=name, reason=body.reason, requeue=body.requeue)
-    return json_response(state(await _state(request, name)))
+    await drain(request, name, body)
+    return json_response(state(await named_state(request, name)))
+
+
+async def drain(request: Request, name: str, how: DrainBody) -> None:
+    """Drain a node for an operator, and write that down.
+
+    Raises:
+        HttpError: 403 to others.
+        NotFound: There is no such node.
+    """
+    operator(request)
+    await _life(request).drain(_name(name), reason=how.reason, requeue=how.requeue)
+    await audit(request, "node.drained", node=name, reason=how.reason, requeue=how.requeue)
 
 
 async def resume_node(request: Request) -> Response:
     """Jobs may come again; ends a quarantine, too."""
     operator(request)
     name = request.path_params["node"]
+    await resume(request, name)
+    return json_response(state(await named_state(request, name)))
+
+
+async def resume(request: Request, name: str) -> None:
+    """Let a node have jobs again, for an operator, and write that down; raises as :func:`drain`."""
+    operator(request)
     await _life(request).resume(_name(name))
     await audit(request, "node.resumed", node=name)
-    return json_response(state(await _state(request, name)))
 
 
 async def restart_node(request: Request) -> Response:
@@ -194,7 +211,7 @@ async def restart_node(request: Request) -> Response:
     name = request.path_params["node"]
     await _life(request).restart(_name(name))
     await audit(request, "node.restarted", node=name)
-    return json_response(state(await _state(request, name)), 202)
+    return json_response(state(await named_state(request, name)), 202)
 
 
 async def refresh_node(request: Request) -> Response:
@@ -202,11 +219,11 @@ async def refresh_node(request: Request) -> Response:
     operator(request)
     name = request.path_params["node"]
     if not await _life(request).refresh(_name(name)):
-        trouble = (await _state(request, name)).reading.trouble
+        trouble = (await named_state(request, name)).reading.trouble
         if trouble:
             raise HttpError(502, "node_unreadable", f"node {name} can't be read: {trouble}")
         raise HttpError(504, "node_silent", f"node {name} did not answer: see `fleet node show {name}`")
-    return json_response(await detail(request, await _state(request, name)))
+    return json_response(await detail(request, await named_state(request, name)))
 
 
 class RemoveQuery(BaseModel):
@@ -295,7 +312,8 @@ async def idle_by_pool(d: ApiDeps) -> dict[str, float]:
     return {pool.name: pool.free_idle_s for pool in await d.pools.pools() if pool.free_idle_s is not None}
 
 
-async def _state(request: Request, name: str) -> NodeState:
+async def named_state(request: Request, name: str) -> NodeState:
+    """Return a node; raises NotFound."""
     return await _life(request).state(_name(name))
 
 

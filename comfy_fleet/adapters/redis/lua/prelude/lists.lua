@@ -107,13 +107,14 @@ local function drop_saved(id, owner)
   end
 end
 
--- Tell who follows all jobs of an owner.
+-- Tell who follows all jobs of an owner, and who follows everybody's.
 local function publish_owner(id, status, run)
   local f = fields(job_key(id), 'owner', 'client_id', 'prompt_id')
   if not f[1] then return end
   redis.call('PUBLISH', owner_events_key(f[1]), cjson.encode({ job_id = id, status = status,
     client_id = f[2] or cjson.null, prompt_id = f[3] or id, run = run and run ~= '' and run or cjson.null,
     live = redis.call('ZCARD', live_key(f[1])) }))
+  redis.call('PUBLISH', changes_key, status .. ' ' .. id .. ' ' .. f[1])
 end
 
 -- Make the lists agree with a job's record, which a version without such lists may have changed.  If it had, tell who follows
