@@ -14,6 +14,8 @@ DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 FLEET = DOCKER / "compose.fleet.yaml"
 STACK = DOCKER / "stack.yaml"
+MONITORING = DOCKER / "compose.monitoring.yaml"
+"""An override of the first two."""
 IMAGES = {"fleet": DOCKER / "Dockerfile", "comfyui": DOCKER / "comfyui" / "Dockerfile"}
 
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\})")

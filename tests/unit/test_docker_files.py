@@ -19,6 +19,7 @@ from tests.container_files import (
     DOCKER,
     FLEET,
     IMAGES,
+    MONITORING,
     ROOT,
     STACK,
     example,
@@ -68,7 +69,8 @@ def sysctls() -> dict[str, str]:
 
 def test_the_compose_files_follow_the_compose_specification() -> None:
     checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    told = subprocess.run([*checker, *map(str, FILES)], capture_output=True, text=True, check=False)
+    files = [*FILES, MONITORING]
+    told = subprocess.run([*checker, *map(str, files)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout
 
 
@@ -133,11 +135,11 @@ def test_what_a_file_names_is_declared_in_it(path: Path) -> None:
 
 def test_every_variable_is_in_the_example_with_the_same_default() -> None:
     known = example()
-    asked = {name for path in FILES for name in variables_in(path)}
-    optional = {"FLEET_LOG_LEVEL", "REDIS_IMAGE"}
+    asked = {name for path in [*FILES, MONITORING] for name in variables_in(path)}
+    optional = {"FLEET_LOG_LEVEL", "REDIS_IMAGE", "PROMETHEUS_IMAGE", "GRAFANA_IMAGE"}
     assert asked - optional <= known.keys()
     assert known.keys() - asked == {"COMPOSE_PROFILES"}
-    for path in FILES:
+    for path in [*FILES, MONITORING]:
         for name, defaults in variables_in(path).items():
             assert len(defaults) == 1, name
             assert name in optional or defaults == {known[name]}, name
@@ -411,7 +413,7 @@ def test_secrets_are_made_once_and_are_what_the_processes_take(tmp_path: Path) -
         return {path.name: path.read_text() for path in folder.iterdir()}
 
     made = make()
-    assert made.keys() == {"keys", "agent_token", "secret_key"}
+    assert made.keys() == {"keys", "agent_token", "secret_key", "grafana_password"}
     assert make() == made
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
