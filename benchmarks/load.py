@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.url:
         _check_loopback(options.url)
     with contextlib.ExitStack() as stack:
-        url = options.url or stack.enter_context(_fleet(options.nodes, options.job_seconds))
+        url = options.url or stack.enter_context(simulated_fleet(options.nodes, options.job_seconds))[0]
         print(f"load: {url}, {options.seconds} s for each round")
         failed = 0
         for at, users in enumerate(options.users or USERS):
@@ -93,9 +93,9 @@ def _check_loopback(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _fleet(nodes: int, job_s: float) -> Iterator[str]:
-    """Run a fleet of simulated nodes; yields its address."""
-    with tempfile.TemporaryDirectory(prefix="fleet-load-") as folder, socket.socket() as free:
+def simulated_fleet(nodes: int, job_s: float, *, script: str = "load") -> Iterator[tuple[str, Path]]:
+    """Run a fleet of simulated nodes; yields its address and its data folder."""
+    with tempfile.TemporaryDirectory(prefix=f"fleet-{script}-") as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
@@ -105,12 +105,12 @@ def _fleet(nodes: int, job_s: float) -> Iterator[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
         up = ["up", "-d", "--data", data, "--port", str(port), "--nodes", str(nodes)]
         more = ["--job-seconds", f"{job_s:g}", "--ready-timeout", str(UP_S)]
-        print(f"load: starting a fleet of {nodes} simulated nodes", flush=True)
+        print(f"{script}: starting a fleet of {nodes} simulated nodes", flush=True)
         try:
             subprocess.run([*fleet, *up, *more], env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", Path(data)
         except subprocess.CalledProcessError:
-            sys.exit("scripts/load: the fleet did not start: see above")
+            sys.exit(f"scripts/{script}: the fleet did not start: see above")
         finally:
             subprocess.run(
                 [*fleet, "down", "--data", data], env=env, cwd=ROOT, check=False, stdout=subprocess.DEVNULL

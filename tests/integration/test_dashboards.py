@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks import profile
 from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import picture, sampled
@@ -212,6 +213,34 @@ def test_every_process_is_found_and_answers(watched: Watched) -> None:
     assert len(watched.ask("fleet_dispatchers")) == 1, "from one target"
     assert watched.ask("haproxy_frontend_status") and watched.ask("haproxy_backend_status")
     assert watched.ask("haproxy_server_status") == [], "there are too many servers"
+
+
+def test_promtool_finds_nothing_to_improve_in_any_process(watched: Watched) -> None:
+    wanted = ["fleet", "fleet-agent", "fleet-agent", "fleet-api", "fleet-dispatch", "fleet-haproxy"]
+
+    def pages() -> list[tuple[str, str]]:
+        answer = httpx.get(f"{watched.prometheus}/api/v1/targets", timeout=30).json()
+        targets = {(one["labels"]["job"], one["scrapeUrl"]) for one in answer["data"]["activeTargets"]}
+        # HAProxy's own words are not ours.
+        return sorted(one for one in targets if one[0] not in ("fleet-broker", "fleet-edge"))
+
+    until(lambda: [name for name, _ in pages()] == wanted, f"{wanted} are found", 90)
+    for name, url in pages():
+        page = httpx.get(url, headers=bearer(PROM), timeout=60)
+        assert (page.status_code == 200 and "process_cpu" in page.text) or name == "fleet", (name, page.text)
+        argv = ["promtool", "check", "metrics"]
+        told = subprocess.run(argv, input=page.text, capture_output=True, text=True, check=False, timeout=60)
+        assert (told.returncode, told.stdout, told.stderr) == (0, "", ""), name
+
+
+def test_a_process_of_a_running_fleet_is_drawn(watched: Watched, tmp_path: Path) -> None:
+    """What ``scripts/profile dispatch --data DIR`` does."""
+    out = tmp_path / "flame.svg"
+    py_spy = Path(sys.executable).with_name("py-spy")
+    argv = ["dispatch", "--data", str(watched.fleet.data), "--seconds", "2", "--py-spy", str(py_spy)]
+    assert profile.main([*argv, "--out", str(out)]) == 0
+    drawn = out.read_text()
+    assert "dispatch, 2 s at 200 Hz" in drawn and "comfy_fleet/processes/dispatcher.py" in drawn
 
 
 def panels() -> Iterator[Any]:
