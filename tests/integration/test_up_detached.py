@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,30 +57,45 @@ def test_a_detached_fleet_is_ready_when_its_command_ends_and_says_how_to_go_on(t
         assert said == ["fleet starts", "fleet ready", "fleet stops", "fleet stopped"]
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_a_reader_that_has_seen_enough_ends_no_fleet(tmp_path: Path, detach: bool) -> None:
+def test_a_reader_that_has_seen_enough_ends_no_fleet(tmp_path: Path) -> None:
+    """Not that in the foreground, either."""
     data = tmp_path / "data"
     with detached(data) as words:
-        if not detach:
-            words.remove("-d")
+        words.remove("-d")
         with subprocess.Popen(mortal(words), stdout=subprocess.PIPE, text=True, env=environment()) as process:
             assert process.stdout
             assert "The fleet is ready" in process.stdout.readline()
             process.stdout.close()
-            if detach:
-                assert process.wait(30) == 0
             url = json.loads((data / "run" / "up.json").read_text())["console_url"]
             assert fleet("status", FLEET_API_URL=url).returncode == 0
             assert fleet("down", "--data", str(data)).returncode == 0
             assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_detached_fleet_needs_no_standard_streams(tmp_path: Path, closed: str) -> None:
+OPENED = """
+import os, sys
+from comfy_fleet.cli.main import _open_standard_streams
+_open_standard_streams()
+with open(sys.argv[1], "w") as told:
+    print(told.fileno() > 2, *(os.readlink(f"/proc/self/fd/{number}") for number in range(3)), file=told)
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_no_file_takes_the_place_of_a_closed_standard_stream(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    told, other = tmp_path / "told", tmp_path / "other"
+    words = shlex.join([sys.executable, "-c", OPENED, str(told)])
+    streams = " ".join(f"{number}>&-" if number in closed else f"{number}>{other}" for number in range(3))
+    assert subprocess.run(["sh", "-c", f"{words} {streams}"], check=False, timeout=60).returncode == 0
+    expected = ("/dev/null" if number in closed else str(other) for number in range(3))
+    assert told.read_text().split() == ["True", *expected]
+
+
+def test_a_detached_fleet_needs_no_standard_streams(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with detached(data) as words:
         told = subprocess.run(
-            ["sh", "-c", f"{shlex.join(words)} {closed}"],
+            ["sh", "-c", f"{shlex.join(words)} <&- >&- 2>&-"],
             capture_output=True,
             text=True,
             timeout=60,
