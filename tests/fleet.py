@@ -32,6 +32,7 @@ from comfy_fleet.settings import Settings
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.factories import new_job
+from tests.looks import pauses
 
 PATIENCE_S = 60.0
 """For what has to happen at all, on a machine that others load. Tests of a bound give their own."""
@@ -155,11 +156,11 @@ async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = P
     """Poll until a condition, plain or async, holds."""
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
+            for pause in pauses():
                 result = condition()
                 if await result if asyncio.iscoroutine(result) else result:
                     return
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(pause)
     except TimeoutError:
         raise AssertionError(f"waited {timeout_s} s in vain until {what}") from None
 

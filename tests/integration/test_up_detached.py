@@ -36,7 +36,7 @@ def test_a_detached_fleet_is_ready_when_its_command_ends_and_says_how_to_go_on(t
     with detached(data) as words:
         # All output is read to its end: the fleet has let go of it.
         told = subprocess.run(
-            words, capture_output=True, text=True, timeout=60, check=False, env=environment()
+            words, capture_output=True, text=True, timeout=150, check=False, env=environment()
         )
         assert (told.returncode, told.stderr) == (0, "")
         assert "The fleet is ready" in told.stdout
@@ -98,7 +98,7 @@ def test_a_detached_fleet_needs_no_standard_streams(tmp_path: Path) -> None:
             ["sh", "-c", f"{shlex.join(words)} <&- >&- 2>&-"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
             env=environment(),
         )
@@ -123,7 +123,7 @@ def test_words_that_nobody_takes_end_no_detached_fleet(tmp_path: Path, target: s
                 ["bash", "-o", "pipefail", "-c", f"{shlex.join(words)} {target}"],
                 stderr=subprocess.PIPE,
                 text=True,
-                timeout=60,
+                timeout=150,
                 check=False,
                 env=environment(),
             )
@@ -141,7 +141,7 @@ def test_a_detached_fleet_that_can_not_start_says_why(tmp_path: Path) -> None:
             words,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
             env=environment(FLEET_SECRET_FILE=str(secret)),
         )

@@ -15,6 +15,7 @@ import httpx
 
 from tests.children import mortal
 from tests.conftest import free_port
+from tests.looks import pauses
 
 
 def command(*argv: str) -> list[str]:
@@ -35,11 +36,12 @@ def fleet(*argv: str, timeout_s: float = 120, **env: str) -> subprocess.Complete
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
     deadline = time.monotonic() + timeout_s
-    while True:
+    for pause in pauses(0.03, 0.2):
         if found := condition():
             return found
         assert time.monotonic() < deadline, f"not in {timeout_s} s: {what}"
-        time.sleep(0.03)
+        time.sleep(pause)
+    return None  # never
 
 
 def processes_of(data: Path) -> dict[int, str]:
