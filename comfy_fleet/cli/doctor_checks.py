@@ -404,6 +404,8 @@ def keys(settings: Settings) -> Finding:
     if settings.keys_file is None:
         if settings.require_keys:
             return _ok("Keys", "everybody needs one; `fleet key ls` lists them")
+        if doctor_fleet.asks_for_keys(settings):
+            return _ok("Keys", "the running fleet wants one, as it was told when it started; `fleet key ls`")
         return _ok("Keys", "none: anybody on this machine may use the fleet")
     return _ok("Keys", f"{', '.join(owners)} in {settings.keys_file}: others are refused")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,13 +22,13 @@ def notes(settings: Settings) -> Sequence[tuple[str, str]]:
 
     A fleet that does not answer has no notes: `fleet status` says why.
     """
-    url = str(running(settings.data).get("url") or "")
-    if not url:
-        return []
     import httpx
 
+    url, options = _place(settings)
+    if not url:
+        return []
     try:
-        answer = httpx.get(f"{url}/api/v1/ready", timeout=_PATIENCE_S, trust_env=False).json()
+        answer = httpx.get(f"{url}/api/v1/ready", **options).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return []
     told = answer.get("notes") if isinstance(answer, dict) else None
@@ -37,9 +38,33 @@ def notes(settings: Settings) -> Sequence[tuple[str, str]]:
     ]
 
 
+def asks_for_keys(settings: Settings) -> bool:
+    """Return whether the fleet that runs on the data folder wants keys; it may have been told so alone."""
+    import httpx
+
+    url, options = _place(settings)
+    if not url:
+        return False
+    try:
+        return httpx.get(f"{url}/api/v1/me", **options).status_code == httpx.codes.UNAUTHORIZED
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _place(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Return where the fleet on the data folder answers, empty if none runs, and how to ask it."""
+    from comfy_fleet.adapters.system.authorities import authorities
+
+    note = running(settings.data)
+    url, certificate = str(note.get("console_url") or note.get("url") or ""), note.get("certificate")
+    own = Path(certificate) if isinstance(certificate, str) else None
+    options = {"timeout": _PATIENCE_S, "trust_env": False}
+    return url, {**options, "verify": authorities(url, own=own)} if url else options
+
+
 def store_faults(settings: Settings) -> tuple[int, Sequence[tuple[str, str]]]:
     """Return how many stores the fleet on the data folder has, and the faults of some, each with advice."""
-    url = str(running(settings.data).get("url") or "")
+    url, options = _place(settings)
     if not url or not settings.secret_key_file.exists():
         return 0, []
     import httpx
@@ -52,14 +77,15 @@ def store_faults(settings: Settings) -> tuple[int, Sequence[tuple[str, str]]]:
     try:
         token = machine_token(SecretBox.open(settings.secret_key_file).derive(PURPOSE), time.time())
         headers = {"authorization": f"Bearer {token}"}
-        options: Any = {"base_url": url, "timeout": _STORE_PATIENCE_S, "trust_env": False}
+        options |= {"base_url": url, "timeout": _STORE_PATIENCE_S}
         with httpx.Client(headers=headers, **options) as client:
             for store in client.get("/api/v1/stores").raise_for_status().json()["stores"]:
                 count += 1
                 name = str(store["name"])
                 answer = client.post(f"/api/v1/stores/{quote(name, safe='')}/test").raise_for_status().json()
                 if not answer["ok"]:
-                    faults.append((str(answer["error"]), f"fleet store show {name}; fleet store test {name}"))
+                    advice = f"fleet store show {name} has its endpoint; once mended: fleet store test {name}"
+                    faults.append((str(answer["error"]), advice))
     except (httpx.HTTPError, httpx.InvalidURL, ConfigError, OSError, ValueError, KeyError, TypeError):
         pass  # `fleet status` says why the fleet does not answer
     return count, faults

@@ -7,7 +7,7 @@ names are looked up and called by :mod:`comfy_fleet.adapters.outbound.guarded_ca
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -192,10 +192,12 @@ class AllowedHosts:
         hosts: Names, such as ``images.shop.test``; ``*.shop.test`` for all below one. Each with a port, or
             None for every port.
         networks: Networks, likewise.
+        setting: What lists them; empty if no setting does.
     """
 
     hosts: tuple[tuple[str, int | None], ...] = ()
     networks: tuple[tuple[Network, int | None], ...] = ()
+    setting: str = field(default="", compare=False)
 
     def names(self, host: str, port: int) -> bool:
         """Return whether a host is allowed by its name, so that it may be at any address."""
@@ -246,7 +248,7 @@ def parse_allowed(setting: str, text: str) -> AllowedHosts:
             f"{setting}: {entry!r} is no host, address or network: write, for example, images.shop.test, "
             "*.shop.test, 10.1.0.0/16 or [fd00::1], each with :PORT if it is about one port"
         )
-    return AllowedHosts(tuple(hosts), tuple(networks))
+    return AllowedHosts(tuple(hosts), tuple(networks), setting)
 
 
 def checked_addresses(
@@ -268,6 +270,7 @@ def checked_addresses(
         if not is_public(address):
             raise OutboundRefused(
                 f"{target.shown} leads to an address that is not public, and the operator has not allowed it"
+                + (f" ({allowed.setting})" if allowed.setting else "")
             )
         if target.port < _UNPRIVILEGED and target.port not in _PORTS.values():
             raise OutboundRefused(

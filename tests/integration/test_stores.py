@@ -70,6 +70,11 @@ async def test_a_store_that_does_not_take_an_object_is_not_kept(api: Api, bucket
     away = {**bucket.record(), "endpoint": "http://127.0.0.1:9"}
     answer = await call(api, "POST", "stores", away)
     assert code(answer) == (502, "store_failed") and SECRET not in answer.text
+    assert "store shop: nothing listens at its endpoint" in answer.text
+    unknown = await call(api, "POST", "stores", {**away, "endpoint": "http://no-such-host.invalid"})
+    assert "name of its endpoint's host is not known here" in unknown.text
+    plain = await call(api, "POST", "stores", {**away, "endpoint": bucket.url.replace("http:", "https:")})
+    assert "does not speak TLS" in plain.text
     missing = await call(api, "POST", "stores", {**bucket.record(), "url": "s3://no-such-bucket"})
     assert missing.status_code == 502 and "NoSuchBucket" in missing.text
     assert (await call(api, "GET", "stores")).json() == {"stores": []}

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from comfy_fleet.cli import doctor_fleet
-from comfy_fleet.cli.doctor_checks import Severity, running_fleet
+from comfy_fleet.cli.doctor_checks import Severity, keys, running_fleet
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.settings import Settings
 from tests.stream_server import StreamServer
@@ -36,3 +36,21 @@ def test_a_fleet_that_does_not_answer_has_no_notes(tmp_path: Path) -> None:
     with DataLock(tmp_path) as lock:
         lock.note({"url": "http://127.0.0.1:9"})
         assert doctor_fleet.notes(Settings(data=tmp_path)) == []
+
+
+async def test_keys_that_only_the_running_fleet_was_told_of_are_no_secret(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        word = b"401 Unauthorized" if asked.startswith(b"GET /api/v1/me ") else b"404 Not Found"
+        writer.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\n\r\n" % word)
+        await writer.drain()
+
+    assert "none" in keys(settings).found
+    async with StreamServer(answer) as server:
+        with DataLock(tmp_path) as lock:
+            lock.note({"console_url": f"http://127.0.0.1:{server.port}"})
+            finding = await asyncio.to_thread(keys, settings)
+    assert finding.verdict is Severity.OK
+    assert "the running fleet wants one" in finding.found

@@ -107,6 +107,11 @@ def test_what_can_not_be_told_is_refused_by_name(url: Any) -> None:
     assert caught.value.details["field"] == "webhook_url"
 
 
+def test_a_refusal_names_what_allows_it() -> None:
+    with pytest.raises(BadInput, match="FLEET_WEBHOOK_ALLOW"):
+        checked_url("http://10.0.0.7/", parse_allowed("FLEET_WEBHOOK_ALLOW", "hooks.lan"))
+
+
 def test_operators_allow_private_receivers() -> None:
     assert checked_url("http://10.1.2.3:9/x", parse_allowed("X", "10.1.0.0/16")) == "http://10.1.2.3:9/x"
 

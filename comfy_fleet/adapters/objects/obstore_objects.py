@@ -46,6 +46,23 @@ _FULL = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 _LATER = frozenset({"408", "425", "429"})
 """Answers that say nothing of a name, though the next request may be taken."""
 
+_AWAY = (
+    (re.compile(r"ConnectionRefused"), "nothing listens at its endpoint"),
+    (re.compile(r"dns error"), "the name of its endpoint's host is not known here"),
+    (
+        re.compile(r"UnknownIssuer|NotValidForName|Expired|invalid peer certificate"),
+        "the certificate of its endpoint is not one that is trusted here for that name",
+    ),
+    (
+        re.compile(r"InvalidContentType|InvalidMessage|CorruptMessage"),
+        "its endpoint does not speak TLS: is it http?",
+    ),
+    (re.compile(r"TimedOut|kind: Timeout|operation timed out"), "its endpoint does not answer in time"),
+    (re.compile(r"kind: Connect\b"), "its endpoint can't be reached"),
+    (re.compile(r"kind: (?:Interrupted|Request)\b"), "its endpoint ended the connection without an answer"),
+)
+"""What the library's account of a request that got no answer holds, the first that fits; and our words."""
+
 ObjectClient = S3Store | AzureStore | GCSStore | LocalStore
 
 
@@ -363,7 +380,8 @@ def _told(store: NamedStore, error: Exception) -> ObjectError:
         refused = refused or status[1] in ("401", "403")
     else:
         first = _QUERY.sub("", text.splitlines()[0] if text else type(error).__name__)
-        words = first[:_WORDS]
+        away = (said for found, said in _AWAY if found.search(text)) if "HttpError" in text else iter(())
+        words = next(away, first[:_WORDS])
     alone = isinstance(error, ValueError | exceptions.InvalidPathError)
     if store.kind is StoreKind.FOLDER:
         number = _OF_DISK.search(text)
