@@ -17,8 +17,11 @@ from typing import Any, TextIO
 
 import orjson
 
+from comfy_fleet import journal
 from comfy_fleet.domain.text import clean
 from comfy_fleet.request_context import in_request
+
+logger = logging.getLogger(__name__)
 
 TOGETHER_S = 0.05
 """How long a line may wait for others to be written with it."""
@@ -29,20 +32,30 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _NO_TEXT = re.compile(r"'|%[a-z]")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _OURS = __name__.partition(".")[0]
+MOST_FIELD = 64 * 1024
+"""Characters of a field of the journal."""
+_PRIORITIES = ((50, 2), (40, 3), (30, 4), (20, 6), (0, 7))
+"""Levels of logging, and syslog's numbers for them."""
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
 
 def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
-    """Send all logs of this process to stderr.
+    """Send all logs of this process to stderr, or to the journal.
 
     Args:
         process: Name on every line, e.g. ``dispatch``.
         level: Least severe line to show.
-        fmt: ``json``, ``text``, or ``auto`` (text on a terminal).
+        fmt: ``json``, ``text``, ``auto`` (text on a terminal), or ``journald``; where there is no journal,
+            that is JSON on stderr.
     """
-    handler = _Stderr(sys.stderr)
-    text = fmt == "text" or (fmt == "auto" and sys.stderr.isatty())
-    handler.setFormatter(TextFormatter(process) if text else JsonFormatter(process))
+    handler: logging.Handler
+    lacking = fmt == "journald" and not journal.SOCKET.exists()
+    if fmt == "journald" and not lacking:
+        handler = JournalHandler(process, journal.Journal(journal.SOCKET))
+    else:
+        handler = _Stderr(sys.stderr)
+        text = fmt == "text" or (fmt == "auto" and sys.stderr.isatty())
+        handler.setFormatter(TextFormatter(process) if text else JsonFormatter(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -53,6 +66,8 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
     logging.getLogger("python_multipart").setLevel("ERROR")
     for noisy in ("httpx", "httpcore", "websockets", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
+    if lacking:
+        logger.warning("no journal here, lines go to stderr", extra={"socket": str(journal.SOCKET)})
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -104,6 +119,54 @@ class _Stderr(logging.StreamHandler[TextIO]):
         """Do nothing; logging would try to print a traceback for every line."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+class JournalHandler(logging.Handler):
+    """Makes an entry of the journal of each line, with each fact as a field of its own.
+
+    ``MESSAGE`` is what a line of text has after its process. What the journal does not take is lost, and told
+    after the next entry that it takes.
+
+    Args:
+        process: The process.
+        to: The journal.
+    """
+
+    def __init__(self, process: str, to: journal.Journal) -> None:
+        super().__init__()
+        self._process = process
+        self._journal = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send an entry."""
+        try:
+            lost = self._journal.lost
+            if self._journal.send(self._entry(record)) and lost:
+                logger.warning("log lines were lost", extra={"count": lost})
+        except Exception:  # noqa: BLE001 - no failure of logging may stop the work
+            self.handleError(record)
+
+    def _entry(self, record: logging.LogRecord) -> dict[str, str]:
+        facts = {key: _as_text(value) for key, value in fields(record).items()}
+        shown = "".join(f" {key}={value}" for key, value in facts.items())
+        entry = {
+            "MESSAGE": one_line(record.getMessage() + shown)[:MOST_FIELD],
+            "PRIORITY": str(next(number for least, number in _PRIORITIES if record.levelno >= least)),
+            "SYSLOG_IDENTIFIER": f"fleet-{self._process}",
+            "COMFY_PROCESS": self._process,
+            "COMFY_LOGGER": record.name,
+        }
+        if str(record.name).startswith(_OURS):
+            entry["COMFY_EVENT"] = event_of(record.msg)
+        if record.exc_info:
+            trace = (self.formatter or logging.Formatter()).formatException(record.exc_info)
+            entry["COMFY_TRACEBACK"] = "\n".join(map(one_line, trace.split("\n")))[-MOST_FIELD:]
+        return entry | {journal.field_name(key): value[:MOST_FIELD] for key, value in facts.items()}
+
+
+def _as_text(value: object) -> str:
+    """Return a fact as one line of text: JSON, unless it is a text already."""
+    return one_line(value) if isinstance(value, str) else json_line({"": value})[4:-1]
 
 
 def one_line(text: str) -> str:

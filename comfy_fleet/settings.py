@@ -802,8 +802,10 @@ class Settings(BaseSettings):
         "image_card", description="Workflow that `POST /api/v1/generate` and `/api/submit` run."
     )
 
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="`auto`: text on a terminal, else JSON lines."
+    log_format: Literal["auto", "json", "text", "journald"] = Field(
+        "auto",
+        description="`auto`: text on a terminal, else JSON lines. `journald`: entries of systemd's journal, "
+        "with a field for each fact.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line to log."
