@@ -335,6 +335,10 @@ class Settings(BaseSettings):
         description="Port of an agent's `/metrics` and `/health`; 0: any that is free; `none`: not served. "
         "Give each of several agents on one machine its own.",
     )
+    autoscale_metrics_port: MetricsPort = Field(
+        8198,
+        description="Port of the autoscaler's `/metrics`; 0: any that is free; `none`: not served.",
+    )
     node_ca_file: FilePath | None = Field(
         None,
         description="Certificate authorities (PEM file) for the certificates of https nodes, "

@@ -19,6 +19,7 @@ _COMMANDS = {
     "processes": ("up", "down", "serve", "api", "dispatch"),
     "logs": ("logs",),
     "agent": ("agent",),
+    "autoscale": ("autoscale",),
     "status": ("status",),
     "top": ("top",),
     "audit": ("audit",),

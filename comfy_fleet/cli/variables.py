@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 _USUAL = ("FLEET_API_URL", "FLEET_API_KEY")  # variables for the command line only
-_SERVICES = (("serve",), ("api",), ("dispatch",), ("agent",), ("sim",), ("haproxy", "run"))
+_SERVICES = (("serve",), ("api",), ("dispatch",), ("agent",), ("sim",), ("haproxy", "run"), ("autoscale",))
 
 
 def is_service(argv: Sequence[str]) -> bool:

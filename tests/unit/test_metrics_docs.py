@@ -12,11 +12,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.telemetry import PrometheusTelemetry
+from comfy_fleet.adapters.telemetry.autoscale import AutoscaleFigures
 from comfy_fleet.adapters.telemetry.fleet_text import ALL
 from comfy_fleet.adapters.telemetry.otlp import OtlpSpans
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.api.metrics import Metrics
 from comfy_fleet.domain.nodes.host import Heartbeat
+from comfy_fleet.domain.scaling.decide import PoolStrength
+from comfy_fleet.domain.scaling.orders import PoolBook
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "howto" / "metrics.md").read_text()
@@ -33,6 +36,8 @@ def registered() -> CollectorRegistry:
     Metrics(registry)
     OtlpSpans("test", registry, exporter=InMemorySpanExporter()).close()
     registry.register(AgentMetrics(lambda: Heartbeat(host="h", instance="i"), lambda _: None, lambda: 1.0))
+    counted = {"default": (PoolStrength(ready=1), PoolBook())}
+    registry.register(AutoscaleFigures(lambda: True, lambda: counted))
     return registry
 
 

@@ -66,13 +66,15 @@ def test_all_processes_have_a_unit_and_the_target_starts_those_of_the_fleet() ->
         "comfyui@.service",
         "fleet-agent.service",
         "fleet-api.service",
+        "fleet-autoscale.service",
         "fleet-central-agent.service",
         "fleet-dispatch@.service",
         "fleet-haproxy.service",
     }
     target = Unit(FOLDER / "comfy-fleet.target")
     wanted = set(target["Unit"]["Wants"].split())
-    ours = {name.replace("@", "@1") for name in names if name.startswith("fleet-")} - {"fleet-agent.service"}
+    apart = {"fleet-agent.service", "fleet-autoscale.service"}
+    ours = {name.replace("@", "@1") for name in names if name.startswith("fleet-")} - apart
     assert wanted == {*ours, "redis-server.service"}
     for path in UNITS:
         assert Unit(path)["Install"]["WantedBy"] in {"comfy-fleet.target", "multi-user.target"}

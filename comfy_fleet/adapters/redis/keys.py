@@ -379,6 +379,11 @@ class Keyspace:
         "ready"
     )  # never written: a write that changes nothing tests if Redis accepts writes, or makes it
 
+    # -- autoscaling
+    autoscaler = _One("autoscale")  # string, expires: which autoscaler is active
+    autoscale_books = _One("autoscale:books")  # hash: POOL -> PoolBook as JSON
+    autoscale_looks = _One("autoscale:looks")  # hash: POOL -> what was seen lately, [[AT, WAITING, ...], ...]
+
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
     batch_events = _Each("batch:BATCH:events")  # states of a batch's items

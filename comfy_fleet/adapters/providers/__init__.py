@@ -1,0 +1,1 @@
+"""Where the autoscaler's nodes come from (port :class:`comfy_fleet.ports.scaling.NodeProvider`)."""
