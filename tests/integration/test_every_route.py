@@ -65,7 +65,8 @@ OWN = {
     *("GET /api/v1/webhooks", "POST /api/v1/webhooks/{message_id}/redeliver", "POST /api/v1/webhooks/test"),
     *("GET /api/v1/webhooks/secret", "POST /api/v1/webhooks/secret/rotate"),
     *("GET /workflows", "GET /workflows/{workflow}"),
-    *("GET /console", "GET /console/live"),
+    *("GET /console", "GET /console/live", "GET /console/workflows", "GET /console/workflows/{workflow}"),
+    "GET /console/made/{job_id}",
 }
 """What is the console's for other reasons: anybody may do it there with what is their own, or look."""
 ENDLESS = "/console/live"

@@ -28,7 +28,10 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Vary": "HX-Request",
 }
-NAV = (("nodes", "Nodes", True),)
+NAV = (
+    ("nodes", "Nodes", True),
+    ("workflows", "Workflows", False),
+)
 """The pages in their order: path below ``/console``, name, and whether only operators have it."""
 
 
@@ -47,7 +50,7 @@ def page(
     """
     found = _environment().get_template(template)
     root = "../" * request.scope["path"].strip("/").count("/") or "./"
-    context |= {"root": root, "title": title, "here": here, "now": time.time()}
+    context |= {"root": root, "title": plain(title), "here": here, "now": time.time()}
     if is_part(request):
         part = "".join(found.blocks["live"](found.new_context(context)))
         return HTMLResponse(part, status, dict(_HEADERS))
@@ -100,7 +103,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"said": said, "size": size, "ago": ago, "span": span, "clock": clock, "share": share}
+    made.filters |= {one.__name__: one for one in (said, plain, size, ago, span, clock, share)}
     made.globals["static"] = lambda name: f"console/static/{static_files()[name].address}"
     made.globals["parts"] = made.get_template("parts.html").module  # a part of a page has no imports
     return made
@@ -111,8 +114,13 @@ def _environment() -> Environment:
 
 def said(text: object, most: int = MOST_TEXT) -> Markup:
     """Return what somebody wrote: no markup, nothing that turns the text around it, and not too long."""
-    shown = "".join(sign if sign.isprintable() else " " for sign in clip(str(text), most)).strip()
+    shown = plain(text, most)
     return Markup(f"<bdi>{escape(shown)}</bdi>") if shown else Markup("")  # noqa: S704 - escaped
+
+
+def plain(text: object, most: int = MOST_TEXT) -> str:
+    """Return the same for where no markup may be: titles, attributes, choices."""
+    return "".join(sign if sign.isprintable() else " " for sign in clip(str(text), most)).strip()
 
 
 def size(bytes_: float) -> str:

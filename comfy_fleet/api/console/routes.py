@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from comfy_fleet.api.console import live, nodes, static_files
+from comfy_fleet.api.console import live, nodes, static_files, workflows
 from comfy_fleet.api.deps import owner
 from comfy_fleet.api.endpoint import ServedRoute
 
@@ -20,5 +20,6 @@ def routes() -> list[ServedRoute]:
         ServedRoute("/console", begin, name="console", console=True),
         *live.routes,
         *nodes.routes,
+        *workflows.routes,
         *static_files.routes,
     ]
