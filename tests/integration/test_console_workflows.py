@@ -11,9 +11,21 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.integration.api_kit import Api, code, running
-from tests.integration.test_console import ANN, BEN, CONSOLE, HOSTILE, OPS, PART, Elements, harmless, shown
+from tests.integration.test_console import (
+    ANN,
+    BEN,
+    CONSOLE,
+    HOSTILE,
+    OPS,
+    PART,
+    Elements,
+    change,
+    harmless,
+    shown,
+)
 from tests.key_files import write_keys
 
+ART = {"X-API-Key": "art-key-0123456789"}
 ODD = json.dumps(HOSTILE.replace("\x00", ""))  # a manifest can't have a NUL
 TEXT = json.dumps(re.sub(r"[^ -~]", "", HOSTILE))  # what is in a field is sent as it is, whatever it holds
 EVERY = f"""
@@ -188,3 +200,44 @@ async def test_what_a_job_makes_is_shown_to_whom_it_belongs_to(api: Api) -> None
         assert code(refused) == (404, "not_found")
     whole = await api.client.get(f"/console/made/{job}", headers={**CONSOLE, **ANN})
     assert (whole.status_code, whole.headers["location"]) == (303, f"../jobs/{job}")
+
+
+async def test_versions_are_compared_and_gone_back_to(api: Api) -> None:
+    odd = HOSTILE.replace("\x00", "")
+    first, second = await publish(api, card(1), odd), await publish(api, card(2), odd)
+    a, b = (one.removeprefix("sha256:")[:12] for one in (first, second))
+    text = await shown(api, "workflows/card/versions", ANN)
+    harmless(text)
+    assert f'id="v-{a}"' in text and f'id="v-{b}"' in text and "Go back" not in text
+    compared = await shown(api, f"workflows/card/versions?a={a}&b={b}", ANN)
+    harmless(compared)
+    assert "color" in compared and f"?a={a}&amp;b={b}#diff" in compared
+    assert "alarm" in await shown(api, "workflows/card/versions?a=ffff&b=draft", ANN)
+    there, form = "workflows/card/versions/back", {"version": first, "expected": second}
+    assert code(await change(api, there, ANN, **form)) == (403, "forbidden")
+    assert code(await change(api, there, ART, version="x", expected="")) == (400, "invalid_request")
+    plain = await api.client.post(f"/console/{there}", data=form, headers={**CONSOLE, **ART})
+    assert code(plain) == (403, "forbidden")
+    assert (await change(api, there, ART, **form)).status_code == 204
+    late = await change(api, there, ART, **form)  # somebody was faster
+    assert late.status_code == 409 or (late.status_code == 204 and first != second)
+    found = (await api.client.get("/api/v1/workflows/card/versions", headers=ANN)).json()
+    assert found["production"] == first
+    audit = (await api.client.get("/api/v1/audit", headers=OPS)).json()["entries"]
+    assert "workflow.rolled_back" in [one["event"] for one in audit]
+    assert "kept in" in await shown(api, "workflows/every/versions", ANN)
+    for name, status in (("none", 404), ("card@1", 400)):
+        answer = await api.client.get(f"/console/workflows/{name}/versions", headers={**CONSOLE, **ANN})
+        assert answer.status_code == status
+
+
+async def test_a_draft_can_be_compared_and_tried_by_its_owner(api: Api) -> None:
+    await publish(api, card(1))
+    drafted = await api.client.put("/api/v1/workflows/card/draft", json={"graph": card(3)}, headers=ART)
+    assert drafted.status_code == 200, drafted.text
+    text = await shown(api, "workflows/card/versions", ART)
+    assert "../../../publish/card" in text and "card@draft" in text
+    assert "your draft" in await shown(api, "workflows/card/versions?a=production&b=draft", ART)
+    assert "your draft" in await shown(api, "workflows/card@draft", ART)
+    assert "publish/card" in await shown(api, "workflows", ART)
+    assert "publish/card" not in await shown(api, "workflows", ANN)

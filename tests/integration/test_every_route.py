@@ -66,7 +66,7 @@ OWN = {
     *("GET /api/v1/webhooks/secret", "POST /api/v1/webhooks/secret/rotate"),
     *("GET /workflows", "GET /workflows/{workflow}"),
     *("GET /console", "GET /console/live", "GET /console/workflows", "GET /console/workflows/{workflow}"),
-    "GET /console/made/{job_id}",
+    *("GET /console/made/{job_id}", "GET /console/workflows/{workflow}/versions"),
 }
 """What is the console's for other reasons: anybody may do it there with what is their own, or look."""
 ENDLESS = "/console/live"

@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from comfy_fleet.api.console import live, nodes, static_files, workflows
+from comfy_fleet.api.console import live, nodes, static_files, versions, workflows
 from comfy_fleet.api.deps import owner
 from comfy_fleet.api.endpoint import ServedRoute
 
@@ -21,5 +21,6 @@ def routes() -> list[ServedRoute]:
         *live.routes,
         *nodes.routes,
         *workflows.routes,
+        *versions.routes,
         *static_files.routes,
     ]
