@@ -383,6 +383,34 @@ class Settings(BaseSettings):
         None, repr=False, validate_default=True, description="Token that agents show to the API."
     )
 
+    agent_models_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port at which an agent gives model files to other agents while they fetch them "
+        "(`fleet model fetch`); 0: any that is free.",
+    )
+    model_allow: str = Field(
+        "",
+        description="For agents: comma-separated private hosts from which `fleet model fetch` may get files, "
+        "besides the public internet: as in `FLEET_FETCH_ALLOW`.",
+    )
+    model_bytes: Count = Field(
+        100 * 1024**3, gt=0, description="For agents: largest model file that is fetched, in bytes."
+    )
+    model_s: Seconds = Field(
+        6 * 3600.0, gt=0, description="For agents: longest time in which a model file must be fetched."
+    )
+    model_free_bytes: Count = Field(
+        2 * 1024**3, ge=0, description="For agents: bytes that stay free on a disk that gets a model file."
+    )
+    huggingface_token: str | None = Field(
+        None, repr=False, description="For agents: token that is shown to https://huggingface.co alone."
+    )
+    civitai_token: str | None = Field(
+        None, repr=False, description="For agents: token that is shown to https://civitai.com alone."
+    )
+
     vram_need_gb: Gibibytes | None = Field(
         None,
         gt=0,
@@ -1054,6 +1082,22 @@ class Settings(BaseSettings):
         except ConfigError as error:
             raise ValueError(error.message) from error
         return value
+
+    @field_validator("model_allow")
+    @classmethod
+    def _check_model_allow(cls, value: str) -> str:
+        """Refuse what :func:`parse_allowed` can't read."""
+        try:
+            parse_allowed("FLEET_MODEL_ALLOW", value)
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("huggingface_token", "civitai_token")
+    @classmethod
+    def _check_site_tokens(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse what no header can carry."""
+        return _sendable(value, f"FLEET_{str(info.field_name).upper()}")
 
     @field_validator("deny_classes", "allow_classes")
     @classmethod

@@ -16,6 +16,7 @@ from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.host import METRICS_HEADER, Cleanup, GpuAllocation, Heartbeat, Joining, written
+from comfy_fleet.domain.nodes.model_fetch import ModelOrder
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.records import from_fields
 from comfy_fleet.timeouts import Timeout
@@ -45,6 +46,7 @@ class Answer:
         neighbours: Nodes of other agents on this host's GPUs, by name.
         store: Identifies the fleet's store; another value means that it was emptied. Empty if the API does
             not say.
+        fetches: Model files to fetch, or to give to others.
     """
 
     asked: Heartbeat
@@ -58,6 +60,7 @@ class Answer:
     restart: frozenset[str] = frozenset()
     neighbours: Mapping[str, GpuAllocation] = field(default_factory=dict)
     store: str = ""
+    fetches: Sequence[ModelOrder] = ()
 
 
 class ApiClient:
@@ -172,6 +175,7 @@ class ApiClient:
                 str(name): _allocation(one) for name, one in dict(reply_body.get("neighbours", {})).items()
             },
             store=str(reply_body.get("store", "")),
+            fetches=[_order(one) for one in reply_body.get("fetches", ())],
         )
 
     def _refusal(self, reply: httpx.Response) -> str:
@@ -198,6 +202,13 @@ def _registration(joining: Joining) -> dict[str, Any]:
     if joining.editor is None:  # APIs of earlier versions refuse fields that they don't know
         del fields["editor"]
     return written(fields)
+
+
+def _order(fields: Mapping[str, Any]) -> ModelOrder:
+    try:
+        return from_fields(ModelOrder, fields)
+    except TypeError as error:
+        raise ValueError(f"an order to fetch a model can't be read: {error}") from error
 
 
 def _allocation(fields: Mapping[str, Any]) -> GpuAllocation:

@@ -26,6 +26,7 @@ from comfy_fleet.domain.nodes.agent_state import HEAVIEST, AgentState, Readiness
 from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
+from comfy_fleet.domain.nodes.model_fetch import MODELS_FACT, ModelOrder
 from comfy_fleet.domain.nodes.node import Node, parse_place
 from comfy_fleet.domain.nodes.pool import PoolDefaults
 from comfy_fleet.domain.nodes.process_supervision import ProcessPhase
@@ -52,6 +53,7 @@ class Member:
         process: Its process, if the agent runs or restarts it.
         joining: Its registration; None if somebody else registered it.
         folders: Its files, if they can be reached.
+        models: Its folder ``models``; None if the agent does not see it.
         on_cpu: Whether it computes on the host's processor.
     """
 
@@ -60,6 +62,7 @@ class Member:
     process: ComfyUIProcess | None = None
     joining: Joining | None = None
     folders: Folders | None = None
+    models: Path | None = None
     on_cpu: bool = False
     pids: frozenset[int] = field(default_factory=frozenset)
 
@@ -78,6 +81,8 @@ class HostAgent:
         members: Its nodes by name.
         stopping: Set once no new job may come, because the agent is about to end.
         changed: Set when the API should hear of a change soon; cleared when it is sent.
+        instance: Which start of the agent this is.
+        fetch: Takes orders to fetch model files; None: nobody does.
     """
 
     def __init__(
@@ -118,7 +123,8 @@ class HostAgent:
         self._clock = clock
         self._assessor = GpuAssessor(policy)
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
-        self._instance = uuid4().hex
+        self.instance = uuid4().hex
+        self.fetch: Callable[[Sequence[ModelOrder]], None] | None = None
         self._joined: set[str] = set()
         self._store = ""
         self._records: Mapping[str, Node] = {}
@@ -131,6 +137,10 @@ class HostAgent:
         self._reported: dict[str, Readiness] = {}
         self._session = NodeSession(trust(ca_file))
         self._looking: dict[str, asyncio.Task[None]] = {}
+
+    def model_folders(self) -> dict[str, Path]:
+        """Return the nodes' folders ``models``, as far as the agent sees them."""
+        return {name: one.models for name, one in self.members.items() if one.models is not None}
 
     def probe(self, name: str, url: str, credentials: str = "") -> NodePoller:
         """Return a probe that shares the agent's connections."""
@@ -233,7 +243,7 @@ class HostAgent:
         members = list(self.members.values())
         return Heartbeat(
             host=self.host,
-            instance=self._instance,
+            instance=self.instance,
             central=self._central,
             version=comfy_fleet.__version__,
             agent=self.address,
@@ -289,6 +299,8 @@ class HostAgent:
         self._refused = answer.refused
         folders = {name: one.folders for name, one in self.members.items() if one.folders is not None}
         self._cleaner.take(answer.delete, folders)
+        if self.fetch is not None:
+            self.fetch(answer.fetches)
 
     def _confirm(self, nodes: Sequence[Node]) -> None:
         self._records = {node.name: node for node in nodes}
@@ -310,6 +322,7 @@ class HostAgent:
             "trouble": probe.trouble[:300],
             "answered_s_ago": None if probe.heard_at is None else round(now - probe.heard_at, 1),
             "cleans": member.folders is not None,
+            MODELS_FACT: member.models is not None,
         }
         if process is not None:
             facts |= {
@@ -324,7 +337,7 @@ class HostAgent:
             readiness=state.readiness,
             reason=state.reason[:500],
             weight=state.weight,
-            freed_id=f"{self._instance}.{probe.frees}" if probe.frees else "",
+            freed_id=f"{self.instance}.{probe.frees}" if probe.frees else "",
             boot_id=self._boot(member),
             gpu_allocation=self._allocation(member),
             facts=facts,
@@ -349,7 +362,7 @@ class HostAgent:
 
     def _boot(self, member: Member) -> str:
         process = member.process
-        return f"{self._instance}.{process.watch.restarts}" if process is not None and process.up else ""
+        return f"{self.instance}.{process.watch.restarts}" if process is not None and process.up else ""
 
     def _why_no_gpus(self) -> str:
         if self._nvml is None:

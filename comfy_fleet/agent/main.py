@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from comfy_fleet.adapters.nvml import NvmlProbe
+from comfy_fleet.adapters.outbound.guarded_calls import OutboundHttp
 from comfy_fleet.adapters.system.folders import locked
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
@@ -23,7 +24,9 @@ from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
 from comfy_fleet.agent.commanded_process import CommandedProcess
 from comfy_fleet.agent.gpu_places import host_name
 from comfy_fleet.agent.host import HostAgent, Member
+from comfy_fleet.agent.host_models import HostModels
 from comfy_fleet.agent.metrics import AgentMetrics
+from comfy_fleet.agent.model_fetcher import ModelFetcher, ModelLimits
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.errors import ConfigError
@@ -33,6 +36,7 @@ from comfy_fleet.domain.nodes.host import Joining
 from comfy_fleet.domain.nodes.node import with_credentials
 from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 from comfy_fleet.domain.nodes.vram import GIB
+from comfy_fleet.domain.outbound import parse_allowed
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.settings import Settings
 
@@ -50,6 +54,7 @@ class Beside:
         gpu: Its GPU, as in ``CUDA_VISIBLE_DEVICES``.
         output: Its output folder; None: its files are not deleted.
         input: Its input folder.
+        models: Its folder ``models``; None: the agent does not see it.
         restart: The command that restarts it, as program and arguments; empty: the agent never restarts it.
     """
 
@@ -58,6 +63,7 @@ class Beside:
     gpu: str | None = None
     output: Path | None = None
     input: Path | None = None
+    models: Path | None = None
     restart: tuple[str, ...] = ()
     credentials: str = field(default="", repr=False)
 
@@ -227,6 +233,11 @@ async def run(
                         "folder is not there: its files are not deleted",
                         extra={"node": node.name, "folder": str(folder)},
                     )
+            if node.models is not None and not node.models.is_dir():
+                logger.warning(
+                    "folder is not there: models can't be fetched into it",
+                    extra={"node": node.name, "folder": str(node.models)},
+                )
         if options.supervision is not None:
             # Two agents would start two ComfyUIs on one GPU, in one folder, with one database.
             alone.enter_context(
@@ -244,6 +255,9 @@ async def run(
             asyncio.create_task(host.run(), name="host"),
             asyncio.create_task(client.run(), name="heartbeats"),
         ]
+        if not central:
+            models = _host_models(settings, host, api_url, token=token, address=address)
+            tasks.append(asyncio.create_task(models.run(), name="models"))
         if central:
             source = WithoutAgent(HttpNodes(api_url, token=token, ca_file=settings.api_ca_file))
             tasks.append(asyncio.create_task(_follow(host, source), name="agent's nodes"))
@@ -282,6 +296,37 @@ async def _let_work_end(host: HostAgent, patience_s: float, hurry: asyncio.Event
         await asyncio.sleep(0.1)
 
 
+def _host_models(
+    settings: Settings, host: HostAgent, api_url: str, *, token: str | None, address: str
+) -> HostModels:
+    tokens = {"huggingface.co": settings.huggingface_token, "civitai.com": settings.civitai_token}
+    changed = asyncio.Event()
+    fetcher = ModelFetcher(
+        host.model_folders,
+        OutboundHttp(allowed=parse_allowed("FLEET_MODEL_ALLOW", settings.model_allow), purpose="model"),
+        ModelLimits(
+            most_bytes=settings.model_bytes,
+            within_s=settings.model_s,
+            keep_free=settings.model_free_bytes,
+            tokens={site: shown for site, shown in tokens.items() if shown},
+        ),
+        told=changed.set,
+    )
+    host.fetch = fetcher.take
+    return HostModels(
+        api_url,
+        host.host,
+        instance=host.instance,
+        roots=host.model_folders,
+        fetcher=fetcher,
+        address=address,
+        port=settings.agent_models_port,
+        changed=changed,
+        token=token,
+        ca_file=settings.api_ca_file,
+    )
+
+
 def _policy(settings: Settings) -> Policy:
     return Policy(
         need_bytes=None if settings.vram_need_gb is None else int(settings.vram_need_gb * GIB),
@@ -315,6 +360,7 @@ def _beside(host: HostAgent, node: Beside, options: AgentOptions, data: Path) ->
             cleans_up=node.output is not None,
         ),
         folders=None if node.output is None else Folders(output=node.output, input=node.input),
+        models=node.models,
     )
 
 

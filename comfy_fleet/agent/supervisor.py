@@ -129,6 +129,7 @@ class Supervisor:
             process=process,
             joining=join(name=name, url=url, cleans_up=True, simulated=wanted.simulated),
             folders=Folders(output=folder / "output", input=folder / "input"),
+            models=_models(launch.cwd or wanted.checkout.home, launch.argv),
         )
 
     async def run(self) -> None:
@@ -136,6 +137,17 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for process in self._processes:
                 group.create_task(process.run())
+
+
+def _models(home: Path, argv: Sequence[str]) -> Path:
+    """Return the folder ``models`` of a ComfyUI with these arguments."""
+    base = home
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--base-directory":
+            base = home / value
+        elif flag.startswith("--base-directory="):
+            base = home / flag.partition("=")[2]
+    return base / "models"
 
 
 def _ports(path: Path, names: Sequence[str], address: str) -> dict[str, int]:

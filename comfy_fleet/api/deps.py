@@ -58,6 +58,7 @@ from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.fleet_overview import FleetOverview
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.live_changes import LiveChanges
+from comfy_fleet.services.model_fetching import ModelFetching
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
@@ -143,6 +144,7 @@ class ApiDeps:
         workflows: Published versions and drafts; ``catalog`` has the folder's workflows, too.
         object_info: Their classes together.
         models: Their model files together.
+        model_fetching: Has agents fetch more.
         stocked_models: Which of them have which model files.
         store_book: Where outputs may be put.
         redirects: Finds where in a store an output's bytes are.
@@ -230,6 +232,7 @@ class ApiDeps:
     object_info: FleetObjectInfo
     models: FleetModels
     stocked_models: StockedModels
+    model_fetching: ModelFetching
     answers: NodeAnswers
     check_place: PlaceCheck
     clients: ClientHub

@@ -24,6 +24,7 @@ from comfy_fleet.adapters.redis.batches import RedisBatches
 from comfy_fleet.adapters.redis.dispatchers import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.fetches import RedisFetches
 from comfy_fleet.adapters.redis.figures import RedisFigures
+from comfy_fleet.adapters.redis.model_fetches import RedisModelFetches
 from comfy_fleet.adapters.redis.named_stores import RedisNamedStores
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.people import RedisPeople
@@ -109,6 +110,7 @@ from comfy_fleet.services.job_tracing import JobTracing
 from comfy_fleet.services.live_changes import LiveChanges
 from comfy_fleet.services.memory_prediction import MemoryPrediction
 from comfy_fleet.services.missing_parts import MissingParts
+from comfy_fleet.services.model_fetching import ModelFetching
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.object_eraser import ObjectEraser
 from comfy_fleet.services.operator_news import (
@@ -432,6 +434,13 @@ def build(
         object_info=descriptions,
         models=FleetModels(answers, info),
         stocked_models=StockedModels(inventories, model_sizes),
+        model_fetching=ModelFetching(
+            RedisModelFetches(stores.redis),
+            stores.nodes,
+            stores.hosts,
+            now=stores.clock,
+            clock=time.monotonic,
+        ),
         answers=answers,
         node_facts=info,
         replication=stores.replicas,

@@ -184,6 +184,14 @@ def agent(
             metavar="NAME=DIR", help="Input folder of a --node. Repeatable.", rich_help_panel=_BESIDE
         ),
     ] = None,
+    models_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Folder `models` of a --node: it is watched, and files can be fetched into it. Repeatable.",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
     restart_command: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,6 +239,7 @@ def agent(
             pairs(output_dir or [], "--output-dir"),
             pairs(input_dir or [], "--input-dir"),
             restart_command or [],
+            pairs(models_dir or [], "--models-dir"),
         ),
         limits=limits,
         supervision=None
@@ -251,7 +260,11 @@ def agent(
 
 
 def beside(
-    specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str], restarts: Sequence[str] = ()
+    specs: Sequence[str],
+    outputs: dict[str, str],
+    inputs: dict[str, str],
+    restarts: Sequence[str] = (),
+    models: dict[str, str] | None = None,
 ) -> "tuple[Beside, ...]":
     """Read ``NAME=URL[@GPU]``, with folders by name, and commands that restart them.
 
@@ -264,6 +277,7 @@ def beside(
     from comfy_fleet.domain.nodes.node import check_name, parse_url, split_credentials
 
     found: list[Beside] = []
+    folders = models or {}
     for spec in specs:
         # The last @ is before a GPU, or after a user and password before a host.
         match = re.fullmatch(
@@ -285,6 +299,7 @@ def beside(
         if name in {one.name for one in found}:
             raise Fail(f"--node {name} is named twice", code=Exit.USAGE)
         output, input_ = outputs.pop(name, None), inputs.pop(name, None)
+        model = folders.pop(name, None)
         found.append(
             Beside(
                 name=name,
@@ -293,9 +308,10 @@ def beside(
                 gpu=match["gpu"],
                 output=Path(output).expanduser().absolute() if output else None,
                 input=Path(input_).expanduser().absolute() if input_ else None,
+                models=Path(model).expanduser().absolute() if model else None,
             )
         )
-    for left in (*outputs, *inputs):
+    for left in (*outputs, *inputs, *folders):
         raise Fail(f"a folder is named for {left}, but no --node is called so", code=Exit.USAGE)
     commands = _restarts(restarts, [one.name for one in found])
     return tuple(replace(one, restart=commands.get(one.name, ())) for one in found)

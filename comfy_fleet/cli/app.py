@@ -40,7 +40,7 @@ _GROUPS = {
     "pool": ("Fleet", "pools"),
     "host": ("Fleet", "hosts"),
     "store": ("Fleet", "stores"),
-    "model": ("Fleet", "models"),
+    "model": ("Fleet", "models", "model_fetches"),
     "tenant": ("Fleet", "people:tenants"),
     "user": ("Fleet", "people:users"),
     "key": ("Fleet", "people:keys"),

@@ -130,7 +130,8 @@ class Catalogue:
         found = self._resolved.get(name)
         if found is None and name in self._classes:
             found = NodeClass(name, self._fill(self._classes[name], listing=False))
-            self._resolved[name] = found
+            if isinstance(self.models, dict):  # else they come and go
+                self._resolved[name] = found
         return found
 
     def object_info(self, names: Iterable[str] | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from comfy_fleet.sim.faults import BadFault, Faults
 from comfy_fleet.sim.files import SimFiles
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response
+from comfy_fleet.sim.model_files import FolderModels
 from comfy_fleet.sim.options import Models, NodeOptions, builtin_models, read_json
 from comfy_fleet.sim.pictures import Painter
 from comfy_fleet.sim.run import Machine, temporary_suffix
@@ -52,6 +53,8 @@ class SimNode:
         self.vram = Vram(self.options.vram_bytes, self.options.foreign_bytes)
         self.files = SimFiles(self.options.folder)
         self.models: Models = builtin_models() if self.options.models is None else self.options.models
+        if self.options.models_folder is not None:
+            self.models = FolderModels(self.models, self.options.models_folder)
         extra = self.options.object_info
         self.catalogue = Catalogue(
             self.options.version,

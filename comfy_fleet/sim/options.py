@@ -61,6 +61,7 @@ class NodeOptions:
         vram_bytes: Memory of the simulated GPU.
         foreign_bytes: Part of it that another process holds.
         models: Its model files; the built-in set when None.
+        models_folder: A folder ``models`` with more of them, which come and go.
         timing: Its speed.
         folder: Where outputs, uploads and temporary files go; a temporary folder when None.
         object_info: An ``/object_info`` answer of a real server whose node classes it has too.
@@ -74,6 +75,7 @@ class NodeOptions:
     vram_bytes: int = 24 * GIB
     foreign_bytes: int = 0
     models: Models | None = None
+    models_folder: Path | None = None
     timing: SimTiming = field(default_factory=SimTiming)
     folder: Path | None = None
     object_info: Path | None = None

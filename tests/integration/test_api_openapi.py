@@ -232,6 +232,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/nodes/g1",
         "/api/v1/nodes-diff",
         "/api/v1/models",
+        "/api/v1/model-fetches",
         "/api/v1/pools",
         "/api/v1/pools/default",
         "/api/v1/missing?all=true",

@@ -146,7 +146,7 @@ def commands(it: Things) -> list[list[str]]:
     reads = (
         *("top", "top --pool default"),
         *("status", "audit", "usage", "node ls", "node show g1", "node show h1-gpu0", "node diff", "pool ls"),
-        *("model ls", "model ls --missing-on g1"),
+        *("model ls", "model ls --missing-on g1", "model fetches"),
         *("pool show default", "host ls", "host token ls", "tenant ls", "tenant show studio", "user ls"),
         *("user show eve", "key ls", f"key show {it.key}", "job ls", f"job show {it.failed}"),
         *(f"job show {it.waiting}", f"job events {it.failed}", f"job follow {it.failed}"),
@@ -166,6 +166,8 @@ def commands(it: Things) -> list[list[str]]:
     )
     changes = (
         *("node refresh g1", "node roll", "node add g7 http://10.0.0.7:1", "node drain g7"),
+        f"model fetch http://10.0.0.9/a.safetensors --folder loras --sha256 {'0' * 64} --no-wait",
+        "model cancel 5e1b5a7e-0000-4000-8000-000000000000",
         *("node resume g7", "node rm g7", "node cordon-host h1", "node uncordon-host h1"),
         *("pool set default --patience-s 5", "host token create h2", f"host token revoke {it.token}"),
         *("tenant create lab", "tenant set lab --sharing shared", "tenant rm lab", "user create joe"),

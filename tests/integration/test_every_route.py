@@ -39,6 +39,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 TELLING = {"GET /metrics", "GET /metrics/fleet", "GET /api/v1/ready"}
 """What of it names nodes."""
 AGENTS = {
+    "POST /api/v1/agents/{host}/models",
     *("POST /api/v1/agents/{host}/heartbeat", "GET /api/v1/nodes", "GET /api/v1/me", "GET /api/v1/queue"),
     *("GET /features", "GET /api/features"),
 }

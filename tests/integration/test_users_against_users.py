@@ -154,6 +154,7 @@ async def test_a_job_that_waits_is_told_nothing_of_those_before_it(api: Api) -> 
         *("/api/v1/ready", "/api/v1/queue", "/api/v1/jobs?all=true", "/api/v1/health", "/api/v1/workflows"),
         "/api/v1/overview",
         *("/api/v1/nodes", "/api/v1/nodes/g1", "/api/v1/nodes-diff", "/api/v1/hosts", "/api/v1/pools"),
+        *("/api/v1/models", "/api/v1/model-fetches"),
         *("/queue", "/prompt", "/history", "/api/jobs", "/system_stats", "/metrics", "/api/v1/metrics"),
         *("/api/v1/audit", "/api/v1/missing", "/api/v1/webhooks", f"/api/v1/status/{own['id']}"),
     ):

@@ -215,6 +215,11 @@ class Keyspace:
     #       inventories of the nodes asked), at (when they were asked last)
     model_sizes = _One("model_sizes")
     model_sizes_asked = _One("model_sizes:asked")  # string: a process asks the nodes, or did a moment ago
+    model_fetches = _One("model_fetches")  # zset: ID -> when an operator wanted the file
+    model_fetches_open = _One("model_fetches:open")  # set: IDs of those with a host that is not through
+    # hash: order (as JSON), canceled, `now HOST` and `end HOST` (what it says, as JSON; the end once),
+    #       `at HOST` (where its agent gives the file to others)
+    model_fetch = _Each("model_fetch:ID")
     reading = _Each("reading:NODE")  # string: somebody asks the node what it has
     report = _Each("report:NODE")  # string: what an agent last saw of the node, for 10 s
 

@@ -384,6 +384,23 @@ class SeatAnswer(TypedDict):
     age_s: float
 
 
+class ModelOrderAnswer(TypedDict):
+    """A model file that an agent has to fetch, or to give to others."""
+
+    id: str
+    url: str
+    folder: str
+    name: str
+    sha256: str
+    pickles: bool
+    nodes: list[str]
+    canceled: bool
+    wait: bool
+    serve: bool
+    neighbours: list[str]
+    ticket: str
+
+
 class OrdersAnswer(TypedDict):
     """What an agent has to do."""
 
@@ -396,6 +413,7 @@ class OrdersAnswer(TypedDict):
     restart: list[str]
     neighbours: dict[str, SeatAnswer]
     store: str
+    fetches: list[ModelOrderAnswer]
 
 
 class ApiHealthAnswer(TypedDict):

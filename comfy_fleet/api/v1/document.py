@@ -46,6 +46,7 @@ _PATH_NAMES = {
     "label": "A label of a version.",
     "job_id": "The job's id.",
     "batch": "The batch's id.",
+    "fetch": "The id of a model file's fetch.",
     "upload": "The upload's id.",
     "task_id": "What generate or submit answered.",
     "node": "The node's name.",

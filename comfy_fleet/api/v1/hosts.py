@@ -133,12 +133,23 @@ class HeartbeatBody(BaseModel):
     deleted: list[str] = Field(default_factory=list, max_length=1000)
 
 
-async def heartbeat(request: Request) -> Response:
-    """Keep what the agent saw, register its nodes, and answer with its orders. For agents only."""
+async def agent_of(request: Request) -> str:
+    """Return the host that the path names, if the caller is its agent.
+
+    Raises:
+        BadInput: It is no host's name.
+        HttpError: 403: the caller is somebody else.
+    """
     _agents_only(request)
     host = check_name("host", request.path_params["host"])
-    d = deps(request)
     await _of_this_host(request, host)
+    return host
+
+
+async def heartbeat(request: Request) -> Response:
+    """Keep what the agent saw, register its nodes, and answer with its orders. For agents only."""
+    host = await agent_of(request)
+    d = deps(request)
     body = await read(request, HeartbeatBody, graph_limits(d.settings))
     token: AgentToken | None = request.scope["agent_token"]
     if body.central and token is not None and not token.central:
@@ -151,7 +162,7 @@ async def heartbeat(request: Request) -> Response:
     now = await d.store_time()
     if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
-    refusals = await _join_all(d, host, body.join, now, local=_is_local(request))
+    refusals = await _join_all(d, host, body.join, now, local=is_local(request))
     refused = {node.name: why for node, why in zip(body.join, refusals, strict=True) if why}
     beat = Heartbeat(
         host=host,
@@ -169,6 +180,7 @@ async def heartbeat(request: Request) -> Response:
     orders = await d.hosts.beat(beat, now=now)
     await _note_metrics(request, host)
     idle = await idle_by_pool(d)
+    fetches = [] if body.central else await d.model_fetching.orders(host, local=is_local(request))
     return json_response(
         {
             "nodes": [{**_node(node), "free_idle_s": idle.get(node.pool)} for node in orders.nodes],
@@ -180,6 +192,7 @@ async def heartbeat(request: Request) -> Response:
             "restart": sorted(orders.restart),
             "neighbours": {name: asdict(allocation) for name, allocation in orders.neighbours.items()},
             "store": orders.store,
+            "fetches": [asdict(order) for order in fetches],
         }
     )
 
@@ -189,7 +202,7 @@ async def _note_metrics(request: Request, host: str) -> None:
     d, address = deps(request), request.headers.get(METRICS_HEADER, "")
     if not _ADDRESS.fullmatch(address):
         return
-    name, local = address.rpartition(":")[0].strip("[]"), _is_local(request)
+    name, local = address.rpartition(":")[0].strip("[]"), is_local(request)
     if is_loopback(name) and not local:  # on another machine, which this name does not mean
         return
     if why_not(name, parse_networks(d.settings.node_networks), local=local):
@@ -288,7 +301,7 @@ def _agents_only(request: Request) -> None:
         return
     if deps(request).settings.agent_token is not None:
         raise HttpError(403, "forbidden", "this needs the agents' token: `Authorization: Bearer TOKEN`")
-    if not (who.operator and _is_local(request)):
+    if not (who.operator and is_local(request)):
         raise HttpError(
             403,
             "forbidden",
@@ -296,7 +309,7 @@ def _agents_only(request: Request) -> None:
         )
 
 
-def _is_local(request: Request) -> bool:
+def is_local(request: Request) -> bool:
     """Return whether a request comes from the fleet's own machine, through whatever proxies."""
     peers = [request.client.host if request.client else ""]
     peers += [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
