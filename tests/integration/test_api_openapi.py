@@ -282,6 +282,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
     await call("GET", "/api/v1/hosts", 200)
+    await _model_fetches(call)
     token = await call("POST", "/api/v1/agent-tokens", 201, json={"host": "h2"})
     await call("GET", "/api/v1/agent-tokens", 200)
     await call("DELETE", f"/api/v1/agent-tokens/{token['id']}", 204)
@@ -313,6 +314,26 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         and not path.startswith(("/api/v1/tenants", "/api/v1/users", "/api/v1/keys"))
     }
     assert general - spec.seen == {"run_workflow"}
+
+
+async def _model_fetches(call: Any) -> None:
+    """Order a model file, take it as its host's agent, and cancel it."""
+    node = {"name": "m1", "url": "http://10.0.0.5:8188", "agent": "10.0.0.5:9200"}
+    beat = {
+        "instance": "i3",
+        "join": [node],
+        "nodes": [{"name": "m1", "word": "drain", "facts": {"models": True}}],
+    }
+    await call("POST", "/api/v1/agents/h3/heartbeat", 200, json=beat)
+    body = {"url": "https://models.test/a.safetensors", "folder": "loras", "sha256": "0" * 64}
+    fetch = await call("POST", "/api/v1/model-fetches", 202, json=body)
+    told = await call("POST", "/api/v1/agents/h3/heartbeat", 200, json=beat)
+    assert [order["id"] for order in told["fetches"]] == [fetch["id"]]
+    news = {"instance": "i3", "fetches": [{"id": fetch["id"], "state": "fetching", "bytes": 1, "total": 2}]}
+    await call("POST", "/api/v1/agents/h3/models", 200, json=news)
+    await call("GET", f"/api/v1/model-fetches/{fetch['id']}", 200)
+    await call("POST", f"/api/v1/model-fetches/{fetch['id']}/cancel", 200)
+    await call("GET", "/api/v1/model-fetches", 200)
 
 
 async def test_answers_about_people_are_what_the_document_says(
