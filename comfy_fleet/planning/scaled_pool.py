@@ -194,6 +194,7 @@ class ScaledPool:
             ready=len(ready),
             booting=len(kept) - len(ready),
             others=len(self._nodes) - len(kept),
+            draining=len(self._nodes) - len(kept),
             removable=len(ready),
         )
         found = decide(self._rules, self._looks, strength, now=now, changed_at=self._changed_at)
@@ -201,7 +202,12 @@ class ScaledPool:
             return
         self._changed_at = now
         self._books.changes.append((now, found.change))
-        for _ in range(found.change):
+        wanted = found.change
+        for node in self._nodes:
+            if node.draining and wanted > 0:  # it stays after all
+                node.draining = False
+                wanted -= 1
+        for _ in range(wanted):
             self._plan(now + self._boot_s, _UP, self._order(now))
         if found.change < 0:
             # An idle one, else the newest.

@@ -20,7 +20,7 @@ from comfy_fleet.adapters.redis.figures import RedisFigures
 from comfy_fleet.adapters.redis.scaling import RedisScaling
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.adapters.telemetry.autoscale import AutoscaleFigures
-from comfy_fleet.bootstrap import announcing, check_schema, open_stores
+from comfy_fleet.bootstrap import Stores, announcing, check_schema, open_stores
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.scaling.scaling_file import (
     ProviderKind,
@@ -57,7 +57,8 @@ def read_file(path: Path) -> ScalingFile:
             raise BadInput(f"{path} has more than {MOST_BYTES} bytes", details={"field": "file"})
         text = raw.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--file {path} can't be read: {error}", details={"field": "file"}) from error
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadInput(f"--file {path} can't be read: {why}", details={"field": "file"}) from error
     file_ = read_scaling_file(text, str(path))
     for spec in file_.pools.values():
         if spec.provider.comfyui:
@@ -172,7 +173,7 @@ async def opened(
     async with open_stores(settings) as stores:
         autoscaler = Autoscaler(
             file,
-            {pool: provider_of(pool, spec, settings) for pool, spec in file.pools.items()},
+            {pool: provider_of(pool, spec, settings, stores) for pool, spec in file.pools.items()},
             store=RedisScaling(stores.redis),
             nodes=stores.nodes,
             hosts=stores.hosts,
@@ -188,7 +189,7 @@ async def opened(
             await autoscaler.close(patience_s=patience_s)
 
 
-def provider_of(pool: str, spec: ScaledPoolSpec, settings: Settings) -> NodeProvider:
+def provider_of(pool: str, spec: ScaledPoolSpec, settings: Settings, stores: Stores) -> NodeProvider:
     """Return where a pool's nodes come from."""
     if spec.provider.kind is ProviderKind.COMMAND:
         return CommandProvider(spec.provider, pool=pool, prefix=spec.prefix)
@@ -198,13 +199,14 @@ def provider_of(pool: str, spec: ScaledPoolSpec, settings: Settings) -> NodeProv
         spec.provider,
         pool=pool,
         prefix=spec.prefix,
-        namespace=settings.namespace,
-        data=settings.data / "autoscale",
+        data=settings.data.resolve() / "autoscale" / settings.namespace,
         env={
             "FLEET_API_HOST": settings.api_host,
             "FLEET_API_PORT": str(settings.api_port),
             "FLEET_NAMESPACE": settings.namespace,
         },
+        tokens=stores.agent_tokens,
+        clock=stores.clock,
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.errors import ConfigError, Conflict, FleetError, NotFound, StoreDown
-from comfy_fleet.domain.nodes.host import HOST_LABEL
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.scaling.decide import PoolStrength, ScalingDecision, decide
 from comfy_fleet.domain.scaling.looks import PoolLook, with_look
@@ -29,6 +28,7 @@ from comfy_fleet.ports.audit import AuditEntry, AuditTrail
 from comfy_fleet.ports.figures import Figures, PoolQueue
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry
 from comfy_fleet.ports.scaling import NodeProvider, ScalingState, ScalingStore
+from comfy_fleet.services.pool_sight import belongs, is_busy, is_open, seen
 from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
 
@@ -241,7 +241,7 @@ class Autoscaler:
         steps: list[tuple[ScalingOrder, Step]] = []
         if not self._dry:
             book, steps = self._followed(pool, book, spec, known, now)
-        look = _seen(pool, states, queue, now)
+        look = seen(pool, states, queue, now)
         looks = self._looks(pool, state, look, spec)
         strength = self._strength(pool, spec, book, known, states, now)
         decision = decide(
@@ -276,7 +276,7 @@ class Autoscaler:
         return self._seen[pool]
 
     async def _known(self, order: ScalingOrder, pool: str, states: Sequence[NodeState]) -> OrderedNode:
-        ours = [one for one in states if _belongs(one, order)]
+        ours = [one for one in states if belongs(one, order)]
         answered = False
         if order.phase is OrderPhase.GONE:
             for one in ours:
@@ -284,10 +284,10 @@ class Autoscaler:
                     answered = True
         return OrderedNode(
             count=len(ours),
-            open=sum(1 for one in ours if _open(one) and one.node.pool == pool),
+            open=sum(1 for one in ours if is_open(one) and one.node.pool == pool),
             cordoned=bool(ours) and all(one.node.cordoned for one in ours),
             quarantined=any(one.quarantined for one in ours),
-            busy=any(_busy(one) for one in ours),
+            busy=any(is_busy(one) for one in ours),
             answered=answered,
         )
 
@@ -309,7 +309,8 @@ class Autoscaler:
                 logger.error("ordered node failed", extra={**facts, "reason": after.failed})
             if after.phase is OrderPhase.READY and before.phase is OrderPhase.ASKED:
                 book = replace(book, failures=0, changed_at=now)
-                logger.info("ordered node is ready", extra={**facts, "after_s": now - after.asked_at})
+                took_s = round(now - after.asked_at, 1)
+                logger.info("ordered node is ready", extra={**facts, "after_s": took_s})
             if step is Step.DROP:
                 book = book.without(after.name)
                 self._added.discard(after.name)
@@ -353,19 +354,20 @@ class Autoscaler:
         counted = [
             one
             for one in states
-            if one.node.pool == pool and not any(_belongs(one, order) for order in unready)
+            if one.node.pool == pool and not any(belongs(one, order) for order in unready)
         ]
         ready = [one for one in counted if self._is_there(one, spec, now)]
         booting = sum(1 for order in unready if order.phase is OrderPhase.ASKED)
         lost = sum(
             1
             for order in book.orders
-            if order.phase is OrderPhase.READY and not any(_belongs(one, order) for one in counted)
+            if order.phase is OrderPhase.READY and not any(belongs(one, order) for one in counted)
         )
         return PoolStrength(
             ready=len(ready),
             booting=booting,
             others=len(counted) - len(ready) + len(unready) - booting + lost,
+            draining=len(_resumable(book)),
             removable=len(leaving(book.orders, known, len(book.orders))),
         )
 
@@ -390,8 +392,7 @@ class Autoscaler:
             leaves = order.at(OrderPhase.DRAINING, now)
             book = book.with_order(leaves)
             steps.append((leaves, Step.DRAIN))
-        draining = [one for one in book.orders if one.phase is OrderPhase.DRAINING and not one.failed]
-        for order in draining[: max(0, wanted)]:  # sooner than a new one
+        for order in _resumable(book)[: max(0, wanted)]:  # sooner than a new one
             stays = order.at(OrderPhase.READY, now)
             book = book.with_order(stays)
             steps.append((stays, Step.RESUME))
@@ -412,7 +413,7 @@ class Autoscaler:
         self, pool: str, order: ScalingOrder, step: Step, states: Sequence[NodeState], now: float
     ) -> None:
         """Do what an order needs; it is stored that it is done."""
-        names = [one.node.name for one in states if _belongs(one, order)]
+        names = [one.node.name for one in states if belongs(one, order)]
         if step is Step.ADD:
             self._added.add(order.name)
             self._calls[order.name] = start(_failure(self._add(pool, order)), name=f"add {order.name}")
@@ -475,26 +476,5 @@ async def _failure(call: Coroutine[None, None, None]) -> str:
     return ""
 
 
-def _belongs(state: NodeState, order: ScalingOrder) -> bool:
-    return order.name in (state.node.name, state.node.labels.get(HOST_LABEL))
-
-
-def _open(state: NodeState) -> bool:
-    return state.verdict == "up" and not state.node.cordoned
-
-
-def _busy(state: NodeState) -> bool:
-    return bool(state.run or state.work)
-
-
-def _seen(pool: str, states: Sequence[NodeState], queue: PoolQueue | None, now: float) -> PoolLook:
-    nodes = [one for one in states if one.node.pool == pool]
-    able = [one for one in nodes if _open(one)]
-    return PoolLook(
-        at=now,
-        waiting=queue.waiting if queue else 0,
-        oldest_s=queue.oldest_s if queue else 0.0,
-        nodes=len(able),
-        busy=sum(1 for one in able if one.run),
-        ended=sum(one.done + one.failed for one in nodes),
-    )
+def _resumable(book: PoolBook) -> list[ScalingOrder]:
+    return [order for order in book.orders if order.phase is OrderPhase.DRAINING and not order.failed]

@@ -54,6 +54,7 @@ class Scaler:
             "FLEET_AUTOSCALE_METRICS_PORT": "none",
         }
         self._data = folder / "data"
+        self._nodes = self._data.resolve() / "autoscale" / "fleet"
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -67,6 +68,9 @@ class Scaler:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
             await self._process.wait()
+
+    def processes(self, name: str) -> list[int]:
+        return marked(str(self._nodes / name))
 
     @property
     def log(self) -> str:
@@ -92,7 +96,7 @@ async def scaled(fleet: Fleet, folder: Path) -> AsyncIterator[Scaler]:
         beats.cancel()
         await asyncio.gather(beats, return_exceptions=True)
         for number in range(1, 4):
-            for pid in marked(f"fleet/auto-default-{number}"):
+            for pid in scaler.processes(f"auto-default-{number}"):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -119,7 +123,7 @@ async def test_it_grows_under_load_and_shrinks_after_it_although_it_is_killed(
         await scaler.start()
         await until(lambda: has(OrderPhase.READY), what="the ordered node is ready")
         assert first.name in {order.name for order in (await book()).orders}, "it is remembered"
-        assert len(marked(f"fleet/{first.name}")) == 1, "and was started once"
+        assert len(scaler.processes(first.name)) == 1, "and was started once"
         jobs += [await fleet.submit(GRAPH) for _ in range(JOBS)]
 
         ended = [await fleet.ended(job.id) for job in jobs]
@@ -140,7 +144,7 @@ async def test_it_grows_under_load_and_shrinks_after_it_although_it_is_killed(
 
         await until(alone, what="all ordered nodes are gone")
         for number in range(1, 4):
-            assert marked(f"fleet/auto-default-{number}") == [], "no process is left"
+            assert scaler.processes(f"auto-default-{number}") == [], "no process is left"
         await scaler.end(signal.SIGTERM)
         assert (await store.state()).holder == "", "another one need not wait"
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.providers.commands import run_command
+from comfy_fleet.adapters.providers.local import marked
 from comfy_fleet.adapters.redis.dispatchers import LivingDispatcher
 from comfy_fleet.adapters.redis.scaling import RedisScaling
 from comfy_fleet.adapters.telemetry.autoscale import AutoscaleFigures
@@ -313,6 +315,46 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def sleeping_comfyui(folder: Path) -> Path:
+    home = folder / "ComfyUI"
+    (home / "comfy").mkdir(parents=True)
+    (home / "main.py").write_text("import time; time.sleep(600)")
+    (home / "comfy" / "cli_args.py").touch()
+    return home
+
+
+async def test_an_agent_of_a_local_comfyui_gets_a_token_of_its_own(kit: Kit, tmp_path: Path) -> None:
+    home = sleeping_comfyui(tmp_path)
+    mark = str(kit.settings.data.resolve() / "autoscale" / "fleet" / "auto-default-1")
+    join = 'gpus = ["cpu", "cpu", "cpu"], join = "http://127.0.0.1:9"'
+    local = f'{{ kind = "local", comfyui = "{home}", {join} }}'
+    log = Path(f"{mark}.log")
+    try:
+        async with kit.autoscaler(local) as autoscaler:
+            await autoscaler.look()
+            await until(lambda: text_of(log).count("child started"), what="ComfyUI is started")
+        running = {pid: text_of(Path(f"/proc/{pid}/environ")) for pid in marked(mark)}
+        assert len(running) >= 2, "they outlive the autoscaler"
+        (token,) = await kit.stores.agent_tokens.tokens()
+        assert token.host == "auto-default-1" and not token.central
+        having = [text for text in running.values() if "FLEET_AGENT_TOKEN=agent~auto-default-1~" in text]
+        assert len(having) == 1, "the agent has it, and ComfyUI does not"
+        async with kit.autoscaler(local, minimum=0, boot_s=1) as autoscaler:
+
+            async def gone() -> bool:
+                return not marked(mark) and not await kit.stores.agent_tokens.tokens()
+
+            await looking(autoscaler, gone, "it is given up, since it never took jobs")
+        assert text_of(log), "it says why"
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o620])

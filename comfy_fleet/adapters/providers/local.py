@@ -5,23 +5,27 @@ environment, which no process can lose: there is no file that could be missing a
 """
 
 import asyncio
+import hashlib
 import itertools
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.nodes.agent_token import AgentToken, text_of
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.scaling.orders import ScalingOrder
 from comfy_fleet.domain.scaling.scaling_file import ProviderSpec
+from comfy_fleet.ports.agent_tokens import AgentTokenStore
 
 MARK = "COMFY_FLEET_NODE"
-"""The variable: NAMESPACE/NAME of the node."""
+"""The variable: the folder of the node, which no other fleet's node has."""
 MANAGED, MANAGER = "managed-by", "fleet-autoscale"
 
 _END_S = 30.0
@@ -36,9 +40,10 @@ class LocalProvider:
         spec: What to start.
         pool: The nodes' pool.
         prefix: With which nodes' names begin.
-        namespace: The fleet's.
-        data: Folder for their files and logs.
+        data: Folder for their files and logs, absolute, and no other fleet's.
         env: Variables by which an agent finds the fleet.
+        tokens: Where agents' tokens are: each gets one for its host alone.
+        clock: The fleet's time, Unix seconds.
     """
 
     def __init__(
@@ -47,16 +52,18 @@ class LocalProvider:
         *,
         pool: str,
         prefix: str,
-        namespace: str,
         data: Path,
         env: Mapping[str, str],
+        tokens: AgentTokenStore,
+        clock: Callable[[], Awaitable[float]],
     ) -> None:
         self._spec = spec
         self._pool = pool
         self._prefix = prefix
-        self._namespace = namespace
         self._data = data
         self._env = dict(env)
+        self._tokens = tokens
+        self._clock = clock
         self._started: dict[str, asyncio.subprocess.Process] = {}
 
     again = True
@@ -88,6 +95,10 @@ class LocalProvider:
         )
 
     async def _start(self, order: ScalingOrder, folder: Path) -> None:
+        env = {**os.environ, **self._env, MARK: self._mark(order.name)}
+        if not self._spec.simulated:
+            env.pop("FLEET_AGENT_TOKEN_FILE", None)
+            env["FLEET_AGENT_TOKEN"] = await self._new_token(order.name)
         try:
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             with (self._data / f"{order.name}.log").open("wb") as log:
@@ -97,7 +108,7 @@ class LocalProvider:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, **self._env, MARK: self._mark(order.name)},
+                    env=env,
                     start_new_session=True,
                 )
         except OSError as error:
@@ -114,14 +125,28 @@ class LocalProvider:
                 _signal(pid, signal.SIGKILL)
             if pids := await _living(mark, _KILL_S):
                 raise ConfigError(f"processes of {order.name} can't be ended: {', '.join(map(str, pids))}")
+        await self._forget_tokens(order.name)
         if (process := self._started.pop(order.name, None)) is not None:
             await process.wait()
         await asyncio.to_thread(shutil.rmtree, self._data / order.name, ignore_errors=True)
         if not order.failed:  # else it says why
             (self._data / f"{order.name}.log").unlink(missing_ok=True)
 
+    async def _new_token(self, host: str) -> str:
+        await self._forget_tokens(host)
+        id_ = secrets.token_hex(4)
+        text = text_of(host, id_, secrets.token_urlsafe(32))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        await self._tokens.add(AgentToken(id=id_, host=host, digest=digest, created_at=await self._clock()))
+        return text
+
+    async def _forget_tokens(self, host: str) -> None:
+        for token in await self._tokens.tokens():
+            if token.host == host:
+                await self._tokens.revoke(token.id)
+
     def _mark(self, name: str) -> str:
-        return f"{self._namespace}/{name}"
+        return str(self._data / name)
 
     def _argv(self, order: ScalingOrder, folder: Path) -> list[str]:
         fleet = [sys.executable, "-m", "comfy_fleet"]

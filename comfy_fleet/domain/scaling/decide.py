@@ -16,12 +16,14 @@ class PoolStrength:
         ready: They can take jobs, or will again in a moment.
         booting: They were asked for, and can't take jobs yet.
         others: All the rest: drained, being removed, or down for long.
+        draining: How many of those the autoscaler drains, and may take back instead of asking for new ones.
         removable: How many of those that are ready the autoscaler may remove.
     """
 
     ready: int
     booting: int = 0
     others: int = 0
+    draining: int = 0
     removable: int = 0
 
     @property
@@ -64,7 +66,7 @@ def decide(
     Returns:
         A change that leads neither below the minimum nor above the maximum.
     """
-    room = max(0, rules.maximum - strength.capacity - strength.others)
+    room = max(0, rules.maximum - strength.capacity - strength.others + strength.draining)
     missing = rules.minimum - strength.capacity
     if missing > 0:
         why = f"{strength.capacity} of at least {rules.minimum} nodes"
@@ -80,7 +82,7 @@ def decide(
     if holding:
         rule = max(holding, key=lambda one: one.add)
         if rule.add <= strength.booting:
-            return ScalingDecision(change=0, why=f"{rule.words}, and {_nodes(strength.booting)} boot")
+            return ScalingDecision(change=0, why=f"{rule.words}, and {_boots(strength.booting)}")
         return _add(rule.add - strength.booting, room, rule.words, rules)
     return _fewer(rules, looks, strength)
 
@@ -110,7 +112,7 @@ def _fewer(rules: ScalingRules, looks: Sequence[PoolLook], strength: PoolStrengt
     if shrink is None:
         return ScalingDecision(change=0, why="no rule holds")
     if strength.booting:
-        return ScalingDecision(change=0, why=f"{_nodes(strength.booting)} boot")
+        return ScalingDecision(change=0, why=_boots(strength.booting))
     seen = within(looks, shrink.for_s)
     if not seen:
         return ScalingDecision(change=0, why=f"was watched for less than {shrink.for_s:g} s")
@@ -156,5 +158,5 @@ def grows_after(rules: ScalingRules, looks: Sequence[PoolLook], *, nodes: int) -
     return None
 
 
-def _nodes(count: int) -> str:
-    return "a node" if count == 1 else f"{count} nodes"
+def _boots(count: int) -> str:
+    return "a node boots" if count == 1 else f"{count} nodes boot"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfy_fleet.domain.scaling.decide import PoolStrength, decide, grows_after
@@ -86,6 +86,12 @@ def test_jobs_that_wait_beside_idle_nodes_add_none() -> None:
     looks = watched(600, nodes=4, busy=1, waiting=60, oldest_s=600)
     assert change(looks, PoolStrength(ready=4)) == 0
     assert change(looks, PoolStrength(ready=4), replace(RULES, least_busy=0.0)) == 2
+
+
+def test_at_the_maximum_a_node_that_drains_is_taken_back() -> None:
+    looks = watched(120, nodes=7, busy=7, waiting=3, oldest_s=31)
+    assert change(looks, PoolStrength(ready=7, others=1)) == 0
+    assert change(looks, PoolStrength(ready=7, others=1, draining=1)) == 1
 
 
 def test_a_pool_without_any_node_grows_from_nothing() -> None:
@@ -198,16 +204,17 @@ strengths = st.builds(
     PoolStrength,
     ready=st.integers(0, 12),
     booting=st.integers(0, 12),
-    others=st.integers(0, 12),
+    others=st.integers(4, 12),
+    draining=st.integers(0, 4),
     removable=st.integers(0, 12),
-)
+) | st.builds(PoolStrength, ready=st.integers(0, 12), removable=st.integers(0, 12))
 
 
 @st.composite
 def any_looks(draw: st.DrawFn) -> tuple[PoolLook, ...]:
     looks: tuple[PoolLook, ...] = ()
     at = 0.0
-    for _ in range(draw(st.integers(0, 60))):
+    for _ in range(draw(st.integers(0, 30))):
         at += draw(st.sampled_from([0.0, 5.0, 10.0, 40.0]))
         look = PoolLook(
             at=at,
@@ -221,6 +228,7 @@ def any_looks(draw: st.DrawFn) -> tuple[PoolLook, ...]:
     return looks
 
 
+@settings(max_examples=60, deadline=None)
 @given(rules_of_any_kind, any_looks() | st.just(watched(600, nodes=4, busy=1)), strengths)
 def test_whatever_is_seen_the_bounds_hold(
     rules: ScalingRules, looks: tuple[PoolLook, ...], strength: PoolStrength
@@ -230,7 +238,8 @@ def test_whatever_is_seen_the_bounds_hold(
     assert found.why
     after = strength.capacity + found.change
     if found.change > 0:
-        assert after + strength.others <= rules.maximum
+        taken_back = min(found.change, strength.draining)
+        assert after + strength.others - taken_back <= rules.maximum
     if found.change < 0:
         assert found.change == -1 and strength.removable
         assert after >= min(rules.minimum, rules.maximum)
@@ -242,6 +251,7 @@ def test_whatever_is_seen_the_bounds_hold(
                 assert not rule.holds_at(oldest_s=last.oldest_s, waiting=last.waiting)
 
 
+@settings(max_examples=30, deadline=None)
 @given(any_looks(), st.integers(1, 6))
 def test_fewer_nodes_never_make_fewer_rules_hold(looks: tuple[PoolLook, ...], nodes: int) -> None:
     rules = replace(RULES, grow=(GrowRule(signal=GrowSignal.WAIT, above=20, for_s=60, add=1),))
