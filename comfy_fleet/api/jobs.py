@@ -18,7 +18,7 @@ from comfy_fleet.api.job_options import LABEL, MAX_LABEL_VALUE, MAX_LABELS
 from comfy_fleet.api.links import Links, Signing
 from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus
 from comfy_fleet.services.job_queries import owned, seen, settled
 from comfy_fleet.services.signed_urls import LONGEST_S
 
@@ -201,17 +201,7 @@ async def page(request: Request, *, wide: bool = False) -> JobPageAnswer:
     query, d = _filter(request), deps(request)
     if wide:
         query = replace(query, **_whose(request))
-    try:
-        found = await d.jobs.find(query)
-    except BadInput as error:
-        if query.cursor is not None and error.details.get("field") == "cursor":
-            raise HttpError(400, "invalid_cursor", error.message, details=error.details) from None
-        raise
-    if each := _listed_outputs(request):
-        first = await d.jobs.first_outputs([job.id for job in found.jobs if job.output_count], each)
-        jobs = [replace(job, outputs=tuple(first.get(job.id, ()))) for job in found.jobs]
-    else:
-        jobs = [*found.jobs]
+    found = await listed(request, query, _listed_outputs(request))
     places = await d.jobs.positions([job.id for job in found.jobs if job.status is JobStatus.QUEUED])
     to = signing_links(request)
     return {
@@ -219,10 +209,35 @@ async def page(request: Request, *, wide: bool = False) -> JobPageAnswer:
             serialize.list_item(
                 job, to(job), queue_position=places.get(job.id), simulated=d.simulated(job.node)
             )
-            for job in jobs
+            for job in found.jobs
         ],
         "next_cursor": found.next_cursor,
     }
+
+
+async def listed(request: Request, query: JobFilter, each: int) -> JobPage:
+    """Return a page of jobs, each with its first outputs.
+
+    Args:
+        request: The request.
+        query: Which jobs.
+        each: How many outputs of each.
+
+    Raises:
+        HttpError: 400 ``invalid_cursor``.
+    """
+    d = deps(request)
+    try:
+        found = await d.jobs.find(query)
+    except BadInput as error:
+        if query.cursor is not None and error.details.get("field") == "cursor":
+            raise HttpError(400, "invalid_cursor", error.message, details=error.details) from None
+        raise
+    if not each:
+        return found
+    first = await d.jobs.first_outputs([job.id for job in found.jobs if job.output_count], each)
+    jobs = (replace(job, outputs=tuple(first.get(job.id, ()))) for job in found.jobs)
+    return replace(found, jobs=tuple(jobs))
 
 
 def _listed_outputs(request: Request) -> int:
@@ -234,17 +249,32 @@ def _listed_outputs(request: Request) -> int:
 
 def _whose(request: Request) -> dict[str, Any]:
     """Read ``all`` and ``user``."""
-    params, who = request.query_params, principal(request)
+    params = request.query_params
     if params.get("all", "false") not in ("true", "false"):
         raise _bad_query("all", "must be true or false")
+    return whose(request, user=params.get("user"), everybodys=params.get("all") == "true")
+
+
+def whose(request: Request, *, user: str | None, everybodys: bool) -> dict[str, Any]:
+    """Return the fields of a filter for somebody's jobs; by default, for the caller's own.
+
+    Args:
+        request: The request.
+        user: Only this user's.
+        everybodys: All that the caller may see: operators everybody's, others their tenant's.
+
+    Raises:
+        HttpError: 403 if the user's are not the caller's to see.
+    """
+    who = principal(request)
     seen_by = deps(request).keys.ring.seen_by(who)
-    if (user := params.get("user")) is not None:
+    if user is not None:
         if user not in seen_by and not who.operator:
             raise HttpError(
                 403, "forbidden", "this needs a key with the role operator", details={"field": "user"}
             )
         return {"owner": user}
-    if params.get("all") != "true":
+    if not everybodys:
         return {}
     if who.operator:
         return {"owner": None}

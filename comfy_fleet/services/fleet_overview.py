@@ -77,18 +77,20 @@ class FleetOverview:
         self._reading = asyncio.Lock()
         self._kept: OrderedDict[str, tuple[float, Overview]] = OrderedDict()
 
-    async def look(self, pool: str = "") -> Overview:
+    async def look(self, pool: str = "", *, kept_s: float = KEPT_S) -> Overview:
         """Return the fleet as it is now, or was less than a second ago.
 
         Args:
             pool: Only this pool; empty: all.
+            kept_s: How old it may be. With 0, who ask at the same time still share one look.
 
         Raises:
             StoreDown: Redis does not answer.
         """
+        oldest = time.monotonic() - kept_s
         async with self._reading:
             kept = self._kept.pop(pool, None)
-            if kept is None or time.monotonic() - kept[0] > KEPT_S:
+            if kept is None or kept[0] < oldest:
                 kept = time.monotonic(), await self._look(pool)
             self._kept[pool] = kept
             while len(self._kept) > _MOST_KEPT:

@@ -2,17 +2,21 @@
 
 import hashlib
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from PIL import Image
 from redis.asyncio import Redis
 
 from comfy_fleet.api.console.static_files import static_files
+from comfy_fleet.domain.jobs.job import JobError, JobStatus
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.request_context import in_request
 from comfy_fleet.timeouts import Timeout
@@ -24,6 +28,7 @@ ANN, BEN, OPS, FIG = ({"X-API-Key": f"{name}-key-0123456789"} for name in ("ann"
 CONSOLE = {"X-Fleet-Origin": "console"}
 PART = {"HX-Request": "true"}
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`\u202e{{71*71*71*71}}\x1b[31m\x00"
+TYPED = HOSTILE.replace("\x00", "")
 VENDOR = Path(__file__).parents[2] / "comfy_fleet/api/console/static/vendor"
 
 
@@ -33,6 +38,12 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
     write_keys(tmp_path / "keys", f"{keys}fig fig-key-0123456789 metrics\n")
     async with running(redis_port, tmp_path, keys_file=tmp_path / "keys") as api:
         yield api
+
+
+def picture() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class Elements(HTMLParser):
@@ -182,6 +193,101 @@ async def test_what_agents_and_nodes_say_is_escaped(api: Api) -> None:
         assert "&lt;script&gt;" in text
 
 
+# -- jobs ----------------------------------------------------------------------------------------------------
+
+
+async def submitted(api: Api, who: dict[str, str], **more: Any) -> str:
+    answer = await api.client.post("/api/v2/jobs", json={"workflow": GRAPH, **more}, headers=who)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def test_jobs_are_listed_to_operators_and_to_whom_they_belong(api: Api) -> None:
+    await api.add_node("g1")
+    anns, bens = await submitted(api, ANN), await submitted(api, BEN)
+    claim = await api.claim(anns)
+    await api.output(claim, picture())
+    await api.finish(claim)
+    to_ann, to_ops = await shown(api, "jobs", ANN), await shown(api, "jobs")
+    assert anns in to_ann and bens not in to_ann and "thumb" in to_ann and "format=webp" in to_ann
+    assert anns in to_ops and bens in to_ops and "format=webp" not in to_ops
+    assert anns in await shown(api, "jobs?status=succeeded") and bens in await shown(api, "jobs?user=ben")
+    assert anns not in await shown(api, "jobs?user=ben") and "No job" in await shown(api, "jobs?workflow=x")
+    mine = await shown(api, f"jobs/{anns}", ANN)
+    assert "format=webp" in mine and "Submit again" in mine and "t-queue" in mine
+    others = await shown(api, f"jobs/{anns}")
+    assert "format=webp" not in others and "alone to see" in others and "Submit again" not in others
+    refused = await api.client.get(f"/console/jobs/{anns}", headers={**CONSOLE, **BEN})
+    assert code(refused) == (404, "not_found")
+    by_user = await api.client.get("/console/jobs?user=ann", headers={**CONSOLE, **BEN})
+    assert code(by_user) == (403, "forbidden")
+    assert code(await api.client.get("/console/jobs", headers={**CONSOLE, **FIG})) == (403, "forbidden")
+    small = re.search(r'src="(?:\.\./)+(api/v2/assets/[^"]+)"', mine)
+    assert small is not None
+    got = await api.client.get("/" + small[1].replace("&amp;", "&"), headers={**CONSOLE, **ANN})
+    assert (got.status_code, got.headers["content-type"]) == (200, "image/webp")
+
+
+async def test_the_queue_says_why_nothing_runs(api: Api) -> None:
+    await api.add_node("g1")
+    job = await submitted(api, ANN)
+    assert (await change(api, "nodes/g1/drain", reason="new fans")).status_code == 204
+    for path in ("queue", "queue?pool=default", "overview"):
+        text = await shown(api, path)
+        assert "drained" in text, path
+        assert (job[:8] in text) == path.startswith("queue")
+    assert re.search(r'data-queued="1" data-running="0"', await shown(api, "overview"))
+    for path in ("queue", "overview"):
+        refused = await api.client.get(f"/console/{path}", headers={**CONSOLE, **ANN})
+        assert code(refused) == (403, "forbidden")
+    odd = await api.client.get("/console/queue?pool=%3Cx%3E", headers={**CONSOLE, **OPS})
+    assert odd.status_code == 400
+
+
+async def test_jobs_are_canceled_and_submitted_again(api: Api) -> None:
+    await api.add_node("g1")
+    first, second = await submitted(api, ANN), await submitted(api, ANN)
+    assert code(await change(api, f"jobs/{first}/cancel", BEN)) == (404, "not_found")
+    assert (await change(api, f"jobs/{first}/cancel", ANN)).status_code == 204
+    done = await change(api, f"jobs/{second}/cancel")
+    assert "is canceled" in done.headers["hx-trigger"]
+    audit = (await api.client.get("/api/v1/audit", headers=OPS)).json()["entries"]
+    assert [(one["event"], one["about"]["job"]) for one in audit] == [("job.canceled", second)]
+    again = await change(api, f"jobs/{first}/again", ANN)
+    made = await api.stores.jobs.get(again.headers["hx-redirect"])
+    assert again.status_code == 204 and made is not None and made.retry_of == first
+    assert code(await change(api, f"jobs/{first}/again", BEN)) == (404, "not_found")
+    assert code(await change(api, f"jobs/{first}/again", OPS)) == (404, "not_found")
+    seedless = await change(api, f"jobs/{first}/again", ANN, new_seed="1")
+    assert code(seedless) == (400, "no_seed")
+
+
+async def test_what_users_and_graphs_say_is_escaped(api: Api) -> None:
+    await api.add_node("g1")
+    answer = await api.client.post(
+        "/api/v2/jobs", json={"workflow": GRAPH, "metadata": {"a": TYPED}}, headers=ANN
+    )
+    assert answer.status_code == 201, answer.text
+    job = str(answer.json()["id"])
+    claim = await api.claim(job)
+    await api.output(claim, picture(), name=TYPED.replace("/", "") + ".png")
+    error = JobError(
+        code=HOSTILE, message=HOSTILE, node_id=HOSTILE, class_type=HOSTILE, details={"story": [HOSTILE]}
+    )
+    redis: Any = api.stores.redis
+    await redis.hset(
+        f"fleet:job:{job}", mapping={"excerpt": HOSTILE, "workflow": HOSTILE, "workflow_version": HOSTILE}
+    )
+    await api.stores.runs.left(claim, [])
+    await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=1.0)
+    for path in ("jobs", f"jobs/{job}", "overview", "queue"):
+        for who in (ANN, OPS) if path.startswith("jobs") else (OPS,):
+            harmless(text := await shown(api, path, who))
+            assert "&lt;script&gt;" in text or path == "queue"
+    harmless(await shown(api, "jobs?workflow=%3Cscript%3Ealert(1)%3C/script%3E%22onx=1"))
+    harmless(await shown(api, "nodes?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&pool=%22%3E%3Cb%3E"))
+
+
 # -- what all pages have in common ---------------------------------------------------------------------------
 
 
@@ -277,6 +383,15 @@ async def test_the_stream_tells_operators_of_everything_and_others_of_their_own(
         await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=BEN)
         # Nothing of Ann's came before it, and nothing of nodes.
         assert await events(told_ben) == {"nodes": False, "jobs": {"queued": 1}}
+
+
+async def test_the_editors_origin_has_no_stream(api: Api) -> None:
+    at_the_editor = {
+        "X-Fleet-Origin": "editor",
+        "Authorization": "Basic " + b64encode(b"me:ops-key-0123456789").decode(),
+    }
+    refused = await api.client.get("/console/live", headers=at_the_editor)
+    assert code(refused) == (403, "console_only")
 
 
 async def test_streams_are_bounded(redis_port: int, redis: Redis, tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ _HEADERS = {
     "Vary": "HX-Request",
 }
 NAV = (
+    ("overview", "Overview", True),
     ("nodes", "Nodes", True),
+    ("queue", "Queue", True),
+    ("jobs", "Jobs", False),
     ("workflows", "Workflows", False),
 )
 """The pages in their order: path below ``/console``, name, and whether only operators have it."""
@@ -49,12 +52,12 @@ def page(
         context: What the template shows. All of it is escaped.
     """
     found = _environment().get_template(template)
+    who = principal(request)
     root = "../" * request.scope["path"].strip("/").count("/") or "./"
     context |= {"root": root, "title": plain(title), "here": here, "now": time.time()}
     if is_part(request):
         part = "".join(found.blocks["live"](found.new_context(context)))
         return HTMLResponse(part, status, dict(_HEADERS))
-    who = principal(request)
     context |= {
         "who": "" if deps(request).keys.open else who.owner,
         "nav": [(path, name) for path, name, only in NAV if who.operator or not only],
@@ -136,6 +139,8 @@ def size(bytes_: float) -> str:
 def span(seconds: float) -> str:
     """Return a duration, such as ``3 min``."""
     seconds = max(0.0, seconds)
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     for most, each, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):

@@ -3,15 +3,25 @@
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from comfy_fleet.api.console import live, nodes, static_files, versions, workflows
-from comfy_fleet.api.deps import owner
+from comfy_fleet.api.console import (
+    jobs,
+    live,
+    nodes,
+    overview,
+    queue,
+    static_files,
+    versions,
+    workflows,
+)
+from comfy_fleet.api.deps import owner, principal
 from comfy_fleet.api.endpoint import ServedRoute
 
 
 async def begin(request: Request) -> Response:
     """``GET /console``: the first page."""
     owner(request)
-    return RedirectResponse("console/nodes", 303, {"Cache-Control": "no-store"})
+    first = "overview" if principal(request).operator else "jobs"
+    return RedirectResponse(f"console/{first}", 303, {"Cache-Control": "no-store"})
 
 
 def routes() -> list[ServedRoute]:
@@ -19,7 +29,10 @@ def routes() -> list[ServedRoute]:
     return [
         ServedRoute("/console", begin, name="console", console=True),
         *live.routes,
+        *overview.routes,
         *nodes.routes,
+        *queue.routes,
+        *jobs.routes,
         *workflows.routes,
         *versions.routes,
         *static_files.routes,

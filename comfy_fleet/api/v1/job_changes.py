@@ -24,7 +24,7 @@ from comfy_fleet.api.waiting import SubmitWait
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.webhooks.webhook import MOST_URL, Webhook
-from comfy_fleet.ports.jobs import Submitted
+from comfy_fleet.ports.jobs import Idempotency, Submitted
 from comfy_fleet.services.retrying import Retry
 
 logger = logging.getLogger(__name__)
@@ -90,25 +90,34 @@ async def retry_job(request: Request) -> Response:
 
     Its workflow's version is the same, too.
     """
-    d, who, waiting = deps(request), owner(request), SubmitWait.of(request)
+    who, waiting = owner(request), SubmitWait.of(request)
     body = await read_optional(request, RetryBody)
     replay = Replay(request, who, body.model_dump())
 
     async def submit() -> Submitted:
-        job = await jobs.find_job(request, request.path_params["job_id"])
-        how = Retry(
-            new_seed=body.new_seed,
-            extra_data=body.extra_data,
-            idempotency=replay.idempotency,
-            traceparent=traceparent_in(request),
-            most_priority=most_priority(request),
-            webhook=body.webhook(request, job.webhook),
-            quotas=principal(request).quotas,
-        )
-        return await d.retrying.retry(job, how)
+        return await submit_again(request, body, replay.idempotency)
 
     show = partial(shown, request)
     return await replay.answer(201, submit, show, then=waiting.then(usual=show, finished=show))
+
+
+async def submit_again(request: Request, how: RetryBody, idempotency: Idempotency | None) -> Submitted:
+    """Submit the caller's job that the path names once more.
+
+    Raises:
+        NotFound: There is none of theirs.
+    """
+    job = await jobs.find_job(request, request.path_params["job_id"])
+    retry = Retry(
+        new_seed=how.new_seed,
+        extra_data=how.extra_data,
+        idempotency=idempotency,
+        traceparent=traceparent_in(request),
+        most_priority=most_priority(request),
+        webhook=how.webhook(request, job.webhook),
+        quotas=principal(request).quotas,
+    )
+    return await deps(request).retrying.retry(job, retry)
 
 
 async def keep_job(request: Request) -> Response:

@@ -11,7 +11,7 @@ from comfy_fleet.api import jobs, serialize
 from comfy_fleet.api.answers import Time
 from comfy_fleet.api.deps import deps
 from comfy_fleet.api.json import json_response
-from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.jobs.timeline import Delivery, SpanName, timeline
 
 
@@ -46,8 +46,19 @@ async def job_timeline(request: Request) -> Response:
     Operators see everybody's.
     """
     job = await jobs.read_job(request, request.path_params["job_id"], by_operator=True)
-    d = deps(request)
     waiting_for = None if job.status.terminal else (await jobs.shown(request, job))["waiting_for"]
+    return json_response(await timeline_of(request, job, waiting_for))
+
+
+async def timeline_of(request: Request, job: Job, waiting_for: str | None) -> TimelineAnswer:
+    """Return where a job's time went.
+
+    Args:
+        request: Asks for it.
+        job: A job that the caller may read.
+        waiting_for: What it waits for, in words.
+    """
+    d = deps(request)
     told = await d.webhooks.of_job(job.id) if job.webhook else []
     deliveries = [
         Delivery(
@@ -61,7 +72,7 @@ async def job_timeline(request: Request) -> Response:
         for one in told
     ]
     found = timeline(job, waiting_for=waiting_for, deliveries=deliveries, now=await d.store_time())
-    answer: TimelineAnswer = {
+    return {
         "id": job.id,
         "status": job.status,
         "submitted_at": serialize.time(job.created_at),
@@ -82,4 +93,3 @@ async def job_timeline(request: Request) -> Response:
         ],
         "unknown": list(found.unknown),
     }
-    return json_response(answer)

@@ -137,6 +137,35 @@
     happened(ALL);
   }, SLOW_MS);
 
+  // What moves by itself is asked for every second.
+  setInterval(() => {
+    if (document.hidden) return;
+    for (const part of document.querySelectorAll("[data-topics]")) {
+      if (part.querySelector("[data-moving]") !== null) refresh(part);
+    }
+  }, 1000);
+
+  // -- previews ------------------------------------------------------------------------------------------
+
+  function preview() {
+    const place = document.querySelector("[data-preview]");
+    if (place === null) return;
+    const frames = new EventSource(place.dataset.preview);
+    frames.addEventListener("preview", (event) => {
+      const seen = JSON.parse(event.data);
+      if (!/^image\/(jpeg|png|webp)$/.test(seen.content_type)) return;
+      place.querySelector("img").src = `data:${seen.content_type};base64,${seen.data_base64}`;
+      place.hidden = false;
+    });
+    frames.addEventListener("status", (event) => {
+      if (["queued", "running", "canceling"].includes(JSON.parse(event.data).status)) return;
+      frames.close();
+      place.hidden = true;
+      happened(["jobs"]);
+    });
+    window.addEventListener("pagehide", () => frames.close());
+  }
+
   // -- filters -------------------------------------------------------------------------------------------
 
   function filtered(form) {
@@ -163,6 +192,8 @@
     filtered(event.target);
   });
 
-  document.addEventListener("DOMContentLoaded", open);
-  if (document.readyState !== "loading") open();
+  document.addEventListener("DOMContentLoaded", () => {
+    open();
+    preview();
+  });
 })();
