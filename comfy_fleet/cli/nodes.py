@@ -10,6 +10,7 @@ import typer
 
 from comfy_fleet.cli import rolling_restart
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.node_diff import diff, say_unequal
 from comfy_fleet.cli.node_state import (
     COLUMNS,
     drained,
@@ -31,6 +32,7 @@ Name = Annotated[str, typer.Argument(help="The node's name.")]
 app.command("cordon-host")(rolling_restart.cordon_host)
 app.command("uncordon-host")(rolling_restart.uncordon_host)
 app.command("roll")(rolling_restart.roll)
+app.command("diff")(diff)
 
 
 @app.command()
@@ -139,6 +141,7 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         stderr().print("no nodes; add one: fleet node add NAME URL")
         return
     stdout().print(table(COLUMNS, [row(node) for node in nodes]))
+    say_unequal(nodes)
 
 
 @app.command()
@@ -297,34 +300,3 @@ def refresh(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = 
         node = client.post(f"{path(name)}/refresh")
     words = f"read {name}: ComfyUI {node.get('comfyui')}, inventory {node.get('inventory')}"
     print_answer(node, words, json_=json_)
-
-
-@app.command()
-def diff(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Names of nodes; all if left out.", show_default=False)
-    ] = None,
-    json_: Json = False,
-    api: Api = DEFAULT_API,
-    key: Key = None,
-) -> None:
-    """Show what differs between nodes: versions, classes, model files."""
-    from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stderr, stdout, table
-
-    with Client(api, key) as client:
-        answer = client.get("/api/v1/nodes-diff", names=",".join(names) if names else None)
-    if json_:
-        print_json(answer)
-        return
-    for name in answer["unread"]:
-        stderr().print(f"{name} was not read yet: fleet node refresh {name}")
-    if not answer["differences"]:
-        stdout().print("no differences")
-        return
-    columns = ("<Kind", "What", *answer["nodes"])
-    rows = [
-        (row["kind"], row["what"], *(row["nodes"].get(name, "?") or "-" for name in answer["nodes"]))
-        for row in answer["differences"]
-    ]
-    stdout().print(table(columns, rows))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.node_diff import say_unequal
 from comfy_fleet.cli.node_state import COLUMNS, nodes_of, row
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 
@@ -83,6 +84,7 @@ def status(
         if nodes:
             console.print()
             console.print(table(COLUMNS, [row(node) for node in nodes]))
+            say_unequal(nodes)
     raise typer.Exit(Exit.OK if why is None else Exit.FAILED)
 
 

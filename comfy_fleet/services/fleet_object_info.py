@@ -32,6 +32,9 @@ _FIRST_S = 5.0
 """How long a request waits for the first answers of a fleet that has just started."""
 
 
+_PACKS = "custom_nodes."
+
+
 class FleetObjectInfo:
     """Keeps :class:`FleetClasses` up to date.
 
@@ -91,6 +94,26 @@ class FleetObjectInfo:
                 "what the nodes have told is not stored any more: try again in some seconds"
             )
         return self._made
+
+    async def packs(self, classes: Mapping[str, str]) -> dict[str, str]:
+        """Return the node packs that classes come from, by class; those of ComfyUI itself are left out.
+
+        Args:
+            classes: For each class, a node that has it.
+
+        Raises:
+            StoreDown: The store does not answer.
+        """
+        found: dict[str, str] = {}
+        for node in sorted(set(classes.values())):
+            state = self._inventories.states.get(node)
+            digest = state.reading.object_info if state is not None else ""
+            told = (await self._store.object_info(digest) if digest else None) or {}
+            for name in (one for one, has in classes.items() if has == node and one in told):
+                module = orjson.loads(told[name]).get("python_module")
+                if isinstance(module, str) and module.startswith(_PACKS):
+                    found[name] = module.removeprefix(_PACKS).partition(".")[0][:200]
+        return found
 
     def _look(self) -> None:
         states = self._inventories.states

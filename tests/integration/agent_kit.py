@@ -47,6 +47,7 @@ parser.add_argument("--listen")
 parser.add_argument("--port", type=int)
 parser.add_argument("--output-directory", type=Path)
 parser.add_argument("--job-s", type=float, default=0.0)
+parser.add_argument("--sim-name")
 parser.add_argument("--slow-start", type=float, default=0.0)
 given, _ = parser.parse_known_args()
 folder = given.output_directory.parent
@@ -79,7 +80,11 @@ time.sleep(given.slow_start)
 with (folder / "starts").open("a") as starts:
     starts.write("x")
 timing = SimTiming(job_s=given.job_s)
-place = {{"host": given.listen, "port": given.port, "name_prefix": folder.name, "data": folder / "sim"}}
+place = {{"host": given.listen, "port": given.port, "name_prefix": given.sim_name or folder.name}}
+place["data"] = folder / "sim"
+pack = Path("custom_nodes/pack.json")  # a node pack: what /object_info tells of its classes
+if pack.exists():
+    place["object_info"] = pack
 serve(SimOptions(**place, timing=timing))
 '''
 

@@ -311,9 +311,10 @@ class NodeListAnswer(TypedDict):
 class NodeDifferenceAnswer(TypedDict):
     """One thing that not all nodes have alike."""
 
-    kind: str
+    kind: Annotated[str, Field(description="version, gpu, setting, pack, class or file.")]
     what: str
-    nodes: dict[str, str]
+    nodes: Annotated[dict[str, str], Field(description="What each has; `yes`, or empty: it lacks it.")]
+    classes: Annotated[list[str], Field(description="Of a pack, its classes in which nodes differ.")]
 
 
 class NodeDifferencesAnswer(TypedDict):

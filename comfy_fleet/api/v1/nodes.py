@@ -16,7 +16,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read, read_optional, read_query
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
-from comfy_fleet.domain.nodes.differences import differences
+from comfy_fleet.domain.nodes.differences import by_pack, differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 from comfy_fleet.services.node_life import NodeLife
 
@@ -139,7 +139,10 @@ class DiffQuery(BaseModel):
 
 
 async def diff_nodes(request: Request) -> Response:
-    """Versions, classes and files that not all nodes have. Query: `names`, with commas; else all."""
+    """Versions, settings, node packs, classes and files in which nodes differ.
+
+    Query: `names`, with commas; else all.
+    """
     operator(request)
     d = deps(request)
     wanted = frozenset(filter(None, read_query(request, DiffQuery).names.split(",")))
@@ -153,11 +156,17 @@ async def diff_nodes(request: Request) -> Response:
     }
     chosen = {name: s for name, s in states.items() if not wanted or name in wanted}
     rows = await asyncio.to_thread(differences, chosen, have)
+    classes = [row for row in rows if row.kind == "class"]
+    having = {row.what: next(name for name, told in row.nodes.items() if told) for row in classes}
+    rows = by_pack(rows, await d.object_info.packs(having))
     return json_response(
         {
             "nodes": sorted(chosen),
             "unread": sorted(chosen.keys() - have.keys()),
-            "differences": [{"kind": r.kind, "what": r.what, "nodes": dict(r.nodes)} for r in rows],
+            "differences": [
+                {"kind": r.kind, "what": r.what, "nodes": dict(r.nodes), "classes": list(r.classes)}
+                for r in rows
+            ],
         }
     )
 
