@@ -67,6 +67,7 @@ OWN = {
     *("GET /api/v1/webhooks/secret", "POST /api/v1/webhooks/secret/rotate"),
     *("GET /workflows", "GET /workflows/{workflow}"),
     *("GET /console", "GET /console/live", "GET /console/workflows", "GET /console/workflows/{workflow}"),
+    *("GET /console/usage", "GET /console/usage.csv"),
     *("GET /console/made/{job_id}", "GET /console/workflows/{workflow}/versions"),
     *("GET /console/jobs", "GET /console/jobs/{job_id}"),
     *("POST /console/jobs/{job_id}/cancel", "POST /console/jobs/{job_id}/again"),

@@ -34,6 +34,9 @@ NAV = (
     ("queue", "Queue", True),
     ("jobs", "Jobs", False),
     ("workflows", "Workflows", False),
+    ("models", "Models", True),
+    ("usage", "Usage", False),
+    ("people", "People", True),
 )
 """The pages in their order: path below ``/console``, name, and whether only operators have it."""
 

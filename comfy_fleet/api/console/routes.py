@@ -6,10 +6,13 @@ from starlette.responses import RedirectResponse, Response
 from comfy_fleet.api.console import (
     jobs,
     live,
+    models,
     nodes,
     overview,
+    people,
     queue,
     static_files,
+    usage,
     versions,
     workflows,
 )
@@ -35,5 +38,8 @@ def routes() -> list[ServedRoute]:
         *jobs.routes,
         *workflows.routes,
         *versions.routes,
+        *models.routes,
+        *usage.routes,
+        *people.routes,
         *static_files.routes,
     ]

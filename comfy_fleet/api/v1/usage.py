@@ -57,8 +57,18 @@ class UsageAnswer(TypedDict):
 
 async def usage(request: Request) -> Response:
     """By whole days in UTC, 400 at most. Operators see all, others their own, or their shared tenant's."""
+    answer, _ = await used(request, read_query(request, UsageQuery))
+    return json_response(answer)
+
+
+async def used(request: Request, query: UsageQuery) -> tuple[UsageAnswer, list[tuple[int, Counter[str]]]]:
+    """Return what was used, and day by day what was used by all together: Unix seconds with the amounts.
+
+    Raises:
+        BadInput: The query names no day, or too many.
+    """
     owner(request)
-    query, d = read_query(request, UsageQuery), deps(request)
+    d = deps(request)
     now = await d.store_time()
     until = min(now, now if query.until is None else query.until)
     last = int(until // DAY_S)
@@ -69,13 +79,17 @@ async def usage(request: Request) -> Response:
         raise BadInput(f"usage is known for {MOST_DAYS} days: ask for fewer", details={"field": "since"})
     seen_by = seen_owners(request, by_operator=True)
     sums: dict[str, Counter[str]] = {}
+    days = []
     for day in range(first, last + 1):
+        whole = Counter[str]()
         for row in await d.usage.day(day):
             if seen_by is None or row.owner in seen_by:
                 name = {"tenant": row.tenant, "user": row.owner, "workflow": row.workflow}.get(
                     query.by, row.pool
                 )
                 sums.setdefault(name, Counter()).update(row.amounts)
+                whole.update(row.amounts)
+        days.append((day * DAY_S, whole))
         await asyncio.sleep(0)  # a year of a large fleet takes a while
     rows = [_row(name, amounts) for name, amounts in sums.items()]
     rows.sort(key=lambda row: (-row["gpu_seconds"], row["name"]))
@@ -85,7 +99,7 @@ async def usage(request: Request) -> Response:
         "until": serialize.time((last + 1) * DAY_S),
         "rows": rows,
     }
-    return json_response(answer)
+    return answer, days
 
 
 def _row(name: str, amounts: Counter[str]) -> UsageRowAnswer:
