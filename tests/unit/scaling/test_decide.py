@@ -238,8 +238,9 @@ def test_whatever_is_seen_the_bounds_hold(
     assert found.why
     after = strength.capacity + found.change
     if found.change > 0:
-        taken_back = min(found.change, strength.draining)
-        assert after + strength.others - taken_back <= rules.maximum
+        assert after <= rules.maximum
+        if new := found.change - min(found.change, strength.draining):
+            assert strength.capacity + strength.others + new <= rules.maximum
     if found.change < 0:
         assert found.change == -1 and strength.removable
         assert after >= min(rules.minimum, rules.maximum)
