@@ -31,6 +31,7 @@ from benchmarks.figures import (
     lists,
     memory,
     merging,
+    model_fetch,
     native,
     overload,
     redis_times,
@@ -98,6 +99,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "schedule-speed": schedule_speed.measure,
     "estimates": estimates.measure,
     "autoscale": autoscale.measure,
+    "model-fetch": model_fetch.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
 KEPT = SOURCE / "docs" / "benchmarks.json"

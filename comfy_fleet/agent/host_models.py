@@ -80,6 +80,7 @@ class HostModels:
         self._stamps: dict[str, int] = {}
         self._changed: set[str] = set()
         self._known: dict[str, tuple[HostFetch, float]] = {}
+        self._listens = asyncio.Event()
 
     async def run(self) -> None:
         """Watch, give and tell until canceled."""
@@ -119,7 +120,7 @@ class HostModels:
             shown = f"[{self._address}]" if ":" in self._address else self._address
             self._fetcher.serves = f"{shown}:{runner.addresses[0][1]}"
             self._known.clear()  # the API hears where
-            self._something.set()
+            self._listens.set()
             await asyncio.Event().wait()
         except OSError as error:
             logger.warning(
@@ -128,6 +129,7 @@ class HostModels:
             )
         finally:
             self._fetcher.serves = ""
+            self._listens.set()
             await runner.cleanup()
 
     async def _tell(self) -> None:
@@ -142,6 +144,10 @@ class HostModels:
                     async with Timeout(_TELL_S):
                         await self._something.wait()
                 self._something.clear()
+                if self._fetcher.reports():  # a host that is told to have a file must be known to give it
+                    with contextlib.suppress(TimeoutError):
+                        async with Timeout(_TELL_S):
+                            await self._listens.wait()
                 changed, news = set(self._changed), self._news()
                 if not changed and not news:
                     continue

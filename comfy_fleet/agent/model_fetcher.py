@@ -34,6 +34,7 @@ AT_ONCE = 2
 MOST_ORDERS = 100
 STALL_S = 60.0
 _AGAIN_S = 0.5
+_DONE = FetchState.DONE
 _BATCH = 256 * 1024
 
 
@@ -297,7 +298,8 @@ class ModelFetcher:
         """``GET /models/ID``: the file of an order that this host has, for who shows the order's ticket."""
         order = self._orders.get(request.match_info["id"])
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if order is None or not order.serve or not order.ticket:
+        has = order is not None and (order.serve or self._states.get(order.id, HostFetch()).state is _DONE)
+        if order is None or not has or not order.ticket:
             return web.Response(status=404, text="no such file here\n")
         if not hmac.compare_digest(shown.encode(errors="replace"), order.ticket.encode()):
             return web.Response(status=403, text="this needs the order's ticket\n")

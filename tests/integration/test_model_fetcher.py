@@ -250,10 +250,10 @@ async def giving(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
 async def test_a_neighbour_gives_a_file_to_who_has_the_ticket_and_only_that_file(tmp_path: Path) -> None:
     async with place(tmp_path / "a") as has, place(tmp_path / "b") as lacks:
         order = has.order(ticket="secret-ticket")
-        assert (await has.end(order)).state is FetchState.DONE
         async with giving(has.fetcher.give) as address, httpx.AsyncClient() as http:
             url = f"http://{address}/models/{order.id}"
             assert (await http.get(url, headers={"Authorization": "Bearer secret-ticket"})).status_code == 404
+            assert (await has.end(order)).state is FetchState.DONE
             has.fetcher.take([replace(order, serve=True)])
             for shown in ("", "Bearer other", "secret-ticke"):
                 assert (await http.get(url, headers={"Authorization": shown})).status_code == 403
