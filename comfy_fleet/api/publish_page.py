@@ -39,7 +39,8 @@ _TITLES = {
     CheckName.NODES: "Nodes",
     CheckName.TEST_RUN: "Test run",
 }
-_HEAD = """<nav aria-label="Stored workflows"><a href="../workflows">Stored workflows</a></nav>
+_HEAD = """<nav aria-label="Stored workflows"><a href="../workflows">Stored workflows</a>
+<a href="../console">Console</a></nav>
 <h1>Publish {name}</h1>
 <p class="faint">{about}</p>
 """

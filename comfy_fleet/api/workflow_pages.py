@@ -30,7 +30,9 @@ from comfy_fleet.services.unrun_saves import unrun_message
 
 MOST_ROWS = 100
 _LONG = frozenset({"Name", "Title", "Where", "Note", "About", "Default", "Draft"})
-_NAV = '<nav aria-label="Stored workflows"><a href="../workflows">Stored workflows</a></nav>\n'
+_NAV = """<nav aria-label="Stored workflows"><a href="../workflows">Stored workflows</a>
+<a href="../console">Console</a></nav>
+"""
 _LIST = """<h1>Stored workflows</h1>
 <p class="faint">What programs run by name. Open one in the editor, change it, save it and run it once: that
 makes a draft, which you check and publish here.</p>
