@@ -203,6 +203,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("redis")
     port = free_port()
     command = [program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--enable-debug-command", "local"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             mortal([*command, "--save", "", "--appendonly", "no"]), stdout=log, stderr=log
@@ -228,6 +229,8 @@ async def redis(redis_port: int) -> AsyncIterator[FleetRedis]:
     """A client on an empty database."""
     client = connect(f"redis://127.0.0.1:{redis_port}/0")
     await client.flushall()
+    # Tests make it a replica for a while: for later ones it would be a server that was promoted.
+    await client.execute_command("DEBUG", "CHANGE-REPL-ID")
     yield client
     await client.aclose()
 
