@@ -39,7 +39,9 @@ class Shown:
     @property
     def paths(self) -> list[str]:
         jobs = [f"jobs/{job}" for job in (self.done, self.failed, self.running)]
-        return ["overview", "nodes", "nodes/g1", "queue", "jobs", *jobs, "workflows"]
+        workflows = ["workflows", "workflows/image_card", "workflows/image_card/versions"]
+        figures = ["models", "models/missing", "usage", "people"]
+        return ["overview", "nodes", "nodes/g1", "queue", "jobs", *jobs, *workflows, *figures]
 
 
 @pytest.fixture
