@@ -14,6 +14,7 @@
   const results = document.getElementById("results");
   const uploads = new Map(); // field -> the promise of its upload
   let last = { body: "", key: "" };
+  let busy = false;
 
   function drawn(bytes) {
     const numbers = crypto.getRandomValues(new Uint8Array(bytes));
@@ -120,8 +121,10 @@
   }
 
   async function submit() {
+    if (busy || go.disabled) return;
+    busy = true;
+    go.setAttribute("aria-disabled", "true"); // a disabled one would lose the focus
     faultless();
-    go.disabled = true;
     try {
       if (uploads.size > 0) {
         status.textContent = "waits for the upload";
@@ -156,7 +159,8 @@
       status.textContent = "";
       shout("The fleet can't be reached. Submit again: if the job was made, this makes no second one.");
     } finally {
-      go.disabled = false;
+      busy = false;
+      go.removeAttribute("aria-disabled");
     }
   }
 
@@ -294,7 +298,7 @@
     submit();
   });
   form.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit(go);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   form.addEventListener("change", (event) => {
     if (event.target.type === "file") chosen(event.target.closest(".field"));
