@@ -79,7 +79,10 @@ def formed(data: bytes, form: PictureForm, *, most_pixels: int) -> bytes:
 
 
 def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> bytes:
-    """Return a picture, upright as its Exif says, with the transparency of another one and its own texts.
+    """Return a picture with the transparency of another one, and with the texts of the first.
+
+    Masks are drawn on what people see, so the picture is made upright as its Exif says. A mask that fits only
+    the picture as it lies in the file is joined with that, as ComfyUI does.
 
     Args:
         original: The picture.
@@ -96,12 +99,12 @@ def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> byte
     with refusing(), opened(original, most_pixels) as lying, opened(mask, most_pixels) as above:
         turned = lying.getexif().get(ExifTags.Base.Orientation) in _TURNED
         width, height = lying.size[::-1] if turned else lying.size
-        if above.size != (width, height):
+        if above.size not in ((width, height), lying.size):
             also = ", as its Exif orientation says" if turned else ""
             raise NoSuchForm(
                 f"the mask has {above.width}x{above.height} pixels, the original {width}x{height}{also}"
             )
-        below = ImageOps.exif_transpose(lying)  # masks are drawn on what people see
+        below = ImageOps.exif_transpose(lying) if above.size == (width, height) else lying
         texts = PngInfo()
         for key, value in getattr(lying, "text", {}).items():
             texts.add_text(key, value)

@@ -206,8 +206,10 @@ def test_a_mask_fits_the_picture_as_people_see_it(orientation: int) -> None:
     assert joined.convert("RGB").tobytes() == upright.tobytes()
     assert joined.getchannel("A").tobytes() == mask.getchannel("A").tobytes()
     if orientation > 4:
-        with pytest.raises(NoSuchForm, match="has 8x4 pixels, the original 4x8, as its Exif orient"):
-            masked(original, saved(mask.resize((8, 4))), "m.png", most_pixels=MOST)
+        with pytest.raises(NoSuchForm, match="has 8x8 pixels, the original 4x8, as its Exif orient"):
+            masked(original, saved(mask.resize((8, 8))), "m.png", most_pixels=MOST)
+        as_comfyui = opened(masked(original, saved(mask.resize((8, 4))), "m.png", most_pixels=MOST))
+        assert as_comfyui.convert("RGB").tobytes() == opened(original).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize(
