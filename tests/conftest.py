@@ -39,7 +39,10 @@ FIXTURES_S = 900.0
 """For all fixtures of a test beside a real ComfyUI, and again for their ends, on a busy machine."""
 _ORDER = {"acceptance": 0, "browser": 0, "unit": 2}  # the folders; all others lie between
 _LONG = {  # files of theirs that take minutes, mostly of waiting: beside what is busy they cost no time
-    *("test_container_commands.py", "test_dispatcher.py", "test_stray_leases.py", "test_up_starting.py"),
+    *("test_attacks_frames.py", "test_attacks_nodes.py", "test_backup.py", "test_container_commands.py"),
+    *("test_dispatcher.py", "test_host_agent.py", "test_iterate.py", "test_job_commands.py"),
+    *("test_merged_runs.py", "test_nodes_that_others_run.py", "test_stray_leases.py", "test_up_detached.py"),
+    "test_up_starting.py",
 }
 _SHARERS = {  # files whose tests use the fleets of their folder
     *("test_attacks_access.py", "test_attacks_bodies.py", "test_attacks_fuzz.py", "test_attacks_paths.py"),

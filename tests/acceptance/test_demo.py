@@ -70,33 +70,28 @@ def test_another_server_on_the_port_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_taken_default_port_is_no_hindrance_and_keep_leaves_it_running(tmp_path: Path) -> None:
     taken = contextlib.ExitStack()
     with contextlib.suppress(OSError):  # somebody has it anyway
         taken.enter_context(socket.create_server(("127.0.0.1", 8188)))
     argv = ("--nodes", "1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "pictures"))
-    with taken:
-        told = subprocess.run(
-            [sys.executable, "-m", "comfy_fleet", "demo", *argv],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            env=environment(),
-        )
-    assert told.returncode == 0, told.stdout + told.stderr
-    first = re.match(r"port 8188 is taken by .+; the fleet takes port (\d+)\n", told.stdout)
-    assert first, told.stdout
-    assert f"at http://127.0.0.1:{first[1]}" in told.stdout
-
-
-def test_keep_leaves_it_running_and_a_second_one_is_refused(tmp_path: Path) -> None:
-    told = demo(tmp_path, "--keep", "--nodes", "1")
     try:
+        with taken:
+            told = subprocess.run(
+                [sys.executable, "-m", "comfy_fleet", "demo", "--keep", *argv],
+                capture_output=True,
+                text=True,
+                timeout=280,
+                check=False,
+                env=environment(),
+            )
         assert told.returncode == 0, told.stdout + told.stderr
+        first = re.match(r"port 8188 is taken by .+; the fleet takes port (\d+)\n", told.stdout)
+        assert first, told.stdout
+        assert f"at http://127.0.0.1:{first[1]}" in told.stdout
         assert f"fleet down --data {tmp_path / 'data'}" in " ".join(told.stdout.split())
         assert processes_of(tmp_path / "data")
-        assert demo(tmp_path).returncode == 8
+        assert demo(tmp_path).returncode == 8  # a second one
     finally:
         stopped = subprocess.run(
             [sys.executable, "-m", "comfy_fleet", "down", "--data", str(tmp_path / "data")],

@@ -318,7 +318,7 @@ class Both:
                 await self.end_lost()
 
 
-@pytest.mark.parametrize("some", range(10))
+@pytest.mark.parametrize("some", range(5))
 async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
     rules: set[str] = set()
     for seed in range(20 * some, 20 * some + 20):
@@ -341,7 +341,7 @@ async def test_both_choose_the_same(redis: FleetRedis, some: int) -> None:
     assert rules >= {"overdue", "turn", "warm", "order", "unheld", "share"}
 
 
-@pytest.mark.parametrize("some", range(5))
+@pytest.mark.parametrize("some", range(3))
 async def test_a_rehearsal_comes_to_the_same_and_writes_nothing(redis: FleetRedis, some: int) -> None:
     rules: set[str] = set()
     for seed in range(1000 + 10 * some, 1012 + 10 * some):
@@ -357,7 +357,7 @@ async def test_a_rehearsal_comes_to_the_same_and_writes_nothing(redis: FleetRedi
     assert rules >= {"overdue", "turn", "warm", "unheld", "share"}
 
 
-@pytest.mark.parametrize("some", range(3))
+@pytest.mark.parametrize("some", range(2))
 async def test_both_say_where_jobs_stand(redis: FleetRedis, some: int) -> None:
     compared = 0
     for seed in range(1000 + 8 * some, 1000 + 8 * some + 8):
