@@ -106,11 +106,11 @@ class EvilNode:
         self._thread.join()
         self._server.server_close()
 
-    def attack(self, routes: Sequence[tuple[str, str]], console: str, session: str) -> None:
+    def attack(self, routes: Sequence[tuple[str, str, bool]], console: str, session: str) -> None:
         """Say what the script is to call: methods and paths, at the page's own origin and at the console.
 
         Args:
-            routes: The methods and paths.
+            routes: The methods and paths, and whether they are operators': these are called in more ways.
             console: The console's address.
             session: A session that the script's author has at the console; empty if there is none.
         """

@@ -95,10 +95,15 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     keys = write_keys(folder / "keys", f"bob {BOB}\neve {EVE} artist\nops {OPS} admin\n")
     env = {"FLEET_AGENT_TOKEN": AGENT, "FLEET_EXTENSION_ROUTES": "/chooser"}
     env |= {"FLEET_KEYS_FILE": str(keys)} if request.param else {}
+    wanted = set(OPERATORS)
     with EvilNode() as node:
         up = start_fleet(folder / "data", "--node", f"evil={node.url}", env=env)
         try:
-            node.attack(ROUTES, up.console, eves_session(up) if request.param else "")
+            node.attack(
+                [(*one, one in wanted) for one in ROUTES],
+                up.console,
+                eves_session(up) if request.param else "",
+            )
             yield Attacked(up, node, request.param)
         finally:
             stop_fleet(up)
