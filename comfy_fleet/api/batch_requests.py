@@ -314,6 +314,22 @@ def batch_key(request: Request, owner: str, fingerprint: str) -> Idempotency | N
     return Idempotency(scope=f"batch:{owner}", key=key, fingerprint=fingerprint, replay=True)
 
 
+def check_defaults(request: Request, sent: SentBatch, model: type[ItemBody]) -> None:
+    """Check what all items have: what is wrong there is told once, and not with each item.
+
+    Raises:
+        HttpError: 422, or what else the field is refused with.
+    """
+    try:
+        if sent.defaults:
+            job_options.options(request, checked(dict(sent.defaults), model), None)
+    except HttpError as error:
+        ((first, code, why), *_) = _faults(error)
+        raise HttpError(
+            error.status, code, f"defaults.{why}"[:500], details={"field": f"defaults.{first}"[:200]}
+        ) from None
+
+
 Makes = Callable[[Any, JobOptions], Awaitable[NewJob]]
 """Checks an item's body, with its options, and returns its job."""
 

@@ -59,10 +59,12 @@ class MirroredFile:
 
 @dataclass(kw_only=True)
 class MirrorCounts:
-    """What became of the outputs."""
+    """What became of the outputs; ``earlier``: those that earlier commands were done with, and that were not
+    looked at."""
 
     new: int = 0
     there: int = 0
+    earlier: int = 0
     unreadable: int = 0
     failed: int = 0
 
@@ -131,6 +133,9 @@ class Mirror:
         began = time.monotonic()
         reached = "" if again else self._reached()
         least = max(since, reached)
+        before = self._done() if reached and least == reached else 0
+        self.counts.earlier = before
+        seen: list[tuple[str, int]] = []
         open_, newest, cursor = "", "", None
         while True:
             query = {**self._query, "limit": _PAGE, "outputs": _LISTED_OUTPUTS, "cursor": cursor}
@@ -141,15 +146,18 @@ class Mirror:
                 if created < least:
                     cursor = None
                     break
+                had = self.counts.new + self.counts.there
                 if job["status"] not in _GONE or (job["status"] == "succeeded" and not self._job(job)):
                     open_ = created
+                seen.append((created, self.counts.new + self.counts.there - had))
             else:
                 cursor = page.get("next_cursor")
             if cursor is None:
                 break
         # Nothing is known of jobs before `since`, unless they were looked through before.
         if least == reached and (done := open_ or newest):
-            self._note(max(done, reached))
+            done = max(done, reached)
+            self._note(done, before + sum(files for created, files in seen if created < done))
         self.took_s = time.monotonic() - began
 
     # -- one job -----------------------------------------------------------
@@ -258,11 +266,18 @@ class Mirror:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def _note(self, since: str) -> None:
+    def _done(self) -> int:
+        """Return how many files the jobs before that have."""
+        try:
+            return int(json.loads((self._folder / OWN / "reached.json").read_text())["files"])
+        except (OSError, ValueError, KeyError, TypeError):  # an earlier version's
+            return 0
+
+    def _note(self, since: str, files: int) -> None:
         path = self._folder / OWN / "reached.json"
         drawn = path.with_suffix(".new")
         with _disk(path):
-            drawn.write_text(json.dumps({"of": self._mark(), "since": since}))
+            drawn.write_text(json.dumps({"of": self._mark(), "since": since, "files": files}))
             drawn.replace(path)
 
 

@@ -105,6 +105,8 @@ def _follow_once(mirror: "Mirror", began: str) -> None:
 
 def _words(counts: "MirrorCounts") -> str:
     parts = [f"{counts.new} new", f"{counts.there} there already"]
+    if counts.earlier:
+        parts.append(f"{counts.earlier} not looked at again (--again does)")
     if counts.unreadable:
         parts.append(f"{counts.unreadable} gone, or not yours to read")
     if counts.failed:

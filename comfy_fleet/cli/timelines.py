@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -58,11 +59,11 @@ def bars(console: Console, record: Mapping[str, Any]) -> None:
 
 def _line(one: Mapping[str, Any], total: float, room: int) -> Text:
     label = " " * INDENT.get(one["name"], 0) + one_line(_label(one))
-    label = label if len(label) <= LABEL else f"{label[: LABEL - 1]}…"
+    label = label if cell_len(label) <= LABEL else f"{set_cell_size(label, LABEL - 1)}…"
     start = min(room - 1, max(0, int(room * float(one["start_s"]) / total)))
     length = max(1, min(room - start, round(room * float(one["seconds"]) / total)))
     bar = "█" * length if float(one["seconds"]) * room / total >= 0.5 else "▏"
-    line = Text(label.ljust(LABEL))
+    line = Text(set_cell_size(label, LABEL))
     line.append(f"{span(float(one['seconds'])):>{TOOK}}{'+' if one['lasting'] else ' '}", style="bold")
     line.append(" " * start + " ")
     line.append(bar, style=STYLES.get(one["name"], "cyan"))

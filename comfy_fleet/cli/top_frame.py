@@ -16,8 +16,8 @@ WIDE = 100  # columns from which on there is room for ids of jobs
 MOST_ALONE = 40  # idle nodes in a pipe, which has no end
 KEYS = "q quit  p pause  s sort"
 _NODES = (
-    Column(title="Node", least=10),
-    Column(title="Pool", least=6),
+    Column(title="Node", least=16),
+    Column(title="Pool", least=7),
     Column(title="GPU", least=8),
     Column(title="Memory", right=True),
     Column(title="Temp", right=True),

@@ -68,7 +68,7 @@ def usage(
         writer.writerow([by.value, *FIGURES])
         for name, one in named:
             safe = printable(name)
-            safe = f"'{safe}" if safe[:1] in "=+-@" else safe  # a spreadsheet would compute it
+            safe = f"'{safe}" if safe.startswith(tuple("=+-@\t")) else safe  # a spreadsheet would compute it
             writer.writerow([safe, *(one[figure] for figure in FIGURES)])
         return
     rows = [

@@ -31,7 +31,7 @@ from comfy_fleet.client import (
     WorkflowSummaryData,
 )
 from comfy_fleet.mcp.results import failure, say, told
-from comfy_fleet.mcp.tools import CANCEL, JOB, OWN_TOOLS, STATUS, text, tool_names, tool_of, values
+from comfy_fleet.mcp.tools import CANCEL, JOB, OWN_TOOLS, STATUS, output_of, text, tool_names, tool_of, values
 
 logger = logging.getLogger(__name__)
 
@@ -186,13 +186,19 @@ class FleetTools:
                 if (found := named.get(params.name)) is None:
                     raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:80]!r}")
                 workflow = await self._workflow(fleet, found)
-                job = await self._run(ctx, fleet, found["name"], values(workflow, arguments))
+                options = output_of(workflow, arguments)
+                job = await self._run(ctx, fleet, found["name"], values(workflow, arguments), options)
                 return await told(fleet, job, most_bytes=self._most_bytes)
         except ClientError as error:
             return failure(error)
 
     async def _run(
-        self, ctx: Any, fleet: AsyncFleetClient, workflow: str, params: Mapping[str, Any]
+        self,
+        ctx: Any,
+        fleet: AsyncFleetClient,
+        workflow: str,
+        params: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> JobData:
         """Submit a job and wait for its end; if the call is canceled, so is the job.
 
@@ -201,7 +207,7 @@ class FleetTools:
         """
         # A submit that is broken off may have made a job that nobody would know of.
         with anyio.CancelScope(shield=True):
-            job = await fleet.submit(workflow, params)
+            job = await fleet.submit(workflow, params, **options)
         failed: ClientError | None = None
         try:
             async with anyio.create_task_group() as tasks:

@@ -22,6 +22,23 @@ _FILE = (
 )
 _KEPT = ("type", "default", "enum", "minimum", "maximum", "multipleOf", "minLength", "maxLength")
 
+OUTPUT = "fleet_output"
+"""The argument that says where outputs are put besides; no workflow's parameter begins so."""
+_OUTPUT = {
+    "type": "object",
+    "description": "Puts the outputs into a store of the operator's, besides returning them. Only if "
+    "somebody has named the store to you.",
+    "properties": {
+        "store": {"type": "string", "maxLength": 64, "description": "Its name."},
+        "key": {
+            "type": "string",
+            "maxLength": 512,
+            "description": "The template of the files' names there, e.g. `foxes/{job_id}-{index}.{ext}`.",
+        },
+    },
+    "required": ["store"],
+    "additionalProperties": False,
+}
 JOB, CANCEL, STATUS = "fleet_job", "fleet_cancel", "fleet_status"
 
 _JOB_ID = {
@@ -85,7 +102,10 @@ def tool_of(name: str, workflow: WorkflowData) -> Tool:
         description=f"{about or 'Runs a stored workflow.'}\nReturns what it makes, pictures as images.",
         input_schema={
             "type": "object",
-            "properties": {key: _property(one) for key, one in schema.get("properties", {}).items()},
+            "properties": {
+                **{key: _property(one) for key, one in schema.get("properties", {}).items()},
+                **({} if OUTPUT in schema.get("properties", {}) else {OUTPUT: _OUTPUT}),
+            },
             "required": list(schema.get("required", ())),
             "additionalProperties": False,
         },
@@ -117,6 +137,14 @@ def text(value: object, most: int) -> str:
     return found if len(found) <= most else f"{found[: most - 1]}…"
 
 
+def output_of(workflow: WorkflowData, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a submit that say where its outputs are put besides; none if it does not."""
+    wanted = arguments.get(OUTPUT)
+    if wanted is None or OUTPUT in workflow["parameters"].get("properties", {}):
+        return {}
+    return {"output": wanted}
+
+
 def values(workflow: WorkflowData, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return an agent's arguments as parameters: null is left out, and 512.0 is a whole number, too."""
     types = {name: one.get("type") for name, one in workflow["parameters"].get("properties", {}).items()}
@@ -125,5 +153,5 @@ def values(workflow: WorkflowData, arguments: Mapping[str, Any]) -> dict[str, An
         if types.get(name) == "integer" and isinstance(value, float) and value.is_integer()
         else value
         for name, value in arguments.items()
-        if value is not None
+        if value is not None and (name != OUTPUT or name in types)
     }

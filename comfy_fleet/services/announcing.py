@@ -11,6 +11,7 @@ from comfy_fleet.ports.scrape_targets import ScrapeTarget, ScrapeTargets
 from comfy_fleet.timeouts import Timeout
 
 ANNOUNCE_S = 10.0
+MOST_SAID = 2000
 _LEAVE_S = 1.0
 
 
@@ -72,6 +73,8 @@ class AgentTargets:
         said = self._said.get(target.host)
         if said is not None and said[1] == target and self._clock() - said[0] < ANNOUNCE_S:
             return
+        if len(self._said) >= MOST_SAID:  # hosts come and go; who makes them up takes no more memory
+            self._said.clear()
         self._said[target.host] = self._clock(), target
         with contextlib.suppress(FleetError):
             await self._targets.announce(target)

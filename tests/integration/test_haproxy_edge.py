@@ -399,6 +399,12 @@ async def test_an_api_that_is_away_is_503_in_the_envelope(edge: Edge) -> None:
     answer = await edge.raw("/api/v1/jobs")
     assert error_of(answer) == (503, "unavailable")
     assert b"retry-after: 1" in answer.lower()
+    for path in ("/v1/models", "/k/some-key/v1/models"):
+        head, _, body = (await edge.raw(path)).partition(b"\r\n\r\n")
+        assert b" 503 " in head and b"retry-after: 1" in head.lower()
+        error = json.loads(body)["error"]
+        assert error.pop("message")
+        assert error == {"type": "server_error", "param": None, "code": "unavailable"}
     await edge.api.__aenter__()
     assert (await edge.http.get("/api/v1/jobs")).status_code == 200
 

@@ -143,7 +143,10 @@ async def test_jobs_that_end_later_come_later(api: Api, tmp_path: Path) -> None:
     await api.finish(claim)
     lines, _ = await sync(api, folder)
     assert [line.split("/")[1:] for line in lines] == [[waits["id"], "late.png"]]
-    assert (await sync(api, folder))[0] == ["0 new, 0 there already"]  # only the newest is looked at again
+    skipped = "0 new, 0 there already, 2 not looked at again (--again does)"
+    assert (await sync(api, folder))[0] == [skipped]  # only the newest job is looked at again
+    assert (await sync(api, folder))[0] == [skipped]
+    assert (await sync(api, folder, "--again"))[0] == ["0 new, 2 there already"]
 
 
 async def test_names_that_were_asked_for_and_formats(

@@ -67,6 +67,8 @@ _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (503, "unavailable", "The API can't be reached, or has too much to do, right now; try again.", 1),
     (504, "gateway_timeout", "The API took too long to answer.", 1),
 )
+_OF_UPSTREAM = frozenset({502, 503, 504})
+"""Answers of HAProxy's own to requests that it has read: it knows which interface was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,7 +386,12 @@ def _edge(
         "rate_limit": settings.rate_limit,
         "connection_limit": settings.connection_limit,
         "errors": [
-            {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}
+            {
+                "status": status,
+                "body": _begun(code, message) if status in _OF_UPSTREAM else envelope(code, message),
+                "retry_after_s": retry_after_s,
+                "of_upstream": status in _OF_UPSTREAM,
+            }
             for status, code, message, retry_after_s in _ERRORS
         ],
         "not_found": envelope("not_found", NOTHING_HERE, WHERE_INSTEAD),
@@ -431,6 +438,12 @@ def _openai(code: str, message: str, kind: str) -> str:
     """Return an error in the form of OpenAI's interface, as :func:`envelope` does."""
     text = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
     return text.replace("'", "\\u0027")
+
+
+def _begun(code: str, message: str) -> str:
+    """Return the beginning of an error for a word in HAProxy's format: what follows depends on who asks."""
+    text = json.dumps({"error": {"code": code, "message": message}})
+    return text.removesuffix("}}").replace("'", "\\u0027").replace("%", "%%")
 
 
 def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:

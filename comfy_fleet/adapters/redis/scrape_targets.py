@@ -13,7 +13,9 @@ from comfy_fleet.ports.scrape_targets import ScrapeTarget
 
 KEPT_S = 600.0
 MOST_TARGETS = 2000
-"""More than there can be hosts with agents."""
+MOST_AGENTS = 1800
+"""Of them; more than there can be hosts with agents. Agents that make up hosts keep no process of the fleet's
+own out."""
 
 
 class RedisScrapeTargets:
@@ -37,7 +39,8 @@ class RedisScrapeTargets:
         except WrongType:
             await self._redis.delete(self._key)
             known = 0
-        if known < MOST_TARGETS or await self._redis.hexists(self._key, _field(target)):
+        most = MOST_AGENTS if target.process == "agent" else MOST_TARGETS
+        if known < most or await self._redis.hexists(self._key, _field(target)):
             await self._redis.hset(self._key, _field(target), record)
         else:
             await self.targets()  # forgets the old ones

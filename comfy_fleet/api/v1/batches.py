@@ -23,6 +23,7 @@ from comfy_fleet.api.batch_requests import (
     WorkflowItemBody,
     batch_key,
     batch_webhook,
+    check_defaults,
     form_of,
     planned,
     read_batch,
@@ -104,6 +105,7 @@ async def _made(
 ) -> Response:
     d, who, caller = deps(request), owner(request), principal(request)
     sent = await read_batch(request, workflow)
+    check_defaults(request, sent, model)
     once = batch_key(request, who, sent.fingerprint)
     if once is not None and (earlier := await _replayed(request, once)) is not None:
         return earlier

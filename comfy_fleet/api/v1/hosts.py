@@ -40,6 +40,7 @@ PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}")
 
+MAX_PORT = 65535
 MAX_FACTS_BYTES, MAX_FACTS_DEPTH = 16 * 1024, 16
 """Limit of an agent's free-form facts about a node or GPU, which are stored and shown unchanged."""
 
@@ -200,7 +201,7 @@ async def heartbeat(request: Request) -> Response:
 async def _note_metrics(request: Request, host: str) -> None:
     """Have it remembered where the agent serves its metrics, if Prometheus may be sent there."""
     d, address = deps(request), request.headers.get(METRICS_HEADER, "")
-    if not _ADDRESS.fullmatch(address):
+    if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > MAX_PORT:
         return
     name, local = address.rpartition(":")[0].strip("[]"), is_local(request)
     if is_loopback(name) and not local:  # on another machine, which this name does not mean

@@ -15,7 +15,7 @@ local function note_usage(id, amounts, at)
       field = table.concat({ f[2] or '', had >= 2 * USAGE_FIELDS and '*' or owner, '*', '*', what }, '\n')
     end
     if had >= 3 * USAGE_FIELDS and redis.call('HEXISTS', key, field) == 0 then field = table.concat({ '*', '*', '*', '*', what }, '\n') end
-    if amount > 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
+    if amount > 0 then redis.pcall('HINCRBY', key, field, string.format('%.0f', amount)) end  -- no sum keeps a job from ending
   end
   if had == 0 then redis.call('EXPIRE', key, USAGE_S) end
 end
