@@ -77,17 +77,17 @@ class FleetOverview:
         self._reading = asyncio.Lock()
         self._kept: OrderedDict[str, tuple[float, Overview]] = OrderedDict()
 
-    async def look(self, pool: str = "", *, kept_s: float = KEPT_S) -> Overview:
+    async def look(self, pool: str = "", *, kept_s: float | None = None) -> Overview:
         """Return the fleet as it is now, or was less than a second ago.
 
         Args:
             pool: Only this pool; empty: all.
-            kept_s: How old it may be. With 0, who ask at the same time still share one look.
+            kept_s: How old it may be; None: ``KEPT_S``. With 0, who ask at once still share one look.
 
         Raises:
             StoreDown: Redis does not answer.
         """
-        oldest = time.monotonic() - kept_s
+        oldest = time.monotonic() - (KEPT_S if kept_s is None else kept_s)
         async with self._reading:
             kept = self._kept.pop(pool, None)
             if kept is None or kept[0] < oldest:
