@@ -65,8 +65,21 @@ class Watched:
         return found
 
 
+LIES = b"""\
+fleet_dispatchers 99
+fleet_jobs_total{status="succeeded",workflow="x",pool="x",tenant="x"} 1000000
+fleet_agent_nodes{word="ready"} 7
+"""
+
+
 class Receiver(http.server.BaseHTTPRequestHandler):
-    """Takes messages of webhooks, but not those to /broken."""
+    """Takes messages of webhooks, but not those to /broken; has metrics as a host that was broken into."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(LIES)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -136,8 +149,8 @@ def submit(client: httpx.Client, turn: int, hook: str) -> None:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, fleet: Up) -> Iterator[str]:
-    """Run Debian's Prometheus, configured as the page says, with shorter intervals."""
+def prometheus(folder: Path, fleet: Up, liar: str) -> Iterator[str]:
+    """Run Debian's Prometheus, configured as the page says, with shorter intervals and one more agent."""
     config = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())
     key = write_keys(folder / "fleet.key", PROM)
     config["global"]["scrape_interval"] = "1s"
@@ -145,6 +158,8 @@ def prometheus(folder: Path, fleet: Up) -> Iterator[str]:
     (found,) = config["scrape_configs"][0]["http_sd_configs"]
     found["url"] = f"{fleet.console}/api/v1/prometheus/targets"
     found["refresh_interval"] = "1s"
+    labels = {"job": "fleet-agent", "host": "liar"}
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [liar], "labels": labels}]
     found["authorization"]["credentials_file"] = str(key)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
@@ -188,7 +203,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, build: Callable[[str], Pat
             FLEET_API_KEY=OPS,
         ) as fleet,
         receiver() as hooks,
-        prometheus(folder, fleet) as url,
+        prometheus(folder, fleet, hooks.removeprefix("http://")) as url,
     ):
         loading = threading.Thread(target=load, args=(fleet, hooks, stop))
         loading.start()
@@ -206,7 +221,7 @@ def test_every_process_is_found_and_answers(watched: Watched) -> None:
         states = watched.ask("up == 1")
         agents = {one["metric"]["host"] for one in states if one["metric"]["job"] == "fleet-agent"}
         # The central one, and that of the GPUs.
-        return {one["metric"]["job"] for one in states} == jobs and len(agents) == 2
+        return {one["metric"]["job"] for one in states} == jobs and len(agents - {"liar"}) == 2
 
     until(all_up, f"{jobs} answer", 90)
     assert [one["metric"]["instance"] for one in watched.ask('up{job="fleet"}')] == ["fleet"]
@@ -262,6 +277,14 @@ def test_each_panel_has_data(watched: Watched, query: str) -> None:
             return
         assert time.monotonic() < deadline, f"no data: {query}: {values}"
         time.sleep(0.5)
+
+
+def test_what_a_host_says_of_others_is_dropped(watched: Watched) -> None:
+    told = '{host="liar",__name__=~"fleet_.+"}'
+    until(lambda: bool(watched.ask(told)), "the host's page is read", 90)
+    assert {one["metric"]["__name__"] for one in watched.ask(told)} == {"fleet_agent_nodes"}
+    of_ours = {one["metric"]["__name__"] for one in watched.ask('{job="fleet-agent"}')}
+    assert "process_cpu_seconds_total" in of_ours and not any("__tmp" in name for name in of_ours)
 
 
 def test_jobs_are_counted_once(watched: Watched) -> None:
