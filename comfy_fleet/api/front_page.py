@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import editor_page
-from comfy_fleet.api.deps import deps, links
+from comfy_fleet.api.deps import deps, links, origin
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.page import page
 
 # Links are relative: a proxy may have put a path in front, or a key stands there.
@@ -18,6 +19,7 @@ program that speaks to a ComfyUI:</p>
 <p class="address">{base}</p>
 <p>Its prompts run on all GPUs at once. It sees its own queue, history, files and progress.</p>
 {keys}
+{people}
 <h2>For programs</h2>
 <dl>
 <dt>ComfyUI's interface</dt><dd><code>/prompt</code> <code>/ws</code> <code>/queue</code>
@@ -31,6 +33,9 @@ here</a></dd>
 <a href="api/v1/ready">Could a job run?</a></dd>
 </dl>"""
 
+_PEOPLE = """<h2>For people</h2>
+<p>Nodes, jobs, workflows and models on pages that keep themselves up to date.</p>
+<p><a class="button" href="console">Open the console</a></p>"""
 _OPEN = "<p>On this machine it needs no key.</p>"
 _KEYED = """<h2>Your key</h2>
 <p>Programs send it in one of these ways:</p>
@@ -50,7 +55,8 @@ async def front(request: Request) -> Response:
     base = escape(links(request).base)
     scheme, _, place = base.partition("://")
     keys = _OPEN if deps(request).keys.open else _KEYED.format(base=base, scheme=scheme, place=place)
-    return page("comfy_fleet", _BODY.format(base=base, keys=keys))
+    there = origin(request) is Origin.CONSOLE and not request.scope["key_in_path"]
+    return page("comfy_fleet", _BODY.format(base=base, keys=keys, people=_PEOPLE if there else ""))
 
 
 routes = [ServedRoute("/", front, name="page", open=True)]

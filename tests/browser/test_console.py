@@ -40,7 +40,7 @@ class Shown:
     def paths(self) -> list[str]:
         jobs = [f"jobs/{job}" for job in (self.done, self.failed, self.running)]
         workflows = ["workflows", "workflows/image_card", "workflows/image_card/versions"]
-        figures = ["models", "models/missing", "usage", "people"]
+        figures = ["models", "models/missing", "models/unequal", "usage", "people"]
         return ["overview", "nodes", "nodes/g1", "queue", "jobs", *jobs, *workflows, *figures]
 
 

@@ -47,11 +47,16 @@ async def add(api: Api, name: str, *files: str) -> None:
 
 
 async def test_only_operators_see_models_and_people(api: Api) -> None:
-    for path in ("models", "models/missing", "people"):
+    for path in ("models", "models/missing", "models/unequal", "people"):
         for who in (ANN, FIG):
             refused = await api.client.get(f"/console/{path}", headers={**CONSOLE, **who})
             assert code(refused) == (403, "forbidden")
     assert code(await api.client.get("/console/usage", headers={**CONSOLE, **FIG})) == (403, "forbidden")
+
+
+async def test_the_front_page_of_the_same_origin_leads_there(api: Api) -> None:
+    assert 'href="console"' in (await api.client.get("/", headers=CONSOLE)).text
+    assert 'href="console"' not in (await api.client.get("/k/ops-key-0123456789/", headers=CONSOLE)).text
 
 
 async def test_models_are_shown_with_who_lacks_them(api: Api) -> None:
@@ -68,6 +73,12 @@ async def test_models_are_shown_with_who_lacks_them(api: Api) -> None:
     missing = await shown(api, "models/missing", OPS)
     harmless(missing)
     assert "1 of 2" in missing and re.search(r"g2</bdi>: 1 fault", missing)
+    unequal = await shown(api, "models/unequal", OPS)
+    harmless(unequal)
+    assert "2 nodes of 2 kinds" in unequal and "checkpoints/both" not in unequal
+    assert re.search(r"checkpoints/m\.safetensors</bdi>.*?>file<.*?<bdi>yes</bdi>.*?>none<", unequal)
+    assert "nothing to compare" in await shown(api, "models/unequal?pool=none&page=x&group=99", OPS, PART)
+    assert "can't all run the same" in html.unescape(await shown(api, "nodes", OPS))
 
 
 async def test_what_people_asked_for_is_shown_with_where_it_is_from(api: Api) -> None:

@@ -104,9 +104,19 @@ async def show_all(request: Request) -> Response:
         pools=pools,
         chosen={"pool": pool, "state": wanted, "q": part},
         states=STATES,
+        unequal=_unequal(of_pool),
         pages=pages,
         query=urlencode(asked),
     )
+
+
+def _unequal(states: Sequence[NodeState]) -> list[str]:
+    """Return the pools whose nodes have not all the same classes and model files."""
+    kinds: dict[str, set[str]] = {}
+    for one in states:
+        if one.reading.inventory:
+            kinds.setdefault(one.node.pool, set()).add(one.reading.inventory)
+    return sorted(pool for pool, some in kinds.items() if len(some) > 1)
 
 
 async def show(request: Request) -> Response:

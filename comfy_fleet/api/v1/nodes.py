@@ -1,6 +1,7 @@
 """REST: nodes, for operators. The CLI uses it; agents read the list with their own token."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import orjson
@@ -16,7 +17,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read, read_optional, read_query
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
-from comfy_fleet.domain.nodes.differences import by_pack, differences
+from comfy_fleet.domain.nodes.differences import Difference, by_pack, differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 from comfy_fleet.services.node_life import NodeLife
 
@@ -144,31 +145,35 @@ async def diff_nodes(request: Request) -> Response:
     Query: `names`, with commas; else all.
     """
     operator(request)
-    d = deps(request)
     wanted = frozenset(filter(None, read_query(request, DiffQuery).names.split(",")))
-    states = {s.node.name: s for s in await d.nodes.states()}
+    states = {s.node.name: s for s in await deps(request).nodes.states()}
     if unknown := wanted - states.keys():
         raise NotFound(f"no node {min(unknown)[:80]!r}")
-    have = {
-        name: candidate.inventory
-        for name, candidate in (await d.inventories.by_node()).items()
-        if candidate.inventory is not None and (not wanted or name in wanted)
-    }
     chosen = {name: s for name, s in states.items() if not wanted or name in wanted}
-    rows = await asyncio.to_thread(differences, chosen, have)
-    classes = [row for row in rows if row.kind == "class"]
-    having = {row.what: next(name for name, told in row.nodes.items() if told) for row in classes}
-    rows = by_pack(rows, await d.object_info.packs(having))
+    rows, unread = await compared(deps(request), chosen)
     return json_response(
         {
             "nodes": sorted(chosen),
-            "unread": sorted(chosen.keys() - have.keys()),
+            "unread": unread,
             "differences": [
                 {"kind": r.kind, "what": r.what, "nodes": dict(r.nodes), "classes": list(r.classes)}
                 for r in rows
             ],
         }
     )
+
+
+async def compared(d: ApiDeps, chosen: Mapping[str, NodeState]) -> tuple[list[Difference], list[str]]:
+    """Return what differs between nodes, and the names of those that were not read yet."""
+    have = {
+        name: candidate.inventory
+        for name, candidate in (await d.inventories.by_node()).items()
+        if candidate.inventory is not None and name in chosen
+    }
+    rows = await asyncio.to_thread(differences, chosen, have)
+    classes = [row for row in rows if row.kind == "class"]
+    having = {row.what: next(name for name, told in row.nodes.items() if told) for row in classes}
+    return by_pack(rows, await d.object_info.packs(having)), sorted(chosen.keys() - have.keys())
 
 
 async def get_node(request: Request) -> Response:

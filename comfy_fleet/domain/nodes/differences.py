@@ -1,6 +1,6 @@
 """What differs between nodes: versions, classes and model files, as a table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfy_fleet.domain.graphs.inputs import looks_like_file
@@ -89,6 +89,14 @@ def by_pack(rows: Sequence[Difference], packs: Mapping[str, str]) -> list[Differ
     rest = [row for row in rows if row.kind != "class" or row.what not in packs]
     at = next((number for number, row in enumerate(rest) if row.kind in ("class", "file")), len(rest))
     return [*rest[:at], *together, *rest[at:]]
+
+
+def alike(names: Iterable[str], rows: Sequence[Difference]) -> list[list[str]]:
+    """Return nodes in groups, each of those that have the same in all rows, in the nodes' order."""
+    found: dict[tuple[str | None, ...], list[str]] = {}
+    for name in names:
+        found.setdefault(tuple(row.nodes.get(name) for row in rows), []).append(name)
+    return list(found.values())
 
 
 def _row(kind: str, what: str, nodes: Mapping[str, str]) -> Difference:
