@@ -45,7 +45,7 @@ _NONCE = re.compile(r"[A-Za-z0-9_-]{43}")
 _BROWSER = re.compile(r"[0-9a-f]{64}")
 _MAX_FORM_BYTES = 4096
 _NAME = "/[a-z0-9][a-z0-9_.-]{0,62}"
-_PAGE = re.compile(rf"(?:publish|workflows)(?:{_NAME})?|console(?:{_NAME}){{0,2}}")
+_PAGE = re.compile(rf"(?:publish|workflows)(?:{_NAME})?|console(?:{_NAME}(?:@[a-z0-9]{{1,64}})?){{0,3}}")
 """The pages to which a sign-in may lead back."""
 _HEAD = '<h1>comfy_fleet</h1>\n<p class="faint">Many GPUs, one ComfyUI</p>\n'
 _FORM = """{head}<form method="post" action="login">

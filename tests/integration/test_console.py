@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import orjson
@@ -339,6 +340,9 @@ def test_libraries_are_those_that_the_readme_names() -> None:
 async def test_who_is_not_signed_in_is_led_to_the_form_and_back(api: Api) -> None:
     asked = await api.client.get("/console/nodes", headers=CONSOLE)
     assert asked.status_code == 401 and "login?then=console/nodes" in asked.text
+    for place in ("console/workflows/painted/versions", "console/workflows/painted@draft"):
+        asked = await api.client.get(f"/{place}", headers=CONSOLE)
+        assert asked.status_code == 401 and f"login?then={place}" in unquote(asked.text), asked.text
     done = await api.client.post(
         "/login", data={"key": OPS["X-API-Key"], "then": "console/nodes"}, headers=CONSOLE
     )

@@ -21,6 +21,7 @@ from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.api.v1.timelines import timeline_of
 from comfy_fleet.domain.jobs.job import Job, JobError, JobFilter, JobStatus, Output
 from comfy_fleet.domain.jobs.media import is_picture
+from comfy_fleet.domain.principal import Principal
 
 EACH = 50
 MOST_PICTURES = 60
@@ -56,7 +57,12 @@ async def show_all(request: Request) -> Response:
         title="Jobs",
         here="jobs",
         rows=[
-            {"job": job, "place": places.get(job.id), "picture": _picture(job) if job.owner in mine else None}
+            {
+                "job": job,
+                "place": places.get(job.id),
+                "picture": _picture(job) if job.owner in mine else None,
+                "may_cancel": _may_cancel(who, job),
+            }
             for job in found.jobs
         ],
         chosen=chosen,
@@ -89,9 +95,13 @@ async def show(request: Request) -> Response:
         metadata=_lines(job.metadata if isinstance(job.metadata, dict) else {}),
         story=_story(job.error),
         mine=job.owner == who.owner,
-        may_cancel=not job.status.terminal and (who.operator or job.owner == who.owner),
+        may_cancel=_may_cancel(who, job),
         follows=job.owner in mine and not job.status.terminal,
     )
+
+
+def _may_cancel(who: Principal, job: Job) -> bool:
+    return not job.status.terminal and (who.operator or job.owner == who.owner)
 
 
 async def cancel(request: Request) -> Response:

@@ -78,6 +78,7 @@
 
   let stream = null;
   let live = false;
+  let again = false;
 
   function show(state, words) {
     const place = document.getElementById("link-state");
@@ -92,6 +93,8 @@
     stream.addEventListener("hello", () => {
       live = true;
       show("live", "live");
+      if (again) happened(ALL); // what was missed meanwhile
+      again = true;
     });
     stream.addEventListener("change", (event) => {
       const news = JSON.parse(event.data);

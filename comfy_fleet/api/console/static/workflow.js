@@ -4,6 +4,7 @@
 
 (() => {
   const MOST_SHOWN = 6; // jobs
+  const MOST_PREVIEWS = 2; // each is a stream, and browsers have six connections to a host
   const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
   const WHOLE = /^-?(0|[1-9][0-9]{0,30})$/;
   const FRACTION = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$/;
@@ -145,7 +146,7 @@
         body: made,
       });
       const answer = await answered(response);
-      last = { body: "", key: "" };
+      if (response.status < 500) last = { body: "", key: "" }; // else the job may have been made
       status.textContent = "";
       if (response.status === 401) shout("You are signed out: sign in in another tab, then submit again.");
       else if (!response.ok) refused(answer.error);
@@ -247,6 +248,7 @@
     card.append(part, preview);
     results.prepend(card);
     while (results.children.length > MOST_SHOWN) drop(results.lastElementChild);
+    for (const one of [...results.children].slice(MOST_PREVIEWS)) one.dispatchEvent(new Event("gone"));
     htmx.process(part);
     htmx.trigger(part, "again");
     watch(card, part);
