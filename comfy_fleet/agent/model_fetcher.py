@@ -9,7 +9,7 @@ import hmac
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -24,7 +24,7 @@ from comfy_fleet.agent.model_place import FetchFailed, FetchPlace, PlaceTaken, c
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.domain.nodes.model_fetch import ENDS, LONGEST_WORDS, FetchState, HostFetch, ModelOrder
 from comfy_fleet.domain.outbound import AllowedHosts, parse_target
-from comfy_fleet.ports.outbound import GuardedCalls
+from comfy_fleet.ports.outbound import GuardedCalls, OutboundAnswer
 from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
 
@@ -232,9 +232,7 @@ class ModelFetcher:
         token = self._limits.tokens.get(target.host) if safe else None
         # Other origins never see it: a guarded call sends it to the first one only.
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        async with self._calls.get(
-            order.url, headers=headers, most_bytes=self._limits.most_bytes, within_s=self._limits.within_s
-        ) as answer:
+        async with self._answered(self._calls, order.url, headers) as answer:
             if answer.status != 200:
                 hint = _hint(answer.status, target.host)
                 raise FetchFailed(f"{answer.url} answers with status {answer.status}{hint}")
@@ -246,18 +244,35 @@ class ModelFetcher:
         calls = OutboundHttp(allowed=_only(address), purpose="model from a neighbour")
         headers = {"Authorization": f"Bearer {order.ticket}"}
         try:
-            async with calls.get(
-                f"http://{address}/models/{order.id}",
-                headers=headers,
-                most_bytes=self._limits.most_bytes,
-                within_s=self._limits.within_s,
-            ) as answer:
+            async with self._answered(calls, f"http://{address}/models/{order.id}", headers) as answer:
                 if answer.status != 200:
                     raise FetchFailed(f"it answers with status {answer.status}")
                 total = _length(answer.headers.get("content-length", ""))
                 await self._write(place, order, answer.chunks, total, f"from the agent at {address}")
         finally:
             calls.close()
+
+    @asynccontextmanager
+    async def _answered(
+        self, calls: GuardedCalls, url: str, headers: Mapping[str, str]
+    ) -> AsyncGenerator[OutboundAnswer, None]:
+        """Yield an answer. Raises FetchFailed if it does not begin in time, OutboundFailed."""
+        limits = self._limits
+        async with AsyncExitStack() as stack:
+            timer = Timeout(limits.stall_s)
+            try:
+                async with timer:
+                    answer = await stack.enter_async_context(
+                        calls.get(
+                            url, headers=headers, most_bytes=limits.most_bytes, within_s=limits.within_s
+                        )
+                    )
+            except TimeoutError:
+                if not timer.expired():
+                    raise
+                host = parse_target(url).host
+                raise FetchFailed(f"{host} does not answer within {limits.stall_s:g} s") from None
+            yield answer
 
     async def _write(
         self,

@@ -81,6 +81,10 @@ def stalling(first: bytes, *, says: int | None = None) -> Sends:
     return send
 
 
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(3600)
+
+
 async def endless(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     while True:
@@ -130,6 +134,7 @@ async def test_one_download_for_each_different_folder_at_most(tmp_path: Path) ->
         ({"url": "/endless.safetensors"}, "more than"),
         ({"url": "/large.safetensors"}, "FLEET_MODEL_BYTES"),
         ({"url": "/slow.safetensors"}, "nothing more came for 1 s"),
+        ({"url": "/silent.safetensors"}, "does not answer within 1 s"),
         ({"url": "/cut.safetensors"}, "broke the connection off"),
         ({"url": "/private.safetensors"}, "not public"),
         ({"url": "/away.safetensors"}, "neither http"),
@@ -155,6 +160,7 @@ async def test_what_is_refused_leaves_nothing(tmp_path: Path, change: dict[str, 
             "/endless.safetensors": endless,
             "/large.safetensors": stalling(b"", says=10**12),
             "/slow.safetensors": stalling(b"x", says=100),
+            "/silent.safetensors": silent,
             "/cut.safetensors": cut,
             "/private.safetensors": page(head=f"Location: {at}\r\n", status="302 Found"),
             "/away.safetensors": page(head="Location: ftp://x/y\r\n", status="302 Found"),
@@ -265,6 +271,16 @@ async def test_a_neighbour_gives_a_file_to_who_has_the_ticket_and_only_that_file
             (has.roots["n1"] / "loras/kids.safetensors").unlink()
             (has.roots["n1"] / "loras/kids.safetensors").symlink_to("/etc/passwd")
             assert (await http.get(url, headers={"Authorization": "Bearer secret-ticket"})).status_code == 404
+
+
+async def test_a_neighbour_that_hangs_costs_a_download_and_nothing_else(tmp_path: Path) -> None:
+    async with place(tmp_path, replace(LIMITS, stall_s=1)) as it:
+        order = it.order(ticket="t")
+        it.site.pages[f"/models/{order.id}"] = silent
+        address = it.site.url("").removeprefix("http://")
+        told = await it.end(replace(order, neighbours=(address,)))
+        assert (told.state, told.words) == (FetchState.DONE, "from 127.0.0.1")
+        assert it.site.asked(f"/models/{order.id}") == 1
 
 
 async def test_a_neighbour_that_lies_costs_a_download_and_nothing_else(tmp_path: Path) -> None:
