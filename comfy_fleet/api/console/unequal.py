@@ -1,5 +1,6 @@
 """The console's page about what differs between nodes, as ``fleet node diff`` shows it."""
 
+import asyncio
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -29,7 +30,7 @@ async def show(request: Request) -> Response:
     pool = query.get("pool", "")
     chosen = {name: one for name, one in states.items() if pool in ("", one.node.pool)}
     rows, unread = await compared(d, chosen)
-    groups = alike(sorted(chosen, key=natural), rows)
+    groups = await asyncio.to_thread(alike, sorted(chosen, key=natural), rows)
     parts = Pages(total=len(groups), each=MOST_GROUPS, number=number(query.get("group", "")))
     pages = Pages(total=len(rows), each=EACH, number=number(query.get("page", "")))
     asked = {"pool": pool} if pool else {}
